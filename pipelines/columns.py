@@ -1,0 +1,107 @@
+"""Column groups: Parquet files with one row per key in shard order, written to the same bytes every time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import HarmonError
+
+ROWS_PER_GROUP = 1 << 20  # large row groups: a shard is one, and a column of it is read in one piece
+
+TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())])
+CONVERSATIONS = pa.list_(
+    pa.field("element", TURN)
+)  # the name that Parquet gives list items, so that it comes back
+
+SOURCE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("row_id", pa.string()),
+        ("task", pa.string()),  # text | image2text | text2image
+        ("url", pa.string()),
+        ("ext", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),  # of the file as fetched
+        ("licence", pa.string()),
+        ("terms_class", pa.string()),
+        ("caption", pa.string()),
+        ("conversations", CONVERSATIONS),
+        ("parent_key", pa.string()),
+    ]
+)
+
+REJECT_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("key", "source", "row_id", "url", "reason", "detail")]
+)
+
+
+def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """`table` with exactly the columns and types of `schema`, safely cast; HarmonError names what differs."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    extra = [name for name in table.column_names if name not in schema.names]
+    if missing or extra:
+        raise HarmonError(f"{what} must have the columns {schema.names}: missing {missing}, unknown {extra}")
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
+        raise HarmonError(f"{what} does not fit its column types: {problem}") from problem
+
+
+def write_columns(table: pa.Table, path: Path) -> None:
+    """Write one Parquet file, zstd, whose bytes depend on the values alone, not on chunks or metadata.
+
+    The first column is `key`, a string without nulls. Raises HarmonError otherwise, and where `path` exists.
+    """
+    if not table.column_names or table.column_names[0] != "key":
+        raise HarmonError(f"{path}: the first column of a group is 'key', not {table.column_names[:1]}")
+    if len(set(table.column_names)) != table.num_columns:
+        raise HarmonError(f"{path}: a column name occurs twice in {table.column_names}")
+    if table.column("key").null_count:
+        raise HarmonError(
+            f"{path}: {table.column('key').null_count} rows have no key; every row keeps its key"
+        )
+    plain = table.replace_schema_metadata(None)
+    if plain.schema.field("key").type != pa.string():
+        plain = plain.set_column(0, "key", plain.column("key").cast(pa.string()))
+    try:
+        with path.open("xb") as stream:
+            pq.write_table(
+                plain.combine_chunks(),
+                stream,
+                compression="zstd",
+                row_group_size=ROWS_PER_GROUP,
+                version="2.6",
+            )
+    except OSError as problem:
+        raise HarmonError(f"{path} could not be written: {problem}") from problem
+
+
+def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table, or only the named columns (only their bytes are read)."""
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            names = file.schema_arrow.names
+            unknown = [name for name in columns or () if name not in names]
+            if unknown:
+                raise HarmonError(f"{path} has no column {unknown}; it has {names}")
+            return file.read(columns=list(columns) if columns is not None else None)
+    except (pa.ArrowException, OSError) as problem:
+        raise HarmonError(
+            f"{path} cannot be read as Parquet: {problem}; run `harmon audit --deep`"
+        ) from problem
+
+
+def read_keys(path: Path) -> list[str]:
+    """The ordered keys of one group file."""
+    keys: list[str] = read_columns(path, ["key"]).column("key").to_pylist()
+    return keys
+
+
+def read_schema(path: Path) -> dict[str, str]:
+    """Column name to type of a group file, as manifests record it."""
+    return {field.name: str(field.type) for field in pq.read_schema(path)}

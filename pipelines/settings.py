@@ -1,0 +1,112 @@
+"""Typed settings from YAML: one way to read them, and one kind of error sentence for whatever is wrong in them."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines.errors import ConfigurationError
+
+
+class Settings(BaseModel):
+    """Base of every configuration model: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigurationError: the file is absent, is no YAML, or does not hold a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path} does not exist; name an existing YAML file.") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{path} must hold a mapping of keys to values, not {type(data).__name__}.")
+    return data
+
+
+def parse(model: type[S], data: Mapping[str, Any], where: str) -> S:
+    """`data` as a `model`.
+
+    Raises:
+        ConfigurationError: naming the first wrong key, its place and, for an unknown one, the nearest known name.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] != "extra_forbidden":
+            raise ConfigurationError(f"{where}: {place or 'the file'}: {first['msg']}.") from None
+        known = _known_keys(model, first["loc"][:-1])
+        raise ConfigurationError(f"{where}: unknown key '{place}'; {nearest(str(first['loc'][-1]), known)}.") from None
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The half sentence that tells which known name was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(sorted(known))}"
+
+
+def with_override(data: dict[str, Any], setting: str) -> None:
+    """Apply one `path.to.key=value` to `data` in place; the value is read as YAML; list items are named by number.
+
+    Raises:
+        ConfigurationError: no `=`, a value that is no YAML, or a path through something that holds no keys.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise ConfigurationError(f"--set {setting}: write it as path.to.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigurationError(f"--set {setting}: '{text}' is not valid YAML.") from None
+    *parents, last = path.split(".")
+    node: Any = data
+    for part in parents:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, setting)
+    if isinstance(node, dict):
+        node[last] = value
+    elif isinstance(node, list):
+        _item(node, last, setting)
+        node[int(last)] = value
+    else:
+        raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} holds a value, not keys.")
+
+
+def _item(node: Any, part: str, setting: str) -> Any:
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    raise ConfigurationError(f"--set {setting}: there is nothing named '{part}' on that path.")
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Keys that `model` knows at `path`, following nested models through lists, mappings and unions."""
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", None)
+        current = fields[part].annotation if fields is not None and part in fields else current
+        while (inner := _inner_model(current)) is not None and inner is not current:
+            current = inner
+    return list(getattr(current, "model_fields", {}))
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        if (found := _inner_model(argument)) is not None:
+            return found
+    return None

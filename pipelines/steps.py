@@ -1,0 +1,154 @@
+"""Running a step: shard by shard, resumable after any kill, committed once."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.dataset import Dataset
+from pipelines.drafts import draft_commit
+from pipelines.identity import Reads, Step
+from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path
+from pipelines.outputs import ShardOutput
+from pipelines.storage import OtherBytes
+from pipelines.workspace import WORK, Journal, Workspace
+
+__all__ = ["Journal", "Progress", "ProgressCallback", "Reads", "ShardOutput", "Step", "StepRun"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a step is, from the receipts that stand."""
+
+    step: str
+    dataset: str
+    shards_done: int
+    shards_total: int
+    rows_done: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class StepRun:
+    """One step applied to the dataset that it writes; any number of processes may run the same one.
+
+    A shard is held by one process at a time (see Workspace). A rerun after a kill does the shards without a
+    receipt, verifies and adopts the complete files it finds, and ends in the same content hash.
+    """
+
+    def __init__(self, dataset: Dataset, step: Step, on_progress: ProgressCallback | None = None) -> None:
+        self.dataset = dataset
+        self.step = step
+        self._on_progress = on_progress
+        self._asked: tuple[int, ...] = ()
+        self._scratch: set[int] = set()
+        self._named = False
+        self._rows_of: dict[int, int] = {}
+        self._began = datetime.now(UTC)
+
+    @property
+    def committed(self) -> Commit | None:
+        """The commit of this step's key, if one exists: then there is nothing to do."""
+        return self.dataset.commit_of(self.step.key)
+
+    def finished(self) -> list[int]:
+        """Shards with a receipt, ascending."""
+        names = (Path(path).name for path in self.dataset.store.list(f"steps/{self.step.key}"))
+        return sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d{5,}\.json", name))
+
+    def pending(self, shards: Sequence[int]) -> list[int]:
+        """Those of `shards` without a receipt. The step is complete when none of them is left."""
+        self._asked = tuple(shards)
+        done = set(self.finished())
+        return [shard for shard in shards if shard not in done]
+
+    def progress(self) -> Progress:
+        """Where the step stands, work of other processes included."""
+        done = self.finished()
+        for shard in done:
+            if shard not in self._rows_of:
+                self._rows_of[shard] = self._receipt(shard).rows_in
+        total = len(self._asked) or len(done)
+        return Progress(
+            self.step.name, self.dataset.name, len(done), total, sum(self._rows_of[s] for s in done)
+        )
+
+    # Work on a shard
+
+    def journal(self, shard: int) -> Journal:
+        """Journal of rows finished inside a long shard: outlives a kill, goes when the receipt stands."""
+        return self._workspace(shard).journal()
+
+    def scratch(self, shard: int) -> Path:
+        """Local folder for temporaries of this attempt: empty at first, deleted with the receipt."""
+        work = self._workspace(shard)
+        folder = work.folder / "scratch"
+        if shard in self._scratch and folder.exists():
+            return folder
+        self._scratch.add(shard)
+        return work.fresh("scratch")
+
+    def shard(self, number: int) -> ShardOutput:
+        """Where this shard's results go. Waits while another process holds the shard."""
+        folder = self._workspace(number).fresh("out")
+        return ShardOutput(self.dataset, self.step.name, self.step.key, number, folder, self._shard_done)
+
+    def _workspace(self, shard: int) -> Workspace:
+        work = Workspace(self.dataset.store.local(f"{WORK}/{self.step.key}/{shard:05d}"))
+        work.acquire()
+        if not self._named:
+            self.dataset.store.put(step_path(self.step.key), self.step.identity)
+            self._named = True
+        return work
+
+    def _shard_done(self, shard: int) -> None:
+        self._workspace(shard).discard()
+        if self._on_progress:
+            self._on_progress(self.progress())
+
+    # Commit
+
+    def commit(self, terms: Mapping[str, Any] | None = None) -> Commit:
+        """Gather the receipts of this key into the next manifest.
+
+        `terms` states licence and terms by source name; those of the datasets read, and of the commits
+        before, are carried along. Another process may commit first: then this commit goes on top of that one,
+        unless both wrote the same group of a shard, which is an error. If a commit of this key stands, it is
+        returned.
+        """
+        receipts = [self._receipt(shard) for shard in self.finished()]
+        while True:
+            head = (
+                self.dataset.head
+            )  # looked up before `committed`, so a head without our key is without our files
+            if (commit := self.committed) is not None:
+                break
+            draft = draft_commit(
+                self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began
+            )
+            try:
+                self.dataset.store.put(manifest_path(draft.number), draft.to_bytes())
+            except OtherBytes:
+                log.info(
+                    "%s: another commit took number %d; trying the next", self.dataset.name, draft.number
+                )
+        self._clean()
+        return commit
+
+    def _receipt(self, shard: int) -> Receipt:
+        path = receipt_path(self.step.key, shard)
+        return Receipt.from_bytes(self.dataset.store.read(path), str(self.dataset.store.local(path)))
+
+    def _clean(self) -> None:
+        self.dataset.store.remove_folder(f"{WORK}/{self.step.key}")
+        with contextlib.suppress(
+            OSError
+        ):  # not empty: other steps are at work; gone: another process was faster
+            self.dataset.store.local(WORK).rmdir()

@@ -1,0 +1,143 @@
+"""Image shards: deterministic ustar that tarfile and webdataset read, with an index to every sample."""
+
+import contextlib
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.canonical import sha256_hex
+from pipelines.errors import HarmonError
+from pipelines.shards import BLOCK, Image, ImageShard, ShardWriter, index_path, scan
+
+KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
+DATA = (
+    st.binary(max_size=60)
+    | st.integers(0, 3).map(lambda blocks: b"\xff" * (BLOCK * blocks))
+    | st.just(b"\0" * 1100)
+)
+VIEW = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=30), max_size=3)
+SAMPLES = st.lists(
+    st.builds(Image, KEYS, st.sampled_from(["jpg", "png", "webp"]), DATA, VIEW),
+    max_size=6,
+    unique_by=lambda s: s.key,
+)
+
+
+def write(path: Path, samples: list[Image]) -> ShardWriter:
+    with ShardWriter(path) as writer:
+        for sample in samples:
+            writer.add(sample.key, sample.data, sample.extension, sample.view)
+    return writer
+
+
+def sample(number: int, data: bytes = b"data") -> Image:
+    return Image(f"{number:032x}", "jpg", data, {"caption": f"number {number}"})
+
+
+@settings(max_examples=60, deadline=None)
+@given(samples=SAMPLES)
+def test_samples_come_back_through_every_reader(
+    tmp_path_factory: pytest.TempPathFactory, samples: list[Image]
+) -> None:
+    path = tmp_path_factory.mktemp("shard") / "00000.tar"
+    writer = write(path, samples)
+    assert (writer.tar_sha256, writer.idx_sha256) == tuple(
+        sha256_hex(p.read_bytes()) for p in (path, index_path(path))
+    )
+    shard = ImageShard(path, index_path(path))
+    assert [shard.read(row) for row in range(len(shard))] == samples
+    assert [shard.find(sample.key) for sample in samples] == samples
+    assert [key for _, key in scan(path)] == shard.keys() == writer.keys
+    with tarfile.open(path, "r:") as archive:
+        members = [(member.name, archive.extractfile(member).read()) for member in archive]
+    assert [name for name, _ in members] == [f"{s.key}.{e}" for s in samples for e in (s.extension, "json")]
+    assert [data for _, data in members[::2]] == [s.data for s in samples]
+    assert [json.loads(data) for _, data in members[1::2]] == [s.view for s in samples]
+
+
+def test_webdataset_reads_a_shard_as_its_own(tmp_path: Path) -> None:
+    samples = [sample(number, bytes([number]) * 700 * number) for number in range(5)]
+    write(tmp_path / "00000.tar", samples)
+    read = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False, empty_check=False))
+    assert [s["__key__"] for s in read] == [s.key for s in samples]
+    assert [s["jpg"] for s in read] == [s.data for s in samples]
+    assert [json.loads(s["json"]) for s in read] == [s.view for s in samples]
+
+
+def test_equal_samples_give_equal_bytes(tmp_path: Path) -> None:
+    samples = [sample(number) for number in range(3)]
+    first, second = write(tmp_path / "a.tar", samples), write(tmp_path / "b.tar", samples)
+    assert (first.tar_sha256, first.idx_sha256) == (second.tar_sha256, second.idx_sha256)
+
+
+def test_index_is_the_offset_of_each_sample_and_the_end(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [sample(1, b"x" * 512), sample(2, b"x" * 513)])
+    index = (tmp_path / "a.tar.idx").read_bytes()
+    offsets = [int.from_bytes(index[place : place + 8], "little") for place in range(0, len(index), 8)]
+    assert offsets == [0, 4 * BLOCK, 9 * BLOCK]
+    assert (tmp_path / "a.tar").stat().st_size == 9 * BLOCK + 2 * BLOCK
+
+
+def test_a_key_without_an_image_is_not_found(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [sample(1)])
+    shard = ImageShard(tmp_path / "a.tar", tmp_path / "a.tar.idx")
+    assert shard.find(f"{2:032x}") is None
+    with pytest.raises(IndexError):
+        shard.read(1)
+
+
+@pytest.mark.parametrize(
+    ("key", "extension"),
+    [("short", "jpg"), ("A" * 32, "jpg"), ("../" + "a" * 29, "jpg"), ("a" * 32, ".jpg"), ("a" * 32, "json")],
+)
+def test_names_that_readers_would_misread_are_refused(tmp_path: Path, key: str, extension: str) -> None:
+    with pytest.raises(HarmonError), ShardWriter(tmp_path / "a.tar") as writer:
+        writer.add(key, b"", extension, {})
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HarmonError, match="twice"):
+        write(tmp_path / "a.tar", [sample(1), sample(1)])
+
+
+def test_an_index_of_another_shard_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", [sample(1)])
+    write(tmp_path / "b.tar", [sample(number) for number in range(9)])
+    with pytest.raises(HarmonError, match="does not belong"):
+        ImageShard(tmp_path / "a.tar", tmp_path / "b.tar.idx")
+    (tmp_path / "b.tar.idx").write_bytes(b"")
+    with pytest.raises(HarmonError, match="does not belong"):
+        ImageShard(tmp_path / "b.tar", tmp_path / "b.tar.idx")
+
+
+HEADERS_AND_VIEW = st.integers(0, 300) | st.integers(2 * BLOCK, 3 * BLOCK + 30)
+
+
+@settings(max_examples=120, deadline=None)
+@given(place=HEADERS_AND_VIEW, value=st.integers(0, 255))
+def test_damage_never_escapes_as_another_error(
+    tmp_path_factory: pytest.TempPathFactory, place: int, value: int
+) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    write(folder / "a.tar", [sample(1)])
+    data = bytearray((folder / "a.tar").read_bytes())
+    data[place] = value
+    (folder / "a.tar").write_bytes(data)
+    with contextlib.suppress(HarmonError):
+        list(scan(folder / "a.tar"))
+    with contextlib.suppress(HarmonError):
+        ImageShard(folder / "a.tar", folder / "a.tar.idx").read(0)
+
+
+@pytest.mark.parametrize("cut", [1, BLOCK, 2 * BLOCK, 3 * BLOCK])
+def test_scan_finds_a_truncated_archive(tmp_path: Path, cut: int) -> None:
+    write(tmp_path / "a.tar", [sample(1)])
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[:-cut])
+    with pytest.raises(HarmonError):
+        list(scan(tmp_path / "a.tar"))
