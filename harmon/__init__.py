@@ -1,0 +1,1 @@
+"""The model that understands and generates images, its training, sampling and evaluation."""

@@ -1,0 +1,287 @@
+"""Harmon: one masked autoregressive encoder for seeing and drawing, a language model between its halves.
+
+arXiv 2503.21979. Module and parameter names are those of the released checkpoints.
+
+Shape letters: B batch, L text length, N image positions, M visible positions, P masked positions, U buffer,
+S = M + U, D encoder width, Z decoder width, H LLM width, C token channels, R timesteps per position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from harmon.model.config import HarmonConfig, QwenConfig
+from harmon.model.mar import Grid, Mar, take
+from pipelines.errors import HarmonError
+
+IMAGE_SLOT = -200  # id of a position of an understanding prompt that an image token takes
+UNLABELLED = -100  # label of a position that is not learned
+
+Part = Literal["encoder", "decoder", "llm"]
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A loss as a sum, to be divided by the whole step's count.
+
+    `total` and `count` are float32 scalars over the rows with their weights; `count` counts masked positions
+    or labelled tokens. `per_sample` [B] holds each row's own sum before its weight, detached.
+    """
+
+    total: Tensor
+    count: Tensor
+    per_sample: Tensor
+
+
+def part_of(name: str) -> Part:
+    """Which of the paper's three trainable parts a parameter of `Harmon` belongs to (paper, Table 1)."""
+    if name.startswith("llm."):
+        return "llm"
+    if name.startswith("proj_out.") or name.startswith(_DECODER_PREFIXES):
+        return "decoder"
+    if name.startswith(("mar.", "proj_in.")):
+        return "encoder"
+    raise HarmonError(f"{name!r} is no parameter of Harmon")
+
+
+_DECODER_PREFIXES = tuple(
+    f"mar.{prefix}" for prefix in ("decoder_", "mask_token", "diffusion_pos_embed_learned", "diffloss.")
+)
+
+
+def has_weight_decay(name: str, parameter: Tensor) -> bool:
+    """Whether the optimiser decays a parameter: not biases, not 1-D ones, nothing of the diffusion head."""
+    return parameter.ndim > 1 and not name.endswith(".bias") and "diffloss" not in name
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None
+
+
+class Harmon(nn.Module):
+    """The whole trainable model; the autoencoder is separate and frozen.
+
+    Latents are [B, channels, h, w] as the autoencoder scales them; a fresh model is randomly initialised from
+    torch's global generator.
+    """
+
+    def __init__(self, config: HarmonConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.llm = _qwen(config.llm)
+        self.mar = Mar(config.mar, config.head)
+        hidden, width = config.llm.hidden_size, config.mar.encoder_width
+        self.proj_in = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.proj_out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
+        for module in (*self.proj_in, *self.proj_out):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mar.fake_latent.device
+
+    # -- tokens ----------------------------------------------------------------------------------------------
+
+    def to_tokens(self, latents: Tensor) -> tuple[Tensor, Grid]:
+        """[B, channels, h, w] -> tokens [B, N, C] in raster order, and their grid."""
+        patch = self.config.mar.patch_size
+        batch, channels, height, width = latents.shape
+        if channels != self.config.mar.latent_channels or height % patch or width % patch:
+            raise HarmonError(
+                f"latents {tuple(latents.shape)} do not fit the model: it takes "
+                f"{self.config.mar.latent_channels} channels and sides that are multiples of {patch}"
+            )
+        grid = Grid(height // patch, width // patch)
+        blocks = latents.reshape(batch, channels, grid.height, patch, grid.width, patch)
+        return blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid.positions, -1), grid
+
+    def to_latents(self, tokens_BNC: Tensor, grid: Grid) -> Tensor:
+        """The inverse of `to_tokens`."""
+        patch = self.config.mar.patch_size
+        blocks = tokens_BNC.reshape(len(tokens_BNC), grid.height, grid.width, -1, patch, patch)
+        shape = (len(tokens_BNC), -1, grid.height * patch, grid.width * patch)
+        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(shape)
+
+    # -- forward passes --------------------------------------------------------------------------------------
+
+    def visual_features(
+        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last.
+
+        The language model is causal: at the end of the image the buffers see every visible token.
+        """
+        buffers = self.config.mar.buffer_size
+        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM)
+        return x_BSD, self.proj_in(torch.cat([x_BSD[:, buffers:], x_BSD[:, :buffers]], 1))
+
+    def inform(self, x_BSD: Tensor, hidden_BSH: Tensor) -> Tensor:
+        """Encoder outputs plus what the LLM made of them, [B, S, D], buffers first again."""
+        visible = hidden_BSH.shape[1] - self.config.mar.buffer_size
+        read_BSD = self.proj_out(hidden_BSH)
+        return x_BSD + torch.cat([read_BSD[:, visible:], read_BSD[:, :visible]], 1)
+
+    def read_after_text(self, text_ids: Tensor, text_mask: Tensor, image_BSH: Tensor) -> tuple[Tensor, Tensor]:
+        """LLM outputs [B, S, H] of an image that follows right-padded text, and all position ids [B, L + S].
+
+        Padding stands between text and image: no key sees it, and positions count real tokens only.
+        """
+        text_BLH = self.llm.model.embed_tokens(text_ids)
+        seen_BT = torch.cat([text_mask.bool(), text_mask.new_ones(image_BSH.shape[:2], dtype=torch.bool)], 1)
+        positions_BT = (seen_BT.long().cumsum(1) - 1).clamp(min=0)
+        hidden_BTH = self.llm.model(
+            inputs_embeds=torch.cat([text_BLH, image_BSH.to(text_BLH.dtype)], 1),
+            attention_mask=seen_BT.long(),
+            position_ids=positions_BT,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_BTH[:, text_ids.shape[1] :], positions_BT
+
+    def prompt_embeddings(self, input_ids: Tensor, image_BSH: Tensor | None) -> Tensor:
+        """LLM inputs [B, L, H]: the table's rows, with `image_BSH` in the slots marked IMAGE_SLOT."""
+        slots_BL = input_ids == IMAGE_SLOT
+        wanted = 0 if image_BSH is None else image_BSH.shape[1]
+        found = slots_BL.sum(1)
+        if bool((found != wanted).any()):
+            raise HarmonError(
+                f"each prompt must hold {wanted} image slots for these images, but they hold "
+                f"{found.tolist()}; build them for this image size and do not cut them"
+            )
+        text_BLH: Tensor = self.llm.model.embed_tokens(input_ids.masked_fill(slots_BL, 0))
+        if image_BSH is None:
+            return text_BLH
+        return text_BLH.masked_scatter(slots_BL.unsqueeze(-1), image_BSH.to(text_BLH.dtype))
+
+    # -- losses ----------------------------------------------------------------------------------------------
+
+    def text_to_image_loss(
+        self,
+        latents: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        order: Tensor,
+        masked: int,
+        timesteps: Tensor,
+        noise: Tensor,
+        weight: Tensor | None = None,
+    ) -> LossSum:
+        """Diffusion loss over the masked positions: the first `masked` of each row's `order` (int64 [B, N]).
+
+        Text is right padded ([B, L], mask true at real tokens). `timesteps` [R, B, N] and `noise` [R, B, N,
+        C] hold R draws per position, of which those at masked positions are read; a position's loss is the
+        mean over them. `weight` [B] multiplies a row's loss and its count.
+        """
+        tokens_BNC, grid = self.to_tokens(latents)
+        masked_BP = order[:, :masked]
+        visible_BM = order[:, masked:].sort(1).values
+        x_BSD, image_BSH = self.visual_features(tokens_BNC, grid, visible_BM)
+        hidden_BSH, _ = self.read_after_text(text_ids, text_mask, image_BSH)
+        z_BPZ = self.mar.decode(self.inform(x_BSD, hidden_BSH), grid, visible_BM, masked_BP)
+        repeats = len(timesteps)
+        index_RBP = masked_BP.expand(repeats, -1, -1)
+        noise_RBPC = noise.gather(2, index_RBP.unsqueeze(-1).expand(-1, -1, -1, noise.shape[-1]))
+        rows_RBP = self.mar.diffloss.loss_rows(
+            z_BPZ, take(tokens_BNC, masked_BP), timesteps.gather(2, index_RBP), noise_RBPC
+        )
+        sums_B = rows_RBP.mean(0).sum(1)
+        return _weighted(sums_B, torch.full_like(sums_B, masked), weight)
+
+    def image_to_text_loss(
+        self,
+        latents: Tensor | None,
+        input_ids: Tensor,
+        labels: Tensor,
+        attention_mask: Tensor,
+        weight: Tensor | None = None,
+        grad_scale: float | None = 0.1,
+    ) -> LossSum:
+        """Cross-entropy of the labelled tokens; with `latents` None, of text alone.
+
+        `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
+        and are right padded as `attention_mask` says; `labels` [B, L] hold UNLABELLED where nothing is
+        learned. The gradient into the visual features is multiplied by `grad_scale` (None: not).
+        """
+        image_BSH = None
+        if latents is not None:
+            _, image_BSH = self.visual_features(*self.to_tokens(latents))
+            if grad_scale is not None:
+                image_BSH = _ScaleGradient.apply(image_BSH, grad_scale)
+        hidden_BLH = self.llm.model(
+            inputs_embeds=self.prompt_embeddings(input_ids, image_BSH),
+            attention_mask=attention_mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        targets_BL = labels[:, 1:]
+        rows, places = (targets_BL >= 0).nonzero(as_tuple=True)  # logits cost the vocabulary: only where they count
+        logits = self.llm.lm_head(hidden_BLH[rows, places])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a float64 model stays exact
+        losses = F.cross_entropy(logits, targets_BL[rows, places], reduction="none")
+        zeros_B = losses.new_zeros(len(labels))
+        counts_B = zeros_B.index_add(0, rows, torch.ones_like(losses))
+        return _weighted(zeros_B.index_add(0, rows, losses), counts_B, weight)
+
+    # -- released weights ------------------------------------------------------------------------------------
+
+    def load_released(self, state: Mapping[str, Tensor]) -> None:
+        """Load a flat state dict under the released names, whatever its float type.
+
+        `llm.lm_head.weight` may be absent, or present as a copy of the tied embedding; any other missing or
+        unexpected key, or a wrong shape, is refused by name.
+        """
+        own = self.state_dict()
+        given = dict(state)
+        if self.config.llm.tie_word_embeddings and "llm.model.embed_tokens.weight" in given:
+            head = given.setdefault("llm.lm_head.weight", given["llm.model.embed_tokens.weight"])
+            if not torch.equal(head, given["llm.model.embed_tokens.weight"]):
+                raise HarmonError("llm.lm_head.weight differs from the embedding that it is tied to")
+        problems = [f"{key} is missing" for key in own if key not in given]
+        problems += [f"{key} is unexpected" for key in given if key not in own]
+        problems += [
+            f"{key} has shape {tuple(given[key].shape)} in place of {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in given and given[key].shape != value.shape
+        ]
+        if problems:
+            raise HarmonError(f"the weights do not fit this model: {_listed(problems)}")
+        self.load_state_dict(given)
+
+
+def _weighted(sums_B: Tensor, counts_B: Tensor, weight: Tensor | None) -> LossSum:
+    weight_B = torch.ones_like(sums_B) if weight is None else weight.to(sums_B)
+    return LossSum(total=(sums_B * weight_B).sum(), count=(counts_B * weight_B).sum(), per_sample=sums_B.detach())
+
+
+def _listed(problems: list[str], shown: int = 10) -> str:
+    more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + more
+
+
+def _qwen(config: QwenConfig) -> Any:
+    """Transformers' Qwen2 with PyTorch's fused attention, randomly initialised."""
+    values = config.model_dump(exclude={"rope_theta"})
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            **values,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            use_sliding_window=False,
+            attn_implementation="sdpa",
+        )
+    )

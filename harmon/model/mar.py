@@ -1,0 +1,205 @@
+"""The masked autoregressive encoder and decoder, and the diffusion head they carry.
+
+Module and parameter names are those of the released checkpoints (`mar.*`).
+
+Shape letters: B batch, N image positions, M visible positions, P predicted positions, U buffer, C token
+channels, S = U + M, D width (the encoder's or the decoder's), H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harmon.model.config import HeadConfig, MarConfig
+from harmon.model.head import DiffusionHead
+
+_EPS = 1e-6  # every LayerNorm of MAR
+
+
+class Grid(NamedTuple):
+    """Tokens of an image, in rows and columns; positions count in raster order."""
+
+    height: int
+    width: int
+
+    @property
+    def positions(self) -> int:
+        return self.height * self.width
+
+
+def masked_count(positions: int, ratio: float) -> int:
+    """Masked positions of a training image: the ratio rounded up."""
+    return math.ceil(positions * ratio)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, N, D] at index [B, M] -> [B, M, D]; a batch of one serves all rows."""
+    return x.expand(len(index), -1, -1).gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int, config: MarConfig) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_dropout = config.attention_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(config.dropout)
+
+    def _heads_first(self, qkv_BSE: Tensor) -> Tensor:
+        batch, length, _ = qkv_BSE.shape
+        return qkv_BSE.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        q_BHSd, k_BHSd, v_BHSd = self._heads_first(self.qkv(x_BSD))
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, dropout_p=dropout)
+        out: Tensor = self.proj_drop(self.proj(mixed_BHSd.transpose(1, 2).flatten(2)))
+        return out
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, config: MarConfig) -> None:
+        super().__init__()
+        hidden = int(width * config.mlp_ratio)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_BSD)))))
+        return out
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block without a mask."""
+
+    def __init__(self, width: int, heads: int, config: MarConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_EPS)
+        self.attn = Attention(width, heads, config)
+        self.norm2 = nn.LayerNorm(width, eps=_EPS)
+        self.mlp = Mlp(width, config)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
+        out: Tensor = x_BSD + self.mlp(self.norm2(x_BSD))
+        return out
+
+
+class Mar(nn.Module):
+    """Encoder, decoder and diffusion head of the image tokens.
+
+    Buffers come first in every sequence here. `class_emb` is part of the released checkpoints and is never
+    read.
+    """
+
+    def __init__(self, config: MarConfig, head: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder, decoder = config.encoder_width, config.decoder_width
+        native = config.native_grid**2
+        self.fake_latent = nn.Parameter(torch.empty(1, encoder))
+        self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, config.buffer_size + native, encoder))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, decoder))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.empty(1, config.buffer_size + native, decoder))
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.empty(1, native, decoder))
+        self.class_emb = nn.Embedding(config.class_count, encoder)
+        self.z_proj = nn.Linear(config.token_channels, encoder)
+        self.z_proj_ln = nn.LayerNorm(encoder, eps=_EPS)
+        self.encoder_blocks = nn.ModuleList(
+            Block(encoder, config.encoder_heads, config) for _ in range(config.encoder_depth)
+        )
+        self.encoder_norm = nn.LayerNorm(encoder, eps=_EPS)
+        self.decoder_embed = nn.Linear(encoder, decoder)
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder, config.decoder_heads, config) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder, eps=_EPS)
+        self.diffloss = DiffusionHead(head, config.token_channels, decoder)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform linear layers of zero bias, tables of deviation 0.02, a head that starts at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for table in (
+            self.fake_latent,
+            self.encoder_pos_embed_learned,
+            self.mask_token,
+            self.decoder_pos_embed_learned,
+            self.diffusion_pos_embed_learned,
+            self.class_emb.weight,
+        ):
+            nn.init.normal_(table, std=0.02)
+        self.diffloss.net.reset_parameters()
+
+    def encode(self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None) -> Tensor:
+        """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions."""
+        table_1TD = self._positional_table(self.encoder_pos_embed_learned, grid)
+        buffer_1UD, image_1ND = _split(table_1TD, self.config.buffer_size)
+        if visible_BM is not None:
+            tokens_BNC, image_1ND = take(tokens_BNC, visible_BM), take(image_1ND, visible_BM)
+        image_BMD = self.z_proj(tokens_BNC.to(self.z_proj.weight.dtype)) + image_1ND
+        buffer_BUD = (self.fake_latent + buffer_1UD).expand(len(tokens_BNC), -1, -1)
+        x_BSD = self.z_proj_ln(torch.cat([buffer_BUD, image_BMD], 1))
+        for block in self.encoder_blocks:
+            x_BSD = block(x_BSD)
+        out: Tensor = self.encoder_norm(x_BSD)
+        return out
+
+    def decode(
+        self,
+        x_BSD: Tensor,
+        grid: Grid,
+        visible_BM: Tensor,
+        predicted_BP: Tensor | None = None,
+        fill_BTD: Tensor | None = None,
+    ) -> Tensor:
+        """Decoder outputs [B, P, D] at `predicted_BP`, or [B, N, D] at every position.
+
+        x_BSD are the buffers and visible positions of the encoder, already informed by the LLM. Masked
+        positions hold the mask token, or those of `fill_BTD` [B, U + N, D] (another image's full encoding,
+        for editing).
+        """
+        buffers = self.config.buffer_size
+        embedded_BSD = self.decoder_embed(x_BSD)
+        if fill_BTD is None:
+            filled_BTD = self.mask_token.expand(len(x_BSD), buffers + grid.positions, -1).to(embedded_BSD.dtype)
+        else:
+            filled_BTD = self.decoder_embed(fill_BTD)
+        buffer_BU = torch.arange(buffers, device=visible_BM.device).expand(len(x_BSD), -1)
+        places_BS1 = torch.cat([buffer_BU, visible_BM + buffers], 1).unsqueeze(-1)
+        x_BTD = filled_BTD.scatter(1, places_BS1.expand_as(embedded_BSD), embedded_BSD)
+        x_BTD = x_BTD + self._positional_table(self.decoder_pos_embed_learned, grid)
+        for block in self.decoder_blocks:
+            x_BTD = block(x_BTD)
+        image_BND, table_1ND = (
+            x_BTD[:, buffers:],
+            self._positional_table(self.diffusion_pos_embed_learned, grid),
+        )
+        if predicted_BP is not None:
+            image_BND, table_1ND = take(image_BND, predicted_BP), take(table_1ND, predicted_BP)
+        out: Tensor = self.decoder_norm(image_BND) + table_1ND
+        return out
+
+    def _positional_table(self, table_1TD: Tensor, grid: Grid) -> Tensor:
+        """The table for `grid`: its image part resized bilinearly unless native, its buffer part as it is."""
+        native = self.config.native_grid
+        if grid == (native, native):
+            return table_1TD
+        buffer_1UD, image_1ND = _split(table_1TD, table_1TD.shape[1] - native**2)
+        image_1Dhw = image_1ND.transpose(1, 2).reshape(1, -1, native, native)
+        resized_1Dhw = F.interpolate(image_1Dhw, size=tuple(grid), mode="bilinear", align_corners=False)
+        return torch.cat([buffer_1UD, resized_1Dhw.flatten(2).transpose(1, 2)], 1)
+
+
+def _split(table_1TD: Tensor, buffers: int) -> tuple[Tensor, Tensor]:
+    return table_1TD[:, :buffers], table_1TD[:, buffers:]

@@ -1,0 +1,178 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odd_model import ODD, VOCABULARY, odd_model
+from torch import Tensor
+
+from harmon.model.harmon import IMAGE_SLOT, Harmon
+from harmon.model.mar import Grid
+from harmon.sampling import PromptedImage, answer, generate, plan
+from pipelines.errors import ConfigurationError
+
+BUFFERS = ODD.mar.buffer_size
+
+
+def prompts(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(VOCABULARY, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(3))
+    return ids, torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+# -- the plan ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(positions=st.integers(1, 300), steps=st.integers(1, 80), cfg=st.floats(0, 9))
+def test_a_plan_draws_every_position_once(positions: int, steps: int, cfg: float) -> None:
+    turns = plan(positions, steps, cfg, "linear")
+    assert len(turns) == steps
+    assert turns[0].masked == positions and turns[-1].masked_next == 0
+    for turn, following in pairwise(turns):
+        assert turn.masked_next == following.masked >= 1
+        assert turn.masked_next < turn.masked or turn.masked == 1
+
+
+def test_most_positions_are_drawn_late_and_linear_guidance_grows_with_them() -> None:
+    turns = plan(256, 64, 3.0, "linear")
+    assert [turn.masked - turn.masked_next for turn in turns[:3]] == [1, 1, 1]
+    assert turns[-2].masked - turns[-2].masked_next == 6
+    assert turns[0].cfg == pytest.approx(1 + 2 / 256) and turns[-1].cfg == pytest.approx(1 + 2 * 255 / 256)
+    assert {turn.cfg for turn in plan(256, 64, 3.0, "constant")} == {3.0}
+
+
+# -- generation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("grid", "steps"), [((4, 4), 3), ((3, 5), 5), ((2, 1), 6), ((6, 7), 1)])
+@pytest.mark.parametrize("cfg", [1.0, 2.5])
+def test_any_grid_and_number_of_steps_gives_finite_latents(grid: tuple[int, int], steps: int, cfg: float) -> None:
+    ids, mask = prompts([6, 3] if cfg == 1 else [6, 3, 4, 4])
+    latents = generate(odd_model(), ids, mask, grid, steps=steps, cfg=cfg, clip_x0=3.0)
+    assert latents.shape == (2, 8, *grid) and latents.dtype == torch.float32
+    assert latents.isfinite().all()
+    assert latents.abs().max() <= 3.0 + 1e-5
+
+
+def test_an_image_depends_on_its_own_generator_and_prompt_only() -> None:
+    model = odd_model()
+    ids, mask = prompts([6, 3, 5, 6, 4, 4, 4, 4])
+    together = generate(model, ids, mask, (3, 4), steps=3, clip_x0=3.0, generator=generators(0, 1, 2, 3))
+    for rows in ([0, 1], [2, 3]):
+        pair = [*rows, *(row + 4 for row in rows)]
+        apart = generate(model, ids[pair], mask[pair], (3, 4), steps=3, clip_x0=3.0, generator=generators(*rows))
+        torch.testing.assert_close(apart, together[rows], atol=1e-4, rtol=0)
+    again = generate(model, ids, mask, (3, 4), steps=3, clip_x0=3.0, generator=generators(0, 1, 2, 3))
+    assert torch.equal(again, together)
+
+
+def test_one_generator_repeats_a_whole_batch() -> None:
+    ids, mask = prompts([6, 3])
+    first, second, other = (
+        generate(odd_model(), ids, mask, (2, 2), steps=2, cfg=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_equal_prompts_make_guidance_a_no_op() -> None:
+    model = odd_model()
+    ids, mask = prompts([5])
+    plain = generate(model, ids, mask, (3, 3), steps=2, cfg=1.0, clip_x0=3.0, generator=generators(7))
+    twice = generate(
+        model,
+        ids.repeat(2, 1),
+        mask.repeat(2, 1),
+        (3, 3),
+        steps=2,
+        cfg=4.0,
+        clip_x0=3.0,
+        generator=generators(7),
+    )
+    torch.testing.assert_close(plain, twice, atol=1e-3, rtol=1e-3)
+
+
+def test_generation_switches_dropout_off_and_training_on_again() -> None:
+    model = odd_model().train()
+    ids, mask = prompts([4])
+    images = [generate(model, ids, mask, (2, 2), steps=2, cfg=1.0, generator=generators(1)) for _ in range(2)]
+    assert torch.equal(*images) and model.training
+
+
+def test_the_cached_prompt_gives_what_the_training_path_gives() -> None:
+    model, grid = odd_model(), Grid(3, 4)
+    ids, mask = prompts([6, 2, 5, 6])
+    tokens, visible = torch.randn(2, 12, 8), torch.tensor([[0, 3, 11], [2, 5, 6]])
+    with torch.no_grad():
+        prompted = PromptedImage(model, ids, mask, grid)
+        for shown in (visible[:, :1], visible):  # twice: the first image must leave no trace in the cache
+            x, image = model.visual_features(tokens, grid, shown)
+            hidden, _ = model.read_after_text(ids, mask, image.repeat(2, 1, 1))
+            torch.testing.assert_close(
+                prompted.encode(tokens, shown), model.inform(x.repeat(2, 1, 1), hidden), atol=1e-5, rtol=1e-4
+            )
+
+
+def test_half_precision_weights_keep_a_float32_state() -> None:
+    ids, mask = prompts([6, 3])
+    latents = generate(odd_model().bfloat16(), ids, mask, (2, 3), steps=2, diffusion_steps=5, clip_x0=3.0)
+    assert latents.dtype == torch.float32 and latents.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [(3, {"cfg": 2.0}), (2, {"cfg": 1.0, "steps": 0}), (2, {"cfg": 1.0, "generator": []})],
+)
+def test_prompts_steps_and_generators_that_do_not_fit_are_refused(rows: int, options: dict) -> None:
+    ids, mask = prompts([4] * rows)
+    with pytest.raises(ConfigurationError):
+        generate(odd_model(), ids, mask, (2, 2), **options)
+
+
+# -- answers -------------------------------------------------------------------------------------------------
+
+
+def uncached_answer(model: Harmon, latents: Tensor | None, ids: Tensor, count: int) -> list[int]:
+    """Greedy decoding of one unpadded prompt, the whole sequence anew for each token."""
+    tokens: list[int] = []
+    for _ in range(count):
+        image = None if latents is None else model.visual_features(*model.to_tokens(latents))[1]
+        embeddings = model.prompt_embeddings(torch.cat([ids, torch.tensor([tokens], dtype=torch.long)], 1), image)
+        tokens.append(int(model.llm(inputs_embeds=embeddings).logits[0, -1].argmax()))
+    return tokens
+
+
+def image_prompt(before: int, after: int, seed: int) -> Tensor:
+    text = torch.randint(VOCABULARY, (1, before + after), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([text[:, :before], torch.full((1, 4 + BUFFERS), IMAGE_SLOT), text[:, before:]], 1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padded_batches_answer_as_each_prompt_alone(side: str) -> None:
+    model = odd_model(4)
+    rows = [image_prompt(2, 6, 1), image_prompt(1, 3, 2)]
+    latents = torch.randn(2, 8, 2, 2, generator=torch.Generator().manual_seed(5))
+    width = max(row.shape[1] for row in rows)
+    padding = [(width - row.shape[1], 0) if side == "left" else (0, width - row.shape[1]) for row in rows]
+    ids = torch.cat([torch.nn.functional.pad(row, pad, value=7) for row, pad in zip(rows, padding)])
+    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, padding)])
+    expected = [uncached_answer(model, latents[i : i + 1], row, 6) for i, row in enumerate(rows)]
+    assert answer(model, latents, ids, mask, max_new_tokens=6, eos_ids=()) == expected
+
+
+@torch.no_grad()
+def test_an_answer_ends_before_its_first_end_token() -> None:
+    model = odd_model(4)
+    ids = torch.randint(VOCABULARY, (1, 5), generator=torch.Generator().manual_seed(9))
+    whole = uncached_answer(model, None, ids, 8)
+    end = whole[3]
+    [short] = answer(model, None, ids, max_new_tokens=8, eos_ids={end})
+    assert short == whole[: whole.index(end)]
+    assert answer(model, None, ids, max_new_tokens=0) == [[]]
