@@ -52,7 +52,8 @@ def test_the_dataset_package_loads_neither_torch_nor_ray_nor_prefect() -> None:
     modules = [m.removesuffix(".__init__") for m in modules]
     script = (
         f"import importlib, sys\n[importlib.import_module(m) for m in {modules!r}]\n"
-        "sys.exit(str({'torch', 'ray', 'prefect'} & set(sys.modules)) * bool({'torch', 'ray', 'prefect'} & set(sys.modules)))"
+        "loaded = {'torch', 'ray', 'prefect'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,143 @@
+"""Turns fetched bytes into a stored picture: checked, upright, 8-bit RGB; untouched wherever that is already
+true.
+
+Rules, where bytes must change: EXIF orientation is applied; greyscale, CMYK and palette become RGB; alpha is
+laid on white; 16-bit samples keep their high byte; of an animation the first frame stays; formats other than
+JPEG, PNG and WebP become PNG. What was JPEG is encoded again as JPEG (quality 95, no chroma subsampling),
+everything else as PNG.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipelines.settings import Settings
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+}  # MPO: a JPEG with more pictures behind it
+ORIENTATION = 0x0112  # EXIF tag
+JPEG_QUALITY = 95
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise on damaged input."""
+
+
+class Limits(Settings):
+    """How large a decoded picture may be."""
+
+    max_pixels: int = 64_000_000
+    """Width times height, judged from the header before anything is decoded."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is stored; `data` decodes to [height, width] 8-bit RGB."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+
+
+class BadPicture(Exception):
+    """Bytes that give no picture: `not_an_image`, `truncated` or `too_large`, and what was seen."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def normalise(data: bytes, limits: Limits) -> Picture:
+    """The stored form of fetched bytes.
+
+    Raises:
+        BadPicture: the bytes are no picture of a known format, are incomplete, or exceed the limits.
+    """
+    with warnings.catch_warnings():  # Pillow tells what it could mend; our limits and reasons do
+        warnings.simplefilter("ignore")
+        return _normalised(data, limits)
+
+
+def _normalised(data: bytes, limits: Limits) -> Picture:
+    image = _opened(data)
+    if image.width * image.height > limits.max_pixels:
+        raise BadPicture("too_large", f"{image.width} x {image.height} pixels")
+    try:
+        image.load()
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except BROKEN as error:
+        raise BadPicture("truncated" if _is_cut(error) else "not_an_image", _said(error)) from None
+    kind = image.format or ""
+    if kind in EXTENSIONS and image.mode == "RGB" and orientation == 1 and not _needs_conversion(image, data):
+        return Picture(data, EXTENSIONS[kind], image.width, image.height)
+    return _encoded(_rgb(ImageOps.exif_transpose(image)), "JPEG" if kind in {"JPEG", "MPO"} else "PNG")
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The picture with its header read, nothing decoded."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise BadPicture("too_large", "more pixels than any picture has") from None
+    except BROKEN:
+        pass
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < int.from_bytes(data[4:8], "little") + 8:
+        raise BadPicture("truncated", "fewer bytes than the WebP header announces")
+    start = data.lstrip()[:1]
+    seen = "no bytes" if not data else "it begins like HTML" if start == b"<" else "no known picture format"
+    raise BadPicture("not_an_image", seen)
+
+
+def _needs_conversion(image: Image.Image, data: bytes) -> bool:
+    """Whether an RGB picture has more in it: a transparent colour, frames, or 16-bit samples."""
+    animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    deep = image.format == "PNG" and data[24:25] == b"\x10"  # bit depth, in the header that every PNG begins with
+    return animated or deep or "transparency" in image.info
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
+        values = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _encoded(image: Image.Image, kind: str) -> Picture:
+    out = io.BytesIO()
+    if kind == "JPEG":
+        image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    else:
+        image.save(out, "PNG")
+    return Picture(out.getvalue(), EXTENSIONS[kind], image.width, image.height)
+
+
+def _is_cut(error: Exception) -> bool:
+    return isinstance(error, EOFError) or any(word in str(error).lower() for word in ("truncated", "unexpected end"))
+
+
+def _said(error: Exception) -> str:
+    return str(error).split("(")[0].strip()[:200] or type(error).__name__

@@ -1,0 +1,138 @@
+"""A picture is stored as it came where it is plain RGB, converted by a stated rule, or refused."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines.normalise import BadPicture, Limits, Picture, normalise
+
+GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)) * 2, axis=-1)[..., :3].astype(np.uint8)
+RGB = Image.fromarray(GRADIENT)  # 48 x 32
+
+
+LIMITS = Limits()
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def pixels(picture: Picture) -> np.ndarray:
+    image = Image.open(io.BytesIO(picture.data))
+    assert image.mode == "RGB" and image.size == (picture.width, picture.height)
+    assert image.getexif().get(0x0112, 1) == 1
+    return np.asarray(image).astype(int)
+
+
+def reason(data: bytes, limits: Limits = LIMITS) -> str:
+    with pytest.raises(BadPicture) as caught:
+        normalise(data, limits)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_plain_pictures_keep_their_bytes(kind: str, extension: str) -> None:
+    data = encoded(RGB, kind)
+    assert normalise(data, LIMITS) == Picture(data, extension, 48, 32)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_orientation_is_applied_to_the_pixels(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(RGB, "PNG", exif=exif)
+    turned = {
+        2: GRADIENT[:, ::-1],
+        3: GRADIENT[::-1, ::-1],
+        4: GRADIENT[::-1],
+        5: GRADIENT.transpose(1, 0, 2),
+        6: GRADIENT[::-1].transpose(1, 0, 2),
+        7: GRADIENT[::-1, ::-1].transpose(1, 0, 2),
+        8: GRADIENT[:, ::-1].transpose(1, 0, 2),
+    }
+    assert (pixels(normalise(data, LIMITS)) == turned[orientation]).all()
+    jpeg = normalise(encoded(RGB, "JPEG", exif=exif, quality=95), LIMITS)
+    assert jpeg.extension == "jpg" and np.abs(pixels(jpeg) - turned[orientation]).mean() < 4
+
+
+def test_grey_and_palette_and_bilevel_become_rgb() -> None:
+    grey = RGB.convert("L")
+    for image in (grey, grey.convert("P"), grey.convert("1")):
+        stored = normalise(encoded(image, "PNG"), LIMITS)
+        assert (pixels(stored) == np.asarray(image.convert("RGB"))).all() and stored.extension == "png"
+
+
+def test_sixteen_bits_keep_their_high_byte() -> None:
+    deep = GRADIENT[..., 0].astype(np.uint16) * 257
+    stored = pixels(normalise(encoded(Image.fromarray(deep), "PNG"), LIMITS))
+    assert (stored == GRADIENT[..., :1]).all()
+
+
+def test_alpha_is_laid_on_white() -> None:
+    layer = RGB.convert("RGBA")
+    layer.putalpha(Image.new("L", RGB.size, 0))
+    assert (pixels(normalise(encoded(layer, "PNG"), LIMITS)) == 255).all()
+    marked = encoded(RGB, "PNG", transparency=(0, 0, 0))
+    expected = np.where((GRADIENT == 0).all(axis=-1, keepdims=True), 255, GRADIENT)
+    assert (pixels(normalise(marked, LIMITS)) == expected).all()
+
+
+def test_cmyk_becomes_rgb() -> None:
+    stored = normalise(encoded(RGB.convert("CMYK"), "JPEG", quality=95), LIMITS)
+    assert stored.extension == "jpg" and np.abs(pixels(stored) - GRADIENT).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_stays(kind: str) -> None:
+    frames = [Image.new("RGB", (48, 32), colour) for colour in ("black", "white")]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+    stored = normalise(data, LIMITS)
+    assert stored.extension == "png" and (pixels(stored) == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF"])
+def test_other_formats_become_png(kind: str) -> None:
+    stored = normalise(encoded(RGB, kind), LIMITS)
+    assert stored.extension == "png" and (pixels(stored) == GRADIENT).all()
+
+
+def test_pages_and_nothing_and_unknown_formats_are_no_pictures() -> None:
+    assert reason(b"<!DOCTYPE html><html></html>") == reason(b"") == reason(b"GIF89a") == "not_an_image"
+    assert reason(encoded(RGB, "PDF")) == "not_an_image"
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded() -> None:
+    assert reason(encoded(RGB, "PNG"), Limits(max_pixels=48 * 32 - 1)) == "too_large"
+    assert reason(encoded(Image.new("1", (15_000, 15_000)), "PNG")) == "too_large"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_cut_in_its_middle_is_truncated(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    assert reason(data[: len(data) // 2]) == "truncated"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), st.data())
+def test_damaged_pictures_end_as_a_picture_or_a_reason(kind: str, draw: st.DataObject) -> None:
+    data = bytearray(encoded(RGB, kind))
+    for _ in range(draw.draw(st.integers(0, 6))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    data = data[: draw.draw(st.integers(0, len(data)))]
+    try:
+        pixels(normalise(bytes(data), Limits(max_pixels=1_000_000)))
+    except BadPicture as error:
+        assert error.reason in {"not_an_image", "truncated", "too_large"}
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_no_picture(data: bytes) -> None:
+    assert reason(data) in {"not_an_image", "truncated", "too_large"}
