@@ -1,0 +1,59 @@
+# Everything a person types. Environments are made on demand and kept; `make clean-env` removes them.
+PYTHON ?= python3
+PY := .venv/bin/python
+RECIPE := flows/recipes/demo.yaml
+
+# One thread per process unless a part asks for more: two cores, several processes.
+export OMP_NUM_THREADS ?= 1
+export NO_ALBUMENTATIONS_UPDATE := 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo demo-long test soak check format bench env img2dataset vllm clean-env
+
+demo: env img2dataset
+	.venv/bin/harmon run $(RECIPE)
+
+demo-long: env img2dataset
+	.venv/bin/harmon run flows/recipes/demo-long.yaml
+
+test: env img2dataset vllm check
+	$(PY) -m pytest
+
+soak: env img2dataset vllm
+	mkdir -p docs/proof
+	HARMON_SOAK=1 $(PY) -m pytest -v --durations=20 -k "kill or crash or soak" 2>&1 | tee docs/proof/soak.log
+
+check: env
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	$(PY) -m pytest tests/test_imports.py
+
+format: env
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: env
+	$(PY) -m benchmarks
+
+env: .venv/.ready
+img2dataset: .venv-img2dataset/.ready
+vllm: .venv-vllm/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("harmon needs Python 3.11 or newer; name one with PYTHON=") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv-img2dataset/.ready: infra/img2dataset/requirements.txt
+	$(PYTHON) -m venv .venv-img2dataset
+	.venv-img2dataset/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+.venv-vllm/.ready: infra/vllm-cpu/requirements.txt infra/vllm-cpu/install.sh
+	PYTHON=$(PYTHON) sh infra/vllm-cpu/install.sh .venv-vllm
+	touch $@
+
+clean-env:
+	rm -rf .venv .venv-img2dataset .venv-vllm

@@ -1,0 +1,1 @@
+"""Recipes, the flow that runs them, and the command line."""

@@ -1,0 +1,157 @@
+"""What a recipe file may say: the one YAML file that is one run, typed, with the path of every folder it implies."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from filtering.select import Selection
+from harmon.evaluation.run import EvaluationConfig
+from harmon.training.launch import Launch
+from pipelines.download import DownloadSettings
+from pipelines.fetch import FetchSettings
+from pipelines.settings import Settings, parse, read_yaml, with_override
+from pipelines.web import WebSettings
+from recaption.engines import EngineSettings
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+class RecaptionSettings(EngineSettings):
+    """Which captions are rewritten by which model and prompt; how the engine is reached is inherited."""
+
+    datasets: tuple[str, ...]
+    """Sources whose dense captions are rewritten."""
+    prompt: str
+    """Version of the prompt, as recaption/prompts names it."""
+    model: str
+    """Folder of the language model."""
+    model_name: str
+    """Short name that the caption group carries."""
+
+
+class MixtureEntry(Settings):
+    """Rows of one training set that serve a task."""
+
+    set: str
+    """Name of the training set, as `sets` names it."""
+    rows: str
+    """text, image2text or text2image: the rows' own task."""
+    text: str
+    """caption, conversation, or rewrite: the column group that the rewriting step made."""
+    sources: tuple[str, ...] | None = None
+    """Sources whose rows are taken; all when left out."""
+    weight: int = 1
+    """Share of the task's samples relative to its other entries."""
+
+
+class StageSettings(Settings):
+    """One training stage: its file in harmon/stages and what differs from it here."""
+
+    stage: str
+    """Name of the file."""
+    departures: Mapping[str, Any] = {}
+    """Keys of the stage that are set otherwise than in the paper; the report lists them."""
+    text: tuple[MixtureEntry, ...] = ()
+    image2text: tuple[MixtureEntry, ...] = ()
+    text2image: tuple[MixtureEntry, ...] = ()
+
+
+class TrainingSettings(Settings):
+    """The model, its first weights, and the stages in order."""
+
+    model: str
+    """File with the model's sizes."""
+    autoencoder: str
+    """File with the frozen autoencoder's weights."""
+    weights: tuple[str, ...]
+    """Safetensors files that hold the first weights."""
+    tokenizer: str
+    """Folder of the tokenizer."""
+    launch: Launch = Launch()
+    """Ray Train workers and threads; the result does not depend on them beyond rounding."""
+    log_every: int = 10
+    """Train steps from one line of metrics to the next."""
+    checkpoint_every: int = 500
+    """Train steps from one checkpoint to the next."""
+    stages: tuple[StageSettings, ...]
+
+
+class StandInSettings(Settings):
+    """A part that takes the place of the paper's, as the report names it."""
+
+    name: str
+    instead_of: str
+    consequence: str
+
+
+class GoalSettings(Settings):
+    """What the run sets out to reach: least shares of right cases, and points above the best constant answer."""
+
+    colour: float = 0.75
+    shape: float | None = None
+    two: float | None = None
+    answer_margin: float = 0.2
+
+
+class Recipe(Settings):
+    """One run: from lists of links to a report."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    data: str
+    """Folder of the datasets."""
+    runs: str
+    """Folder of logs, checkpoints and reports."""
+    web: WebSettings
+    """The stand-in for the internet that the run serves on loopback while it downloads."""
+    sources: Mapping[str, DownloadSettings]
+    """What is downloaded, by catalogue name."""
+    fetch: FetchSettings = FetchSettings()
+    """How links are fetched."""
+    recaption: RecaptionSettings
+    sets: Mapping[str, Selection]
+    """Training sets, by name: which rows are kept and how they are sharded."""
+    training: TrainingSettings
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Prompts and questions that the trained model is measured with."""
+
+    goals: GoalSettings = GoalSettings()
+    """What the report holds the scores against."""
+    stand_ins: tuple[StandInSettings, ...] = ()
+    """Parts of this run that take the place of the paper's."""
+
+    def dataset(self, name: str) -> Path:
+        """Folder of a source's dataset or of a training set."""
+        return _anchored(self.data) / name
+
+    @property
+    def web_folder(self) -> Path:
+        """Folder of the stand-in internet."""
+        return _anchored(self.data) / "web"
+
+    @property
+    def run_folder(self) -> Path:
+        """Folder of everything a run writes that is no dataset."""
+        return _anchored(self.runs)
+
+
+def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path` with each `path.to.key=value` of `settings` laid over it.
+
+    Raises:
+        ConfigurationError: naming the wrong key and the nearest known one.
+    """
+    data = read_yaml(path)
+    for setting in settings:
+        with_override(data, setting)
+    return parse(Recipe, data, str(path))
+
+
+def part(path: str) -> Path:
+    """A file that a recipe names: relative names are meant from the checkout, so a run may start anywhere."""
+    return CHECKOUT / path
+
+
+def _anchored(folder: str) -> Path:
+    return Path(folder).absolute()

@@ -1,0 +1,125 @@
+"""Running a recipe: find what is not done, and do it as one Prefect flow with one task for each step and dataset."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import Recipe
+from flows.server import prefect_server
+from flows.work import Work, work_of
+from pipelines.errors import ConfigurationError
+from pipelines.settings import nearest
+from pipelines.steps import Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did."""
+
+    recipe: str
+    did: tuple[str, ...]
+    """Steps that were done now; the others had been done before."""
+    steps: int
+    report: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `harmon run --json` prints it."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """As `harmon run` prints it."""
+        did = (
+            f"{len(self.did)} of {self.steps} steps were to do" if self.did else "nothing was to do: every step is done"
+        )
+        return f"{self.recipe}: {did}." + (f" The report is {self.report}" if self.report else "")
+
+
+def run_recipe(recipe: Recipe, first: str | None = None, last: str | None = None) -> Outcome:
+    """Do every step of `recipe` between `first` and `last` that is not done; Prefect starts only if there is one.
+
+    Raises:
+        ConfigurationError: a step's name that the recipe does not have, or `first` while a step before it is not done.
+    """
+    chosen = _chosen(work_of(recipe), first, last)
+    undone = next((number for number, work in enumerate(chosen) if not work.is_done()), None)
+    did: tuple[str, ...] = ()
+    if undone is not None:
+        did = tuple(_as_flow(recipe, chosen[undone:]))
+    report = recipe.run_folder / "report.html"
+    return Outcome(recipe.name, did, len(chosen), _shown(report) if report.exists() else None)
+
+
+def _chosen(works: list[Work], first: str | None, last: str | None) -> list[Work]:
+    names = list(dict.fromkeys(work.step for work in works))
+    for given in filter(None, (first, last)):
+        if given not in names:
+            raise ConfigurationError(f"The recipe has no step '{given}'; {nearest(given, names)}.")
+    begin = names.index(first) if first else 0
+    end = names.index(last) if last else len(names) - 1
+    before = next((w for w in works if names.index(w.step) < begin and not w.is_done()), None)
+    if before is not None:
+        raise ConfigurationError(f"--from {first}: the step {before.name} before it is not done; leave --from out.")
+    return [work for work in works if begin <= names.index(work.step) <= end]
+
+
+def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
+    """Run `works` in order as one Prefect flow run; returns the names of those that were done."""
+    with prefect_server(recipe.run_folder / "logs" / "prefect.log"):
+        import prefect  # after the server's address is set, which Prefect reads once
+        from prefect.cache_policies import NO_CACHE
+        from prefect.logging.handlers import APILogWorker
+
+        from flows.progress import progress_artifact
+
+        def do(work: Work) -> None:
+            logger = prefect.get_run_logger()
+            started, clock = datetime.now(UTC), time.perf_counter()
+            with progress_artifact(work.name) as show:
+
+                def progress(now: Progress) -> None:
+                    logger.info(
+                        "%s: %d of %d shards, %d rows",
+                        work.name,
+                        now.shards_done,
+                        now.shards_total,
+                        now.rows_done,
+                    )
+                    show(now)
+
+                work.do(progress)
+            _note_time(recipe.run_folder / "timings.jsonl", work, started, time.perf_counter() - clock)
+
+        def flow() -> list[str]:
+            did = []
+            for work in works:
+                if work.is_done():
+                    continue
+                prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
+                did.append(work.name)
+            return did
+
+        try:
+            return prefect.flow(name=f"harmon {recipe.name}", validate_parameters=False)(flow)()
+        finally:
+            APILogWorker.drain_all(timeout=5)  # before the embedded server goes
+
+
+def _note_time(path: Path, work: Work, started: datetime, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = {
+        "step": work.step,
+        "subject": work.subject,
+        "started": started.isoformat(),
+        "seconds": round(seconds, 2),
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _shown(path: Path) -> str:
+    """`path` as a person in this folder would type it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

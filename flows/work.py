@@ -1,0 +1,294 @@
+"""The steps of a recipe, in order: for each, whether it is done, and how it is done.
+
+A dataset's step asks the dataset for a commit of its key, a training stage its folder for done.json; the audit and the
+report compare what they were made from. So a step's answer needs every step before it, and the first one that is not
+done ends the asking.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filtering.clarity import clarity_step, score_clarity
+from filtering.select import Selection, select, select_step
+from flows.recipe import Recipe, StageSettings, part
+from flows.report.build import build_report
+from flows.report.inputs import Goals, ReportInput, StandIn
+from harmon.evaluation.run import evaluate_run, is_evaluated
+from harmon.latents import latents_group, latents_step, write_latents
+from harmon.model.config import HarmonConfig
+from harmon.trained import TrainedStage, describe_run
+from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
+from harmon.training.launch import train_stage
+from harmon.training.loop import final_weights
+from harmon.training.mixture import Mixture, MixtureSource
+from harmon.training.stage import TASKS, Departure, departures, load_stage
+from pipelines.audit import audit
+from pipelines.catalogue import source
+from pipelines.dataset import Dataset
+from pipelines.download import download, download_step
+from pipelines.errors import HarmonError
+from pipelines.loopback import serve
+from pipelines.steps import ProgressCallback, Step
+from pipelines.web import is_published, planted, publish
+from recaption.engines import Engine, open_engine
+from recaption.language_model import language_model
+from recaption.prompt import load_prompt
+from recaption.rewrite import Rewrite, rewrite_captions
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step on one dataset, stage or page."""
+
+    step: str
+    """What --from and --until name: publish, download, rewrite, clarity, select, latents, train, evaluate, …"""
+    subject: str
+    """What it is done to: a dataset's or stage's name."""
+    is_done: Callable[[], bool]
+    """Asked only when everything before it is done."""
+    do: Callable[[ProgressCallback], None]
+
+    @property
+    def name(self) -> str:
+        """As logs and the Prefect UI show it."""
+        return f"{self.step}:{self.subject}"
+
+
+def work_of(recipe: Recipe) -> list[Work]:
+    """Every step of `recipe`, in order."""
+    return [
+        _publish(recipe),
+        *(_download(recipe, name) for name in recipe.sources),
+        *(_rewrite(recipe, name) for name in recipe.recaption.datasets),
+        *(_clarity(recipe, name) for name in recipe.sources),
+        *(_select(recipe, name) for name in recipe.sets),
+        *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
+        *(_train(recipe, number) for number in range(len(recipe.training.stages))),
+        _evaluate(recipe),
+        _audit(recipe),
+        _report(recipe),
+    ]
+
+
+def datasets_of(recipe: Recipe) -> list[Dataset]:
+    """Every dataset that the recipe writes."""
+    return [Dataset(recipe.dataset(name)) for name in (*recipe.sources, *recipe.sets)]
+
+
+def rewrite_of(recipe: Recipe) -> Rewrite:
+    """The recipe's rewriting: prompt and model."""
+    settings = recipe.recaption
+    return Rewrite(load_prompt(settings.prompt), language_model(part(settings.model), settings.model_name))
+
+
+def selection_of(recipe: Recipe, name: str) -> Selection:
+    """The selection of training set `name`, which carries the rewritten captions along."""
+    selection = recipe.sets[name]
+    return selection.model_copy(update={"carry": (*selection.carry, rewrite_of(recipe).group)})
+
+
+def job_of(recipe: Recipe, number: int) -> TrainJob:
+    """The training of stage `number`, counted from 0; the stages before it and its training sets must be done."""
+    training, settings = recipe.training, recipe.training.stages[number]
+    stage = load_stage(settings.stage, settings.departures)
+    weights: tuple[str, ...] = tuple(str(part(file)) for file in training.weights)
+    previous = None
+    if number:
+        before = job_of(recipe, number - 1)
+        previous = training_key(before)
+        weights = (str(final_weights(stage_folder(before, previous))),)
+    return TrainJob(
+        stage=stage,
+        mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
+        model=HarmonConfig.from_file(part(training.model)),
+        tokenizer=str(part(training.tokenizer)),
+        latents=latents_group(stage.px, part(training.autoencoder)),
+        weights=weights,
+        previous=previous,
+        runs=str(recipe.run_folder / "train"),
+        log_every=training.log_every,
+        checkpoint_every=training.checkpoint_every,
+    )
+
+
+def _publish(recipe: Recipe) -> Work:
+    def do(_: ProgressCallback) -> None:
+        publish(recipe.web_folder, recipe.web)
+
+    return Work("publish", "web", lambda: is_published(recipe.web_folder, recipe.web), do)
+
+
+def _download(recipe: Recipe, name: str) -> Work:
+    dataset, entry, settings = Dataset(recipe.dataset(name)), source(name), recipe.sources[name]
+    links = recipe.web_folder / f"list-{name}.parquet"
+
+    def do(progress: ProgressCallback) -> None:
+        with serve(recipe.web_folder, recipe.web.port):
+            download(dataset, entry, links, settings, recipe.fetch, progress)
+
+    return _dataset_work("download", dataset, lambda: download_step(entry, links, settings), do)
+
+
+def _rewrite(recipe: Recipe, name: str) -> Work:
+    dataset, log = Dataset(recipe.dataset(name)), recipe.run_folder / "logs" / "vllm.log"
+
+    def open_it() -> AbstractContextManager[Engine]:
+        return open_engine(recipe.recaption, rewrite_of(recipe).model, log)
+
+    def do(progress: ProgressCallback) -> None:
+        rewrite_captions(dataset, rewrite_of(recipe), open_it, progress)
+
+    return _dataset_work("rewrite", dataset, lambda: rewrite_of(recipe).step(dataset), do)
+
+
+def _clarity(recipe: Recipe, name: str) -> Work:
+    dataset = Dataset(recipe.dataset(name))
+
+    def do(progress: ProgressCallback) -> None:
+        score_clarity(dataset, progress)
+
+    return _dataset_work("clarity", dataset, lambda: clarity_step(dataset), do)
+
+
+def _select(recipe: Recipe, name: str) -> Work:
+    target = Dataset(recipe.dataset(name))
+    sources = [Dataset(recipe.dataset(source)) for source in recipe.sources]
+
+    def do(progress: ProgressCallback) -> None:
+        select(sources, target, selection_of(recipe, name), progress)
+
+    return _dataset_work("select", target, lambda: select_step(sources, selection_of(recipe, name)), do)
+
+
+def _latents_needed(recipe: Recipe) -> list[tuple[str, int]]:
+    """Training sets and picture sizes that the stages read, each pair once."""
+    needed: dict[tuple[str, int], None] = {}
+    for settings in recipe.training.stages:
+        px = load_stage(settings.stage, settings.departures).px
+        for entry in (*settings.image2text, *settings.text2image):
+            needed[entry.set, px] = None
+    return list(needed)
+
+
+def _latents(recipe: Recipe, name: str, px: int) -> Work:
+    dataset, autoencoder = Dataset(recipe.dataset(name)), part(recipe.training.autoencoder)
+
+    def do(progress: ProgressCallback) -> None:
+        write_latents(dataset, px, autoencoder, progress)
+
+    return _dataset_work("latents", dataset, lambda: latents_step(dataset, px, autoencoder), do, f"{name}@{px}px")
+
+
+def _dataset_work(
+    name: str,
+    dataset: Dataset,
+    step: Callable[[], Step],
+    do: Callable[[ProgressCallback], None],
+    subject: str | None = None,
+) -> Work:
+    return Work(name, subject or dataset.name, lambda: dataset.commit_of(step().key) is not None, do)
+
+
+def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[MixtureSource, ...]:
+    caption = rewrite_of(recipe).group
+    return tuple(
+        MixtureSource(
+            dataset=str(recipe.dataset(entry.set)),
+            rows=entry.rows,
+            text=caption if entry.text == "rewrite" else entry.text,
+            sources=entry.sources,
+            weight=entry.weight,
+        )
+        for entry in getattr(settings, task)
+    )
+
+
+def _train(recipe: Recipe, number: int) -> Work:
+    def is_done() -> bool:
+        job = job_of(recipe, number)
+        key = training_key(job)
+        return done(stage_folder(job, key), key) is not None
+
+    def do(_: ProgressCallback) -> None:
+        jobs = [job_of(recipe, earlier) for earlier in range(number + 1)]
+        stages = [TrainedStage(folder=stage_folder(job, training_key(job)).name, px=job.stage.px) for job in jobs]
+        tokenizer, autoencoder = part(recipe.training.tokenizer), part(recipe.training.autoencoder)
+        sampling = recipe.evaluation.sampling.model_dump()
+        describe_run(recipe.run_folder, jobs[-1].model, tokenizer, autoencoder, stages, sampling)
+        train_stage(jobs[-1], recipe.training.launch)
+
+    return Work("train", recipe.training.stages[number].stage, is_done, do)
+
+
+def _evaluate(recipe: Recipe) -> Work:
+    def do(_: ProgressCallback) -> None:
+        evaluate_run(recipe.run_folder, recipe.evaluation)
+
+    return Work("evaluate", recipe.name, lambda: is_evaluated(recipe.run_folder, recipe.evaluation), do)
+
+
+def _audit(recipe: Recipe) -> Work:
+    record = recipe.run_folder / "audit.json"
+
+    def is_done() -> bool:
+        found = _recorded(record)
+        heads = {dataset.name: dataset.head for dataset in datasets_of(recipe)}
+        return all(
+            head and found.get(name, {}).get("content_hash") == head.content_hash for name, head in heads.items()
+        )
+
+    def do(_: ProgressCallback) -> None:
+        reports = {dataset.name: audit(dataset, deep=True) for dataset in datasets_of(recipe)}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps({name: report.to_json() for name, report in reports.items()}, indent=1) + "\n")
+        unsound = [name for name, report in reports.items() if not report.sound]
+        if unsound:
+            raise HarmonError(f"The audit found {', '.join(unsound)} unsound; run `harmon audit --deep` on it.")
+
+    return Work("audit", "datasets", is_done, do)
+
+
+def _report(recipe: Recipe) -> Work:
+    page, record = recipe.run_folder / "report.html", recipe.run_folder / "report.json"
+
+    def made_from() -> dict[str, str]:
+        files = ("evaluation/scores.json", "audit.json", "model/model.json")
+        return {file: file_hash(recipe.run_folder / file) for file in files} | {"recipe": recipe.model_dump_json()}
+
+    def do(_: ProgressCallback) -> None:
+        record.unlink(missing_ok=True)
+        build_report(report_of(recipe), page)
+        record.write_text(json.dumps(made_from(), indent=1) + "\n")
+
+    return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do)
+
+
+def report_of(recipe: Recipe) -> ReportInput:
+    """What the report shows: the recipe's datasets, its departures from the paper, and its stand-ins by name."""
+    stages = [(settings.stage, settings.departures) for settings in recipe.training.stages]
+    return ReportInput(
+        title=f"Harmon, recipe {recipe.name}",
+        run=recipe.run_folder,
+        datasets=tuple(dataset.root for dataset in datasets_of(recipe)),
+        planted=planted(recipe.web),
+        departures=tuple(
+            Departure(f"{name}.{one.key}", one.paper, one.here)
+            for name, changes in stages
+            for one in departures(load_stage(name, changes), load_stage(name))
+        ),
+        stand_ins=tuple(StandIn(**one.model_dump()) for one in recipe.stand_ins),
+        goals=Goals(**recipe.goals.model_dump()),
+    )
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    """What a step of the run folder said of itself, or nothing."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return record

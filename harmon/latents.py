@@ -1,0 +1,209 @@
+"""The latents step: what the frozen autoencoder makes of every picture, computed once and kept as a column
+group.
+
+Group `latents.<px>-<vae8>`, vae8 = first 8 hex digits of the sha256 of the autoencoder's weights file. One
+row a key: `crop` (centre square, for text-to-image), `crop_box` (left, top, right, bottom in picture pixels)
+and `padded` (padded with grey to a square, for image-to-text; null where the picture is square, because both
+are equal then), each float16 [channels * h * w] in (channel, row, column) order. A row without a picture has
+nulls and is no failure; a picture that cannot be decoded has nulls, status `failed` and its reason.
+
+The release crops at random on every visit; a stored latent needs a stated crop, and one crop at the centre is
+ours.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from harmon.model.autoencoder import KlAutoencoder
+from harmon.model.patch_latent import PatchLatent
+from pipelines.canonical import sha256_hex
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
+from pipelines.manifest import Commit
+from pipelines.steps import ProgressCallback, Reads, Step, StepRun
+
+VERSION = 1
+BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
+GREY = (127, 127, 127)  # release: colour of the padding
+
+
+Autoencoder = KlAutoencoder | PatchLatent
+
+
+def load_autoencoder(path: str | Path) -> Autoencoder:
+    """The autoencoder in a safetensors file: a patch latent if it holds a patch latent's tensors, else a KL
+    one.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise HarmonError(f"The autoencoder {path} cannot be read ({error}); name a safetensors file.") from None
+    kind = PatchLatent if names == {"mean", "basis", "scale"} else KlAutoencoder
+    return kind.from_file(path)
+
+
+def latents_group(px: int, autoencoder: str | Path) -> str:
+    """Name of the column group for pictures of `px` pixels a side and the weights in file `autoencoder`."""
+    try:
+        return f"latents.{px}-{sha256_hex(Path(autoencoder).read_bytes())[:8]}"
+    except OSError as error:
+        raise HarmonError(f"The autoencoder {autoencoder} cannot be read ({error.strerror}).") from None
+
+
+def latents_step(dataset: Dataset, px: int, autoencoder: str | Path) -> Step:
+    """The step that writes `latents_group(px, autoencoder)` of `dataset`."""
+    return Step(
+        name="latents",
+        version=VERSION,
+        configuration={"px": px, "autoencoder": sha256_hex(Path(autoencoder).read_bytes())},
+        reads=(Reads(dataset, ("images", "source")),),
+    )
+
+
+def write_latents(
+    dataset: Dataset, px: int, autoencoder: str | Path, on_progress: ProgressCallback | None = None
+) -> Commit:
+    """Run the step: every shard that has no receipt, then the commit; nothing where a commit of its key
+    stands.
+
+    Raises:
+        HarmonError: the autoencoder cannot be read, or its stride does not divide `px`.
+    """
+    run = StepRun(dataset, latents_step(dataset, px, autoencoder), on_progress)
+    if run.committed:
+        return run.committed
+    model = load_autoencoder(autoencoder)
+    if px % model.stride:
+        raise HarmonError(f"Latents of {px} px need a multiple of the autoencoder's stride {model.stride}.")
+    for number in run.pending(dataset.shard_numbers):
+        with _one_thread():
+            table = _shard_table(dataset, number, px, model)
+        failed = [reason for reason in table["reason"].to_pylist() if reason]
+        output = run.shard(number)
+        output.columns(latents_group(px, autoencoder), table)
+        output.finish(
+            rows_in=table.num_rows,
+            rows_failed={reason: failed.count(reason) for reason in sorted(set(failed))},
+        )
+    return run.commit()
+
+
+def centre_crop(image: Image.Image, px: int) -> tuple[NDArray[np.float32], tuple[int, int, int, int]]:
+    """The centre square resized to `px` (bicubic), [3, px, px] in [-1, 1], and its box in the picture."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return _pixels(image.crop(box), px), box
+
+
+def padded_square(image: Image.Image, px: int) -> NDArray[np.float32]:
+    """The whole picture centred on a grey square and resized to `px` (bicubic), [3, px, px] in [-1, 1]."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), GREY)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return _pixels(square, px)
+
+
+def latents_array(column: pa.ChunkedArray) -> NDArray[np.float16]:
+    """A `crop` or `padded` column as [rows, channels * h * w]; rows that are null hold zeros."""
+    combined = column.combine_chunks()
+    values = np.zeros((len(combined), combined.type.list_size), dtype=np.float16)
+    values[combined.is_valid().to_numpy(zero_copy_only=False)] = (
+        combined.flatten().to_numpy(zero_copy_only=False).reshape(-1, combined.type.list_size)
+    )
+    return values
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Float sums depend on how many threads share them, and the bytes written must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One row of a shard before encoding; a row without pixels has no picture or a `reason`."""
+
+    crop: NDArray[np.float32] | None = None
+    box: tuple[int, int, int, int] | None = None
+    padded: NDArray[np.float32] | None = None
+    reason: str | None = None
+
+
+def _shard_table(dataset: Dataset, number: int, px: int, model: Autoencoder) -> pa.Table:
+    keys: list[str] = dataset.table("source", number, ["key"])["key"].to_pylist()
+    size = model.channels * (px // model.stride) ** 2
+    crops, boxes, padded, reasons = [], [], [], []
+    for batch in _batches(dataset, number, keys, px):
+        crops += _encoded([picture.crop for picture in batch], model)
+        padded += _encoded([picture.padded for picture in batch], model)
+        boxes += [picture.box for picture in batch]
+        reasons += [picture.reason for picture in batch]
+    half = pa.list_(pa.float16(), size)
+    return pa.table(
+        {
+            "key": pa.array(keys, pa.string()),
+            "crop": pa.array(crops, half),
+            "crop_box": pa.array(boxes, pa.list_(pa.int32(), 4)),
+            "padded": pa.array(padded, half),
+            "status": pa.array(["failed" if reason else "ok" for reason in reasons], pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )
+
+
+def _batches(dataset: Dataset, number: int, keys: Sequence[str], px: int) -> Iterator[list[_Picture]]:
+    """The shard's rows in order, BATCH at a time: which pictures are encoded together depends on the shard
+    alone.
+    """
+    shard = dataset.images(number) if dataset.entry("images", number) else None  # a shard of text alone has none
+    batch: list[_Picture] = []
+    for key in keys:
+        image = shard.find(key) if shard else None
+        batch.append(_prepared(image.data, px) if image else _Picture())
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _prepared(data: bytes, px: int) -> _Picture:
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return _Picture(reason="undecodable")
+    crop, box = centre_crop(image, px)
+    return _Picture(crop, box, None if image.width == image.height else padded_square(image, px))
+
+
+def _pixels(image: Image.Image, px: int) -> NDArray[np.float32]:
+    resized = np.asarray(image.resize((px, px), Image.Resampling.BICUBIC), dtype=np.float32)
+    return np.ascontiguousarray((2 * (resized / 255) - 1).transpose(2, 0, 1))
+
+
+def _encoded(pixels: Sequence[NDArray[np.float32] | None], model: Autoencoder) -> list[NDArray[np.float16] | None]:
+    present = [image for image in pixels if image is not None]
+    if not present:
+        return [None] * len(pixels)
+    with torch.no_grad():
+        latents = model.encode(torch.from_numpy(np.stack(present))).flatten(1).numpy().astype(np.float16)
+    rows = iter(latents)
+    return [None if image is None else next(rows) for image in pixels]

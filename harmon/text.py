@@ -1,0 +1,118 @@
+"""Text as the language model reads it: Qwen's chat template without a system turn, prompts and labels.
+
+A turn is `<|im_start|>user\\n{input}<|im_end|>\\n<|im_start|>assistant\\n{answer}<|im_end|>`; turns are
+joined by a newline. The paper prints "User: Generate an image <caption>"; the released code and weights use
+this template and "Generate an image: <caption>", with "Generate an image." as the prompt without a caption
+(classifier-free guidance).
+
+Content never becomes a special token: a caption that spells `<|im_end|>` is read as ordinary characters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from pipelines.errors import ConfigurationError
+
+IMAGE_SLOT = -200  # stands where the model writes an image embedding (released code: IMAGE_TOKEN_INDEX)
+IGNORED = -100  # a label that is not supervised (torch cross_entropy's ignore_index)
+PROMPT_WITHOUT_CAPTION = "Generate an image."
+DESCRIBE_QUESTIONS = (
+    "Describe this picture in detail.",
+    "What does the picture show?",
+    "Give a full description of the image.",
+    "Write down everything you see in this image.",
+    "Explain the content of the picture at length.",
+)  # the release varies the instruction for dense captions among 13 sentences; these are our own
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Token ids of one chat and, at the same places, what is supervised (IGNORED elsewhere)."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+class ChatText:
+    """Builds prompts and labels with the tokenizer in `folder` (a Hugging Face folder with tokenizer.json).
+
+    Raises ConfigurationError where the file or Qwen's `<|im_start|>`, `<|im_end|>` are missing.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ConfigurationError(f"There is no tokenizer at {path}; name a folder that holds tokenizer.json.")
+        self.tokenizer = Tokenizer.from_file(str(path))
+        self.tokenizer.encode_special_tokens = True
+        self.start = self._special("<|im_start|>", path)
+        self.eos = self._special("<|im_end|>", path)
+        self.pad = self.eos  # padded places are masked, so the id is of no consequence (release: 151645 too)
+        self.user = self._ids("user\n")
+        self.newline = self._ids("\n")
+        self.suffix = (self.eos, *self.newline, self.start, *self._ids("assistant\n"))
+        self._ids = lru_cache(maxsize=65536)(self._ids)  # type: ignore[method-assign]
+
+    def generation_prompt(self, caption: str | None, max_length: int = 128) -> list[int]:
+        """Prompt that asks for an image; None gives the prompt without a caption.
+
+        A prompt over `max_length` tokens (release: 128) loses the end of its caption, never the assistant
+        suffix.
+        """
+        text = PROMPT_WITHOUT_CAPTION if caption is None else f"Generate an image: {caption.strip()}"
+        room = max_length - 1 - len(self.suffix)
+        return [self.start, *self._ids(f"user\n{text}")[:room], *self.suffix]
+
+    def question_prompt(self, question: str, image_tokens: int, max_length: int = 512) -> list[int]:
+        """Prompt that asks `question` about an image of `image_tokens` embeddings (grid + buffers); 0: no
+        image.
+        """
+        room = max_length - 1 - len(self.user) - len(self.suffix)
+        if image_tokens == 0:
+            return [self.start, *self._ids(f"user\n{question}")[: room + len(self.user)], *self.suffix]
+        asked = self._ids(f"\n{question}")[:room]
+        return [self.start, *self.user, *[IMAGE_SLOT] * image_tokens, *asked, *self.suffix]
+
+    def encode_pair(self, question: str, answer: str, image_tokens: int, max_length: int = 512) -> Chat:
+        """One question with its answer; see `chat`."""
+        return self.chat([(question, answer)], image_tokens, max_length)
+
+    def chat(self, pairs: Sequence[tuple[str, str]], image_tokens: int, max_length: int = 512) -> Chat:
+        """Question-answer pairs as one chat; the image stands before the first question.
+
+        `max_length` counts text tokens only, so image slots are never cut. A later pair that does not fit is
+        left out whole. A first pair that does not fit loses the end of its question (to half the length),
+        then of its answer, which then has no EOS to learn. Answers and their one EOS are supervised; the
+        newline between turns is not.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, (question, answer) in enumerate(pairs):
+            reply = [*self._ids(answer.strip()), self.eos]
+            if number:
+                turn = [*self.newline, *self.question_prompt(question, 0, max_length)]
+            else:
+                turn = self.question_prompt(question, image_tokens, max(max_length // 2, max_length - len(reply)))
+            room = max_length + image_tokens - len(ids) - len(turn)
+            if number and room < len(reply):
+                break
+            ids += [*turn, *reply[:room]]
+            labels += [IGNORED] * len(turn) + reply[:room]
+        return Chat(tuple(ids), tuple(labels))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _special(self, token: str, path: Path) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ConfigurationError(f"The tokenizer {path} lacks {token}, which Qwen's chat template needs.")
+        return int(found)

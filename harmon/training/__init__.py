@@ -1,0 +1,3 @@
+"""Three-stage training: stages, mixture, draws, data, optimiser, checkpoints, the loop and its launch on
+Ray.
+"""

@@ -1,0 +1,114 @@
+"""One stage of one run: everything the loop needs, and the key of what it computes."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from harmon.model.config import HarmonConfig
+from harmon.training.mixture import Mixture
+from harmon.training.stage import TASKS, StageConfig
+from pipelines.canonical import canonical_json, sha256_hex
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
+from pipelines.settings import Settings
+
+VERSION = 1  # raised when the same job would give other weights
+DONE = "done.json"
+
+
+class TrainJob(Settings):
+    """A stage with its data, model and first weights (*what*), and how often it logs and saves (*how*)."""
+
+    stage: StageConfig
+    mixture: Mixture
+    model: HarmonConfig
+    tokenizer: str
+    """Folder with tokenizer.json."""
+    latents: str
+    """Column group of the pictures, at the stage's resolution."""
+    weights: tuple[str, ...] = ()
+    """Safetensors files with the first weights; modules that none holds start random."""
+    previous: str | None = None
+    """Key of the stage whose final weights these are."""
+    runs: str
+    """Folder of the run's stages; this stage takes `<stage>-<key8>` below it."""
+    log_every: int = Field(10, gt=0)
+    """Train steps from one line of metrics to the next."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Train steps from one checkpoint to the next."""
+    keep: int = Field(2, gt=0)
+    """Newest checkpoints that stay."""
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def contents(self) -> dict[str, Any]:
+        """What decides the result, by content: no path, no setting of *how*."""
+        return {
+            "version": VERSION,
+            "stage": self.stage.model_dump(),
+            "model": self.model.model_dump(),
+            "mixture": {
+                task: [
+                    entry.model_dump(exclude={"dataset"}) | {"content": self._hashes(entry.dataset, entry.text)}
+                    for entry in self.mixture.of(task)
+                ]
+                for task in TASKS
+                if self.stage.ratio.of(task)
+            },
+            "latents": self.latents,
+            "tokenizer": file_hash(Path(self.tokenizer) / "tokenizer.json"),
+            "weights": self.previous or [file_hash(Path(file)) for file in self.weights],
+            "dtype": self.dtype,
+        }
+
+    def _hashes(self, dataset: str, text: str) -> dict[str, str]:
+        groups = ["source", self.latents, *([text] if text.startswith("caption.") else [])]
+        opened = Dataset(dataset)
+        return {group: opened.group_hash(group) for group in groups if group in opened.groups()}
+
+
+def training_key(job: TrainJob) -> str:
+    """sha256 of the canonical JSON of `job.contents()`: equal keys give equal weights on one machine."""
+    return sha256_hex(canonical_json(job.contents()))
+
+
+def stage_folder(job: TrainJob, key: str) -> Path:
+    """Where the stage keeps metrics, checkpoints and, when it is done, done.json."""
+    return Path(job.runs) / f"{job.stage.stage}-{key[:8]}"
+
+
+def done(folder: Path, key: str) -> dict[str, Any] | None:
+    """What the finished stage in `folder` says of itself, or None where no stage of this key has finished."""
+    try:
+        record: dict[str, Any] = json.loads((folder / DONE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise HarmonError(f"{folder / DONE} is damaged ({error}); delete it to train this stage again.") from None
+    return record if record.get("key") == key else None
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file that a job names. Raises HarmonError where it cannot be read."""
+    try:
+        return sha256_hex(path.read_bytes())
+    except OSError as error:
+        raise HarmonError(f"{path} cannot be read ({error.strerror}); name an existing file.") from None
+
+
+def metrics_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a stage's metrics.jsonl, without one that a kill cut short."""
+    path = folder / "metrics.jsonl"
+    lines: Iterable[str] = path.read_text().splitlines() if path.exists() else ()
+    return [line for line in map(_parsed, lines) if line is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

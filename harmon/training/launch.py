@@ -1,0 +1,168 @@
+"""Starting a stage: on Ray Train's workers, which come back after a failure, or in this process."""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from harmon.training.job import TrainJob, done, metrics_lines, stage_folder, training_key
+from pipelines.errors import HarmonError
+from pipelines.settings import Settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+FOLLOW_SECONDS = 2.0
+START_ATTEMPTS = 3
+log = logging.getLogger(__name__)
+OnLine = Callable[[dict[str, Any]], None]
+
+
+class Launch(Settings):
+    """How a stage runs; nothing here changes what it computes, beyond the last bits of float sums."""
+
+    workers: int = Field(2, ge=0)
+    """Ray Train workers; 0 trains in this process, without Ray."""
+    threads: int = Field(1, gt=0)
+    """CPU threads, and CPUs asked of Ray, for each worker."""
+    max_failures: int = Field(3, ge=0)
+    """How often lost workers are started again, from the latest complete checkpoint."""
+
+
+def train_stage(job: TrainJob, launch: Launch | None = None, on_line: OnLine | None = None) -> Path:
+    """Train `job` to its end and return its folder; a stage of this key that is done is not touched.
+
+    `on_line` is called with each new line of metrics, from another thread where Ray's workers write them.
+
+    Raises:
+        HarmonError: the training failed, after `max_failures` new starts.
+    """
+    launch = launch or Launch()
+    key = training_key(job)
+    folder = stage_folder(job, key)
+    if done(folder, key):
+        return folder
+    if launch.workers == 0:
+        import torch
+
+        from harmon.training.loop import train
+
+        torch.set_num_threads(launch.threads)
+        return train(job, key, on_line)
+    with local_ray(launch.workers * launch.threads), _followed(folder, on_line):
+        _fit(job, key, folder, launch)
+    if not done(folder, key):
+        raise HarmonError(f"Ray ended the training in {folder} before its last step; run it again to go on.")
+    return folder
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """A Ray with `cpus` CPUs inside this block, unless one is connected already or RAY_ADDRESS names a cluster.
+
+    Its processes end with the block. If this process is killed, the kernel ends them with it (the thread that
+    enters the block must live as long as the block); Ray's two idle agents follow within a minute.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s are few on a busy machine
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))}
+    cluster = os.environ.get("RAY_ADDRESS")
+    local = {} if cluster else {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 << 20}
+    settings = {"address": cluster or "local", "runtime_env": {"env_vars": environment}} | local
+    _start_ray(settings | {"logging_level": "warning", "log_to_driver": False})
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(settings: dict[str, Any]) -> None:
+    """ray.init, again where Ray gave itself up: it waits 30 s for its own node, too short on a busy machine."""
+    import ray
+
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises a bare Exception here
+            ray.shutdown()
+            reason = str(error).strip().splitlines()[0]
+            if attempt == START_ATTEMPTS:
+                raise HarmonError(f"Ray did not start: {reason} Free some of the machine and run again.") from error
+            log.warning("Ray did not start (%s); trying again", reason)
+
+
+@contextmanager
+def _followed(folder: Path, on_line: OnLine | None) -> Iterator[None]:
+    """Hand the lines that workers add to metrics.jsonl to `on_line` while the block runs."""
+    if on_line is None:
+        yield
+        return
+    ended = threading.Event()
+    last = max((line["step"] for line in metrics_lines(folder)), default=0)
+
+    def follow(step: int) -> None:
+        finishing = False
+        while not finishing:
+            finishing = ended.wait(FOLLOW_SECONDS)
+            for line in metrics_lines(folder):
+                if line["step"] > step:
+                    on_line(line)
+                    step = line["step"]
+
+    thread = threading.Thread(target=follow, args=(last,), name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    notes = folder / "ray"  # Ray Train's own state, of no use to a later start: ours resumes from checkpoints
+    shutil.rmtree(notes, ignore_errors=True)
+    resources = {"CPU": launch.threads} | ({"GPU": 1} if job.device == "cuda" else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job.model_dump_json(), "key": key, "threads": launch.threads},
+        torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=launch.workers, use_gpu=job.device == "cuda", resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(notes.resolve()),
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray wraps whatever a worker raised, its own failures too
+        reason = str(error).strip().splitlines()[-1]
+        raise HarmonError(f"{job.stage.stage} failed in {folder}: {reason}") from error
+    shutil.rmtree(notes, ignore_errors=True)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs, its torch.distributed group being up."""
+    import ray.train
+    import torch
+
+    from harmon.training.loop import train
+
+    torch.set_num_threads(config["threads"])
+    train(TrainJob.model_validate_json(config["job"]), config["key"], ray.train.report)

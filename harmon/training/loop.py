@@ -1,0 +1,215 @@
+"""The training loop: one flat function that Ray Train, torchrun and a single process all run.
+
+Shape letters: B batch, L text length, N image positions, S image slots of the LLM, Z decoder width.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harmon.model.harmon import Harmon
+from harmon.text import ChatText
+from harmon.training.checkpoint import (
+    MODEL,
+    TrainState,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    prune_checkpoints,
+    read_state,
+    save_checkpoint,
+)
+from harmon.training.data import ChatBatch, ImageBatch, StageData
+from harmon.training.draws import stream
+from harmon.training.job import DONE, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
+from harmon.training.mixture import Block, blocks_of_step, cursors
+from harmon.training.optimiser import FlatGradient, make_optimiser, rate_factor, set_rates, trained_parameters
+from harmon.training.stage import TASKS
+from pipelines.canonical import canonical_json
+from pipelines.errors import HarmonError
+
+PROBE_ROWS = 32
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(job: TrainJob, key: str | None = None, report: Report | None = None) -> Path:
+    """Train one stage to its end and return its folder; goes on from the folder's latest complete checkpoint.
+
+    Workers are those of the torch.distributed group, if one is initialised. `key` is `training_key(job)`
+    where the caller has it already. Every worker calls `report` with each line of metrics, at the same steps.
+
+    Raises:
+        HarmonError: the data or weights do not fit, or the gradient is no longer finite.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    stage, key = job.stage, key or training_key(job)
+    folder = stage_folder(job, key)
+    checkpoints = folder / "checkpoints"
+    if done(folder, key):
+        return folder
+    if rank == 0:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    dtype, device = getattr(torch, job.dtype), torch.device(job.device)
+
+    torch.manual_seed(stream(stage.seed, stage.stage, "initial weights") % 2**63)
+    model = Harmon(job.model)
+    load_weights(model, [Path(file) for file in job.weights])
+    model.to(device, dtype).train()
+    trained = trained_parameters(model, stage)
+    optimiser = make_optimiser(stage, trained)
+    gradient = FlatGradient(trained)
+    data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
+
+    first = 0
+    if checkpoint := latest_checkpoint(checkpoints):
+        state = read_state(checkpoint)
+        if state.key != key or state.cursors != cursors(stage, state.step):
+            raise HarmonError(f"The checkpoint {checkpoint} belongs to another training; remove its folder.")
+        load_checkpoint(checkpoint, model, optimiser, trained)
+        first = state.step
+    if dist.is_initialized():
+        dist.barrier()  # every worker has chosen the same checkpoint before rank 0 writes a newer one
+    if rank == 0:
+        _forget_after(folder, first)
+    metrics = folder / "metrics.jsonl"
+
+    # Since the last line of metrics: each task's loss sum and count over this worker's rows, and the clocks.
+    sums = torch.zeros(2, len(TASKS), dtype=torch.float64, device=device)
+    data_seconds, samples, since = 0.0, 0, time.perf_counter()
+    for step in range(first, stage.steps):
+        # -- one train step ----------------------------------------------------------------------------------
+        torch.manual_seed(stream(stage.seed, stage.stage, "dropout", step, rank) % 2**63)
+        clock = time.perf_counter()
+        blocks = blocks_of_step(stage, step)
+        batches = [data.batch(block, rank, world) for block in blocks]
+        data_seconds += time.perf_counter() - clock
+
+        counts = torch.zeros(len(TASKS), dtype=torch.float64)
+        for block, batch in zip(blocks, batches, strict=True):
+            counts[TASKS.index(block.task)] += batch.count if batch else 0
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+
+        gradient.zero()
+        for block, batch in zip(blocks, batches, strict=True):
+            if batch is None:
+                continue
+            task = TASKS.index(block.task)
+            share = sum(other.task == block.task for other in blocks) / len(blocks)
+            factor = stage.loss_weight.of(block.task) * share / max(1.0, counts[task].item())
+            loss = loss_sum(model, batch, dtype, device)
+            (loss * factor).backward()  # type: ignore[no-untyped-call]
+            sums[0, task] += loss.detach()
+            sums[1, task] += batch.count
+        gradient.sum_over_workers()
+        norm = gradient.clip(stage.clip_norm)
+        if not bool(torch.isfinite(norm)):
+            raise HarmonError(f"{stage.stage}, step {step}: the gradient is not finite; lower the learning rate.")
+        rates = set_rates(optimiser, rate_factor(stage, step))
+        optimiser.step()
+        samples += stage.global_batch
+
+        # -- once in a while ---------------------------------------------------------------------------------
+        finished = step + 1
+        saves = finished % job.checkpoint_every == 0 or finished == stage.steps
+        if finished % job.log_every == 0 or saves:
+            if dist.is_initialized():
+                dist.all_reduce(sums)
+            seconds = time.perf_counter() - since
+            line: dict[str, Any] = {
+                "step": finished,
+                "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
+                "rate": rates,
+                "gradient_norm": norm.item(),
+                "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
+                "samples": cursors(stage, finished),
+                "samples_per_second": samples / seconds,
+                "data_share": data_seconds / seconds,
+            }
+            if probe:
+                line["text_sensitivity"] = text_sensitivity(model, probe, dtype, device)
+            if rank == 0:
+                with metrics.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            if report:
+                report(line)
+            sums.zero_()
+            data_seconds, samples, since = 0.0, 0, time.perf_counter()
+        if saves and rank == 0:
+            now = TrainState(step=finished, key=key, cursors=cursors(stage, finished))
+            save_checkpoint(checkpoints, model, optimiser, trained, now)
+            prune_checkpoints(checkpoints, job.keep)
+    if rank == 0:
+        _finish(folder, key, job)
+    if dist.is_initialized():
+        dist.barrier()
+    return folder
+
+
+def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sum of a batch's losses over its masked positions or labelled tokens (scalar)."""
+
+    def moved(value: Tensor) -> Tensor:
+        return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+
+    if isinstance(batch, ImageBatch):
+        return model.text_to_image_loss(
+            moved(batch.latents),
+            moved(batch.text_ids),
+            moved(batch.text_mask),
+            moved(batch.order),
+            batch.masked,
+            moved(batch.timesteps),
+            moved(batch.noise),
+        ).total
+    latents = None if batch.latents is None else moved(batch.latents)
+    ids, labels, mask = moved(batch.input_ids), moved(batch.labels), moved(batch.attention_mask)
+    return model.image_to_text_loss(latents, ids, labels, mask, grad_scale=model.config.grad_scale).total
+
+
+@torch.no_grad()
+def text_sensitivity(model: Harmon, batch: ImageBatch, dtype: torch.dtype, device: torch.device) -> float:
+    """How much the decoder's output varies with the prompt when every position is masked: the root mean
+    square of its deviation over prompts, relative to its own. 0: the text has no effect.
+    """
+    training = model.training
+    model.eval()
+    tokens_BNC, grid = model.to_tokens(batch.latents.to(device, dtype))
+    everything_BN, nothing_B0 = batch.order.to(device), batch.order[:, :0].to(device)
+    x_BSD, image_BSH = model.visual_features(tokens_BNC, grid, nothing_B0)
+    hidden_BSH, _ = model.read_after_text(batch.text_ids.to(device), batch.text_mask.to(device), image_BSH)
+    z_BNZ = model.mar.decode(model.inform(x_BSD, hidden_BSH), grid, nothing_B0, everything_BN.sort(1).values)
+    model.train(training)
+    return float((z_BNZ - z_BNZ.mean(0)).square().mean().sqrt() / z_BNZ.square().mean().sqrt())
+
+
+def final_weights(folder: Path) -> Path:
+    """The weights file of a finished stage. Raises HarmonError where the stage has not finished."""
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    if not (folder / DONE).exists() or checkpoint is None:
+        raise HarmonError(f"The stage in {folder} has not finished; train it first.")
+    return checkpoint / MODEL
+
+
+def _forget_after(folder: Path, step: int) -> None:
+    """Drop the lines of metrics beyond the checkpoint that training goes on from: those steps come again."""
+    kept = [line for line in metrics_lines(folder) if line["step"] <= step]
+    attempt = folder / "metrics.jsonl.writing"
+    attempt.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    attempt.replace(folder / "metrics.jsonl")
+
+
+def _finish(folder: Path, key: str, job: TrainJob) -> None:
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    record = {"key": key, "stage": job.stage.stage, "steps": job.stage.steps, "checkpoint": checkpoint.name}
+    attempt = folder / f"{DONE}.writing"
+    attempt.write_bytes(canonical_json(record | {"weights": file_hash(checkpoint / MODEL)}))
+    attempt.replace(folder / DONE)

@@ -1,0 +1,222 @@
+"""Which samples a train step sees: blocks of one task, and the pure function from a sample's index to its
+row.
+
+Nothing here depends on the number of workers. A task's samples are numbered 0, 1, 2, ...; a step takes whole
+blocks of consecutive numbers, each worker an even share of every block; `TaskMixture.locate` says where
+number i lies. One cursor a task (the next number) is all the state there is.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from harmon.training.draws import keyed
+from harmon.training.stage import TASKS, StageConfig, Task, TaskRatio
+from pipelines.errors import ConfigurationError
+from pipelines.settings import Settings
+
+
+class MixtureSource(Settings):
+    """Rows of one dataset that serve a task."""
+
+    dataset: str
+    """Folder of the dataset."""
+    rows: Task
+    """Rows whose `task` in the source columns is this."""
+    text: str = Field(pattern=r"^(caption|conversation|caption\.[A-Za-z0-9._-]+)$")
+    """`caption` or `conversation` of the source columns, or a caption column group."""
+    sources: tuple[str, ...] | None = None
+    """Names of the sources whose rows are taken; None: all."""
+    weight: int = Field(1, gt=0, le=1000)
+    """Share of the task's samples, relative to its other entries."""
+
+
+class Mixture(Settings):
+    """The entries of each task."""
+
+    text: tuple[MixtureSource, ...] = ()
+    image2text: tuple[MixtureSource, ...] = ()
+    text2image: tuple[MixtureSource, ...] = ()
+
+    def of(self, task: Task) -> tuple[MixtureSource, ...]:
+        """The entries of `task`."""
+        entries: tuple[MixtureSource, ...] = getattr(self, task)
+        return entries
+
+
+@dataclass(frozen=True)
+class Block:
+    """`rows` consecutive samples of one task, the first being number `start`."""
+
+    task: Task
+    start: int
+    rows: int
+
+    def share(self, rank: int, world: int) -> range:
+        """The sample numbers of worker `rank` of `world`: even within one row, all workers together the
+        block.
+        """
+        first, last = self.rows * rank // world, self.rows * (rank + 1) // world
+        return range(self.start + first, self.start + last)
+
+
+class Interleave:
+    """Endless sequence of entries in the ratio of whole-number weights, each as evenly spread as can be.
+
+    This is cumulative rounding that never takes a place back (with three entries, plain rounding of the
+    running shares does): Tijdeman, "The chairman assignment problem", 1980. After any number of places each
+    entry has its exact share within 1 - 1/(2n - 2), and exactly its share after every sum(weights) places.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        common = math.gcd(*weights)
+        self.weights = [weight // common for weight in weights]
+        self.period = sum(self.weights)
+        self._places = self._one_period()
+        self._entries = [entry for entry, _ in self._places]
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """(entry at `place`, how many of its places come before)."""
+        periods, offset = divmod(place, self.period)
+        entry, before = self._places[offset]
+        return entry, periods * self.weights[entry] + before
+
+    def counts(self, places: int) -> list[int]:
+        """How many of the first `places` places each entry has."""
+        periods, offset = divmod(places, self.period)
+        head = self._entries[:offset]
+        return [periods * weight + head.count(entry) for entry, weight in enumerate(self.weights)]
+
+    def _one_period(self) -> list[tuple[int, int]]:
+        taken = [0] * len(self.weights)
+        places = []
+        slack = 2 * max(1, sum(weight > 0 for weight in self.weights) - 1)
+        for place in range(1, self.period + 1):
+            # How far each entry is behind its share, in units of 1/(slack * period); due from 1/slack on.
+            behind = [slack * (w * place - self.period * t) for w, t in zip(self.weights, taken, strict=True)]
+            due = [e for e, w in enumerate(self.weights) if w and behind[e] >= self.period]
+            entry = min(due, key=lambda e: Fraction((slack - 1) * self.period - behind[e], self.weights[e]))
+            places.append((entry, taken[entry]))
+            taken[entry] += 1
+        return places
+
+
+@lru_cache(maxsize=16)
+def _interleave(weights: tuple[int, ...]) -> Interleave:
+    return Interleave(weights)
+
+
+def blocks_until(ratio: TaskRatio, blocks: int) -> dict[Task, int]:
+    """How many of the first `blocks` blocks each task has: less than one block from the exact share."""
+    counts = _interleave((ratio.text, ratio.image2text, ratio.text2image)).counts(blocks)
+    return dict(zip(TASKS, counts, strict=True))
+
+
+def blocks_of_step(stage: StageConfig, step: int) -> list[Block]:
+    """The blocks of train step `step` (from 0), task by task."""
+    before = blocks_until(stage.ratio, step * stage.blocks_per_step)
+    after = blocks_until(stage.ratio, (step + 1) * stage.blocks_per_step)
+    return [
+        Block(task, number * stage.block_rows, stage.block_rows)
+        for task in TASKS
+        for number in range(before[task], after[task])
+    ]
+
+
+def cursors(stage: StageConfig, step: int) -> dict[str, int]:
+    """Each task's next sample number before train step `step`."""
+    counts = blocks_until(stage.ratio, step * stage.blocks_per_step)
+    return {task: counts[task] * stage.block_rows for task in TASKS}
+
+
+class Shuffle:
+    """Endless two-level shuffle of shards of known sizes: shards in a drawn order, rows mixed within `window`
+    shards.
+
+    Position p of epoch p // total is a pure function of (key, p); at most `window` shards serve neighbouring
+    positions.
+    """
+
+    def __init__(self, counts: Sequence[int], window: int, *key: str | int) -> None:
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.window = window
+        self.key = key
+        self.total = int(self.counts.sum())
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._rows = lru_cache(maxsize=4)(self._draw_rows)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(place of the shard in `counts`, place among its rows) of `position`."""
+        epoch, offset = divmod(position, self.total)
+        order, ends = self._order(epoch)
+        window = bisect_right(ends[self.window - 1 :: self.window], offset)
+        first = window * self.window
+        start = ends[first - 1] if first else 0
+        mixed = start + int(self._rows(epoch, window)[offset - start])
+        place = bisect_right(ends, mixed)
+        return int(order[place]), mixed - (ends[place - 1] if place else 0)
+
+    def _draw_order(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
+        order = keyed("shards", *self.key, index=epoch).permutation(len(self.counts))
+        return order, np.cumsum(self.counts[order]).tolist()
+
+    def _draw_rows(self, epoch: int, window: int) -> NDArray[np.int64]:
+        _, ends = self._order(epoch)
+        first, last = window * self.window, min((window + 1) * self.window, len(ends))
+        size = ends[last - 1] - (ends[first - 1] if first else 0)
+        return keyed("rows", *self.key, epoch, index=window).permutation(size)
+
+
+class TaskMixture:
+    """The pure function (seed, stage, task, index) -> (entry, shard, row) of one task.
+
+    `eligible[e]` maps the shard numbers of entry e to the rows that serve the task. Which entry has sample i
+    follows `Interleave`, so the samples so far hold each entry's exact share within one.
+    """
+
+    def __init__(
+        self,
+        stage: StageConfig,
+        task: Task,
+        weights: Sequence[int],
+        eligible: Sequence[Mapping[int, NDArray[np.int64]]],
+    ) -> None:
+        self.shards = [[number for number, rows in entry.items() if len(rows)] for entry in eligible]
+        for number, shards in enumerate(self.shards):
+            if not shards:
+                raise ConfigurationError(
+                    f"{stage.stage}, task {task}: entry {number} of the mixture has no usable row; "
+                    "check its dataset, rows, text and sources, and that the latents were computed."
+                )
+        self.eligible = eligible
+        self._interleave = Interleave(weights)
+        self._shuffles = [
+            Shuffle(
+                [len(entry[shard]) for shard in shards],
+                stage.window_shards,
+                stage.seed,
+                stage.stage,
+                task,
+                number,
+            )
+            for number, (entry, shards) in enumerate(zip(eligible, self.shards, strict=True))
+        ]
+
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """(entry, shard number, row) of sample `index`."""
+        entry, position = self._interleave.locate(index)
+        place, row = self._shuffles[entry].locate(position)
+        shard = self.shards[entry][place]
+        return entry, shard, int(self.eligible[entry][shard][row])
+
+    def epochs(self, samples: int) -> list[float]:
+        """How often the first `samples` samples have gone through each entry."""
+        counts = self._interleave.counts(samples)
+        return [count / shuffle.total for count, shuffle in zip(counts, self._shuffles, strict=True)]

@@ -1,0 +1,62 @@
+"""Which language model wrote a caption: a short name and the hash of the files that decide what it says."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.canonical import canonical_json, sha256_hex
+from pipelines.errors import ConfigurationError
+from pipelines.storage import file_sha256
+
+# Files of a Hugging Face model folder that decide its output. generation_config.json is left out: every
+# engine is told to sample as the prompt says and not as the folder prefers (Qwen2.5 ships a repetition
+# penalty of 1.05 there).
+_DECIDING = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A local model folder, the short name that column groups carry, and its identity."""
+
+    folder: Path
+    name: str
+    sha256: str
+
+    def identity(self) -> dict[str, str]:
+        """The part of a step key: the same files under another path or name are the same model."""
+        return {"sha256": self.sha256}
+
+
+def language_model(folder: str | Path, name: str | None = None) -> LanguageModel:
+    """Read and hash a Hugging Face folder. Letters, digits and dots of `name` (default: the folder's) stay.
+
+    Raises:
+        ConfigurationError: no folder, no safetensors weights or no tokenizer in it.
+    """
+    folder = Path(folder).resolve()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise ConfigurationError(f"{folder} is no Hugging Face model folder with safetensors weights.")
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigurationError(
+            f"{folder} has no tokenizer.json beside its weights; save the model's tokenizer there."
+        )
+    files = [*weights, *(folder / file for file in _DECIDING if (folder / file).is_file())]
+    digest = sha256_hex(canonical_json({file.name: file_sha256(file) for file in files}))
+    return LanguageModel(folder=folder, name=_short(name or folder.name), sha256=digest)
+
+
+def context_length(model: LanguageModel) -> int:
+    """Most tokens of prompt and answer together."""
+    return int(json.loads((model.folder / "config.json").read_text())["max_position_embeddings"])
+
+
+def _short(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum() or letter == ".")

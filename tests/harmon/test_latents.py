@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from miniature import make_autoencoder, make_corpus
+from PIL import Image
+
+from harmon.latents import (
+    centre_crop,
+    latents_array,
+    latents_group,
+    load_autoencoder,
+    padded_square,
+    write_latents,
+)
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    autoencoder = make_autoencoder(folder / "patch_latent.safetensors")
+    square, wide = make_corpus(folder / "square", shards=2), make_corpus(folder / "wide", shards=1, wide=True)
+    for dataset in (square, wide):
+        write_latents(dataset, 64, autoencoder)
+    return square, wide, autoencoder
+
+
+def picture(dataset: Dataset, row: int) -> Image.Image:
+    import io
+
+    key = dataset.table("source", 0, ["key"])["key"][row].as_py()
+    return Image.open(io.BytesIO(dataset.images(0).find(key).data)).convert("RGB")
+
+
+def test_a_row_holds_the_autoencoders_latents_of_its_centre_square(written):
+    _, wide, path = written
+    table = wide.table(latents_group(64, path), 0)
+    pixels, box = centre_crop(picture(wide, 0), 64)
+    expected = load_autoencoder(path).encode(torch.from_numpy(pixels)[None]).flatten().numpy()
+    assert np.abs(latents_array(table["crop"])[0] - expected.astype(np.float16)).max() < 2e-3
+    assert table["crop_box"][0].as_py() == list(box) == [32, 0, 96, 64]
+
+
+def test_wide_pictures_have_padded_latents_and_square_ones_do_not(written):
+    square, wide, path = written
+    name = latents_group(64, path)
+    pictured = [task != "text" for task in wide.table("source", 0, ["task"])["task"].to_pylist()]
+    assert wide.table(name, 0)["padded"].is_valid().to_pylist() == pictured
+    assert square.table(name, 0)["padded"].null_count == square.rows(0)
+    expected = load_autoencoder(path).encode(torch.from_numpy(padded_square(picture(wide, 1), 64))[None])
+    stored = latents_array(wide.table(name, 0)["padded"])[1]
+    assert np.abs(stored - expected.flatten().numpy().astype(np.float16)).max() < 2e-3
+
+
+def test_text_rows_are_null_and_no_failures(written):
+    square, _, path = written
+    table = square.table(latents_group(64, path), 0)
+    tasks = square.table("source", 0, ["task"])["task"].to_pylist()
+    assert [box is None for box in table["crop_box"].to_pylist()] == [task == "text" for task in tasks]
+    assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_a_second_run_changes_nothing(written):
+    square, _, path = written
+    head = square.head
+    assert write_latents(square, 64, path) == head
+
+
+def test_two_datasets_with_the_same_rows_get_the_same_content(written, tmp_path):
+    square, _, path = written
+    again = make_corpus(tmp_path / square.name, shards=2)
+    assert write_latents(again, 64, path).content_hash == square.head.content_hash
+
+
+def test_padding_is_grey_and_pixels_go_from_minus_one_to_one():
+    image = Image.new("RGB", (64, 32), (255, 0, 0))
+    pixels = padded_square(image, 64)
+    assert np.allclose(pixels[:, 0, 0], 2 * (127 / 255) - 1)
+    assert np.allclose(pixels[:, 32, 32], [1, -1, -1])
+
+
+def test_a_side_the_stride_does_not_divide_is_refused(written):
+    square, _, path = written
+    with pytest.raises(HarmonError, match="stride 16"):
+        write_latents(square, 72, path)

@@ -1,0 +1,78 @@
+"""The tiny MAR: what pretraining shows it, and that the committed weights are what they are said to be."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harmon.model.config import HarmonConfig
+from harmon.model.harmon import Harmon
+from harmon.model.mar import Grid, Mar
+from harmon.model.patch_latent import PatchLatent
+from harmon.parts import train_mar
+from pipelines.scenes import HELD_OUT_PAIRS, make_scene
+from pipelines.scenes.scene import trained_pairs
+from tests.parts import need
+
+PRESENT = train_mar.MAR_FILE.is_file()
+ABSENT = f"{train_mar.MAR_FILE} is not there; run python -m harmon.parts.train_mar"
+
+
+@pytest.fixture(scope="module")
+def config() -> HarmonConfig:
+    torch.set_num_threads(1)
+    return HarmonConfig.from_file(train_mar.DEMO / "harmon.yaml")
+
+
+def test_no_class_is_a_held_out_pair(config: HarmonConfig) -> None:
+    assert len(trained_pairs()) == config.mar.class_count
+    assert not set(trained_pairs()) & HELD_OUT_PAIRS
+
+
+def test_a_pair_has_the_sum_of_its_colours_and_its_shapes_vectors() -> None:
+    vectors = train_mar.ClassVectors(8)
+    scenes = [make_scene(3, index, objects=1) for index in range(6)]
+    counts = train_mar.count_pairs(scenes)
+    rows = vectors.rows()
+    for row, scene in enumerate(scenes):
+        expected = rows[trained_pairs().index(scene.objects[0].pair)]
+        torch.testing.assert_close(vectors(*counts)[row], expected)
+
+
+def test_the_mask_ratio_stays_in_its_bounds_and_has_mars_mean() -> None:
+    ratios = [train_mar.mask_ratio((i + 0.5) / 1000) for i in range(1000)]
+    assert min(ratios) >= 0.7
+    assert max(ratios) <= 1.0
+    assert math.isclose(sum(ratios) / 1000, 0.867, abs_tol=1e-3)
+
+
+def test_the_fake_latent_as_class_gives_the_encoder_harmon_uses(config: HarmonConfig) -> None:
+    torch.manual_seed(0)
+    mar = Mar(config.mar, config.head)
+    tokens, visible = torch.randn(2, 16, 16), torch.tensor([[1, 5], [0, 9]])
+    classed = train_mar.encode(mar, tokens, Grid(4, 4), visible, mar.fake_latent.expand(2, -1))
+    torch.testing.assert_close(classed, mar.encode(tokens, Grid(4, 4), visible))
+
+
+def test_the_committed_weights_fit_the_demos_model(config: HarmonConfig) -> None:
+    need(PRESENT, ABSENT)
+    weights = load_file(train_mar.MAR_FILE)
+    own = {
+        name: value.shape for name, value in Harmon(config).state_dict().items() if name.startswith("mar.")
+    }
+    assert {name: value.shape for name, value in weights.items()} == own
+    assert train_mar.MAR_FILE.stat().st_size <= 8 << 20
+
+
+def test_the_committed_weights_draw_the_colour_of_their_class(config: HarmonConfig) -> None:
+    need(PRESENT, ABSENT)
+    quality = train_mar.measure(train_mar.MAR_FILE, 64, repeats=2)
+    assert quality["colour_right"] >= 0.7 * quality["pictures"]
+
+
+def test_pictures_come_as_tokens_of_both_sides(config: HarmonConfig) -> None:
+    latent = PatchLatent.from_file(train_mar.DEMO / "patch_latent.safetensors")
+    pictures = train_mar.make_pictures(latent, [make_scene(3, index) for index in range(3)])
+    assert pictures.tokens[64].shape == (3, 16, 16)
+    assert pictures.tokens[128].shape == (3, 64, 16)

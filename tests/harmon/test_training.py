@@ -1,0 +1,215 @@
+"""Training on a miniature corpus: what moves, which samples come, resuming, and several processes."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from miniature import make_job, small_stage, tiny_model
+from safetensors.torch import load_file, save_file
+
+from harmon.model.harmon import Harmon, part_of
+from harmon.text import ChatText
+from harmon.training.checkpoint import MODEL, latest_checkpoint, load_weights
+from harmon.training.data import ChatBatch, ImageBatch, StageData
+from harmon.training.job import TrainJob, done, training_key
+from harmon.training.loop import final_weights, loss_sum, train
+from harmon.training.mixture import blocks_of_step
+from harmon.training.optimiser import make_optimiser, trained_parameters
+from harmon.training.stage import load_stage
+from pipelines.errors import HarmonError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> TrainJob:
+    return make_job(tmp_path_factory.mktemp("run"), small_stage(steps=6), dtype="float64", checkpoint_every=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job) -> Path:
+    return train(job)
+
+
+def at(job: TrainJob, folder: Path, **changes: object) -> TrainJob:
+    return job.model_copy(update={"runs": str(folder), **changes})
+
+
+def lines(folder: Path) -> list[dict]:
+    volatile = ("samples_per_second", "data_share")
+    parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in volatile} for line in parsed]
+
+
+@pytest.mark.parametrize(
+    ("name", "moving"),
+    [
+        ("stage1", {"encoder", "decoder"}),
+        ("stage2", {"encoder", "decoder", "llm"}),
+        ("stage3", {"encoder", "decoder", "llm"}),
+    ],
+)
+def test_a_stage_moves_the_parts_of_table_1_and_no_other(job, tmp_path, name, moving):
+    stage = small_stage(name, steps=2, warmup_share=0.0)
+    folder = train(at(job, tmp_path, stage=stage))
+    before, after = Harmon(job.model), Harmon(job.model)
+    load_weights(before, [final_weights(folder)])
+    torch.manual_seed(0)
+    load_weights(after, [final_weights(train(at(job, tmp_path, stage=stage.model_copy(update={"steps": 1}))))])
+    own = dict(before.named_parameters())
+    moved = {part_of(name) for name, value in after.named_parameters() if not torch.equal(value, own[name])}
+    assert moved == moving
+
+
+def test_rates_and_decay_follow_part_and_kind():
+    stage = load_stage("stage3")
+    trained = trained_parameters(Harmon(tiny_model()), stage)
+    names = {id(parameter): name for name, parameter in trained.items()}
+    for group in make_optimiser(stage, trained).param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert group["peak"] == {"encoder": 2e-6, "decoder": 2e-5, "llm": 2e-6}[part_of(name)]
+            plain = parameter.ndim > 1 and not name.endswith(".bias") and "diffloss" not in name
+            assert group["weight_decay"] == (0.02 if plain else 0)
+
+
+def test_a_finished_stage_is_not_trained_again(job, undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    assert train(job) == undisturbed
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+    assert done(undisturbed, training_key(job))["steps"] == job.stage.steps
+
+
+def test_the_key_says_what_and_not_how(job, tmp_path):
+    key = training_key(job)
+    assert training_key(at(job, tmp_path, log_every=7, checkpoint_every=2)) == key
+    assert training_key(at(job, tmp_path, stage=small_stage(seed=1))) != key
+    assert training_key(at(job, tmp_path, previous="0" * 64)) != key
+
+
+def test_resuming_after_a_kill_equals_an_undisturbed_run(job, undisturbed, tmp_path):
+    context = mp.get_context("spawn")
+    process = context.Process(target=_train_until_killed, args=(at(job, tmp_path).model_dump_json(), 5))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder = tmp_path / undisturbed.name
+    assert latest_checkpoint(folder / "checkpoints").name == "000003"
+    assert not (folder / "done.json").exists()
+    (folder / "checkpoints" / ".writing-000006-1").mkdir()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    train(at(job, tmp_path))
+    assert lines(folder) == lines(undisturbed)
+    assert final_weights(folder).read_bytes() == final_weights(undisturbed).read_bytes()
+    assert not list((folder / "checkpoints").glob(".writing-*"))
+
+
+def _train_until_killed(job: str, step: int) -> None:
+    torch.set_num_threads(1)
+
+    def report(line: dict) -> None:
+        if line["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(TrainJob.model_validate_json(job), report=report)
+
+
+def test_two_gloo_processes_train_as_one_does(job, undisturbed, tmp_path):
+    rendezvous = f"file://{tmp_path / 'rendezvous'}"
+    mp.start_processes(
+        _train_as, args=(2, rendezvous, at(job, tmp_path).model_dump_json()), nprocs=2, start_method="spawn"
+    )
+    for ours, theirs in zip(lines(tmp_path / undisturbed.name), lines(undisturbed), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-9)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-9)
+        assert ours["samples"] == theirs["samples"] and ours["masked"] == theirs["masked"]
+
+
+def _train_as(rank: int, world: int, rendezvous: str, job: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    train(TrainJob.model_validate_json(job))
+    dist.destroy_process_group()
+
+
+def test_samples_and_draws_are_equal_at_any_world_size(job):
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    for step in range(6):
+        for block in blocks_of_step(job.stage, step):
+            whole = data.batch(block, 0, 1)
+            for world in (2, 4, 8):
+                parts = [data.batch(block, rank, world) for rank in range(world)]
+                _same(whole, [part for part in parts if part is not None])
+
+
+def _same(whole: ImageBatch | ChatBatch, parts: list[ImageBatch | ChatBatch]) -> None:
+    assert sum(part.count for part in parts) == whole.count
+    row = 0
+    for part in parts:
+        rows = slice(row, row + len(part.latents if part.latents is not None else part.input_ids))
+        row = rows.stop
+        if whole.latents is not None:
+            assert torch.equal(part.latents, whole.latents[rows])
+        if isinstance(whole, ImageBatch):
+            assert part.masked == whole.masked
+            assert torch.equal(part.order, whole.order[rows])
+            assert torch.equal(part.noise, whole.noise[:, rows])
+            assert torch.equal(part.timesteps, whole.timesteps[:, rows])
+            assert torch.equal(part.text_ids, whole.text_ids[rows, : part.text_ids.shape[1]])
+        else:
+            assert torch.equal(part.input_ids, whole.input_ids[rows, : part.input_ids.shape[1]])
+            assert torch.equal(part.labels, whole.labels[rows, : part.labels.shape[1]])
+
+
+def test_gradients_of_workers_add_up_to_the_whole_one(job):
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    torch.manual_seed(0)
+    model = Harmon(job.model).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # a fresh head is all zeros and would hide the rest
+    for block in blocks_of_step(job.stage, 1)[:3]:
+        gradients = []
+        for world in (1, 3):
+            model.zero_grad()
+            for rank in range(world):
+                batch = data.batch(block, rank, world)
+                loss_sum(model, batch, torch.float64, torch.device("cpu")).backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12 * gradients[0].abs().max().item())
+
+
+def test_a_batch_counts_what_its_loss_counts(job):
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    model = Harmon(job.model)
+    for block in blocks_of_step(job.stage, 1):
+        batch = data.batch(block, 0, 1)
+        assert torch.isfinite(loss_sum(model, batch, torch.float32, torch.device("cpu")))
+        if isinstance(batch, ChatBatch):
+            loss = model.image_to_text_loss(batch.latents, batch.input_ids, batch.labels, batch.attention_mask)
+            assert loss.count.item() == batch.count
+
+
+def test_a_stage_starts_from_the_weights_of_the_one_before(job, undisturbed, tmp_path):
+    stage = small_stage("stage3", steps=1, learning_rate={"encoder": 1e-12, "decoder": 1e-12, "llm": 1e-12})
+    folder = train(
+        at(job, tmp_path, stage=stage, weights=(str(final_weights(undisturbed)),), previous=training_key(job))
+    )
+    first, second = Harmon(job.model).double(), Harmon(job.model).double()
+    load_weights(first, [final_weights(undisturbed)])
+    load_weights(second, [final_weights(folder)])
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def test_weights_that_do_not_fit_are_refused(job, undisturbed, tmp_path):
+    tensors = load_file(final_weights(undisturbed))
+    tensors.pop("mar.mask_token")
+    save_file(tensors, tmp_path / MODEL)
+    with pytest.raises(HarmonError, match=r"misses \['mar.mask_token'\]"):
+        load_weights(Harmon(job.model), [tmp_path / MODEL])

@@ -1,0 +1,64 @@
+"""A prompt is the paper's, word for word, and its hash names all that decides what it asks for."""
+
+from pathlib import Path
+
+import pytest
+
+from harmon.parts.train_tokenizer import REWRITING_PROMPT
+from pipelines.errors import ConfigurationError
+from recaption.prompt import PROMPTS, load_prompt
+
+PAPER = (
+    "Here is a detailed image description: <caption>. Rewrite it into a much shorter, vivid, and visually rich "
+    "sentence (one or two sentences) that captures only the most essential elements and atmosphere of the scene. "
+    "Ensure the description is concise, clear, and optimized for use with a text-to-image generation model."
+)
+
+
+def test_the_rewriting_prompt_is_the_papers_word_for_word() -> None:
+    assert load_prompt("rewrite-v1").text == PAPER
+
+
+def test_the_tiny_rewriter_was_trained_on_the_prompt_it_is_asked_with() -> None:
+    assert load_prompt("rewrite-v1").text == REWRITING_PROMPT
+
+
+def test_the_caption_is_put_in_place_as_it_stands() -> None:
+    message = load_prompt("rewrite-v1").message("A <b>dog</b> \\1 {x}.")
+    assert message.startswith("Here is a detailed image description: A <b>dog</b> \\1 {x}.. Rewrite it into")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("vivid", "dull"), ("max_tokens: 96", "max_tokens: 64"), ("words_at_most: 70", "words_at_most: 60")],
+)
+def test_every_deciding_line_changes_the_hash(tmp_path: Path, old: str, new: str) -> None:
+    text = (PROMPTS / "rewrite-v1.yaml").read_text()
+    (tmp_path / "rewrite-v1.yaml").write_text(text.replace(old, new))
+    assert load_prompt("rewrite-v1", tmp_path).hash != load_prompt("rewrite-v1").hash
+
+
+def test_notes_do_not_change_the_hash(tmp_path: Path) -> None:
+    text = (PROMPTS / "rewrite-v1.yaml").read_text()
+    (tmp_path / "rewrite-v1.yaml").write_text("# a comment\n" + text.replace("paper A1.2.2\n", "elsewhere\n"))
+    assert load_prompt("rewrite-v1", tmp_path).hash == load_prompt("rewrite-v1").hash
+
+
+def test_an_unknown_version_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="rewrite-v1"):
+        load_prompt("rewrite-v9")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("<caption>", "it", "<caption> exactly once"),
+        ("method: greedy", "method: beam", "greedy"),
+        ("method: greedy", "method: greedy\n  max_token: 5", "did you mean 'max_tokens'"),
+        ("version: rewrite-v1", "version: rewrite-v2", "calls itself 'rewrite-v2'"),
+    ],
+)
+def test_a_file_that_is_no_such_prompt_is_refused(tmp_path: Path, old: str, new: str, why: str) -> None:
+    (tmp_path / "rewrite-v1.yaml").write_text((PROMPTS / "rewrite-v1.yaml").read_text().replace(old, new))
+    with pytest.raises(ConfigurationError, match=why):
+        load_prompt("rewrite-v1", tmp_path)
