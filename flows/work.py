@@ -19,7 +19,7 @@ from flows.report.build import build_report
 from flows.report.inputs import Goals, ReportInput, StandIn
 from harmon.evaluation.run import evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
-from harmon.model.config import HarmonConfig
+from harmon.model.config import HarmonConfig, changed_defaults
 from harmon.trained import TrainedStage, describe_run
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
 from harmon.training.launch import train_stage
@@ -275,10 +275,13 @@ def report_of(recipe: Recipe) -> ReportInput:
         run=recipe.run_folder,
         datasets=tuple(dataset.root for dataset in datasets_of(recipe)),
         planted=planted(recipe.web),
-        departures=tuple(
-            Departure(f"{name}.{one.key}", one.paper, one.here)
-            for name, changes in stages
-            for one in departures(load_stage(name, changes), load_stage(name))
+        departures=(
+            *(Departure(*one) for one in changed_defaults(HarmonConfig.from_file(part(recipe.training.model)))),
+            *(
+                Departure(f"{name}.{one.key}", one.paper, one.here)
+                for name, changes in stages
+                for one in departures(load_stage(name, changes), load_stage(name))
+            ),
         ),
         stand_ins=tuple(StandIn(**one.model_dump()) for one in recipe.stand_ins),
         goals=Goals(**recipe.goals.model_dump()),

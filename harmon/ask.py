@@ -35,16 +35,12 @@ def answer_questions(
         ids, mask = padded(prompts, trained.text.pad, trained.model.device)
         with torch.no_grad():
             latents = trained.autoencoder.encode(pixels.to(trained.model.device))
-        spoken = answer(
-            trained.model, latents, ids, mask, max_new_tokens=max_new_tokens, eos_ids=(trained.text.eos,)
-        )
+        spoken = answer(trained.model, latents, ids, mask, max_new_tokens=max_new_tokens, eos_ids=(trained.text.eos,))
         answers += [trained.text.decode(tokens) for tokens in spoken]
     return answers
 
 
-def ask_file(
-    image: Path, question: str, checkpoint: Path, max_new_tokens: int = 256, device: str = "cpu"
-) -> str:
+def ask_file(image: Path, question: str, checkpoint: Path, max_new_tokens: int = 256, device: str = "cpu") -> str:
     """The answer of the run folder `checkpoint` to one question about the picture in file `image`.
 
     Raises:
@@ -54,7 +50,5 @@ def ask_file(
         with Image.open(image) as opened:
             picture = opened.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConfigurationError(
-            f"{image} cannot be read as a picture ({error}); name a PNG or JPEG file."
-        ) from None
+        raise ConfigurationError(f"{image} cannot be read as a picture ({error}); name a PNG or JPEG file.") from None
     return answer_questions(load_run(checkpoint, device), [picture], [question], None, max_new_tokens)[0]

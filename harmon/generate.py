@@ -37,9 +37,7 @@ class SamplingConfig(Settings):
     def departures(self) -> list[Departure]:
         """What differs from the paper's sampling."""
         paper, here = SamplingConfig().model_dump(), self.model_dump()
-        return [
-            Departure(f"sampling.{key}", paper[key], here[key]) for key in here if here[key] != paper[key]
-        ]
+        return [Departure(f"sampling.{key}", paper[key], here[key]) for key in here if here[key] != paper[key]]
 
 
 def draw_pictures(

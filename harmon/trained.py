@@ -101,9 +101,7 @@ def newest_checkpoint(run: Path) -> tuple[RunDescription, TrainedStage, Path]:
     """
     file = run / "model" / DESCRIPTION
     if not file.is_file():
-        raise ConfigurationError(
-            f"{run} is no run folder: it has no model/{DESCRIPTION}; name one that a run wrote."
-        )
+        raise ConfigurationError(f"{run} is no run folder: it has no model/{DESCRIPTION}; name one that a run wrote.")
     described = parse(RunDescription, json.loads(file.read_text()), str(file))
     for stage in reversed(described.stages):
         checkpoint = latest_checkpoint(run / "train" / stage.folder / "checkpoints")

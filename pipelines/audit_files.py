@@ -51,9 +51,7 @@ def _check_file(dataset: Dataset, head: Commit, entry: FileEntry, deep: bool) ->
     size = dataset.store.size(entry.path)
     path = dataset.store.local(entry.path)
     if size is None or path.is_symlink():
-        yield found(
-            "file_missing", entry.path, f"shard {entry.shard} of {entry.group} is absent or only a link"
-        )
+        yield found("file_missing", entry.path, f"shard {entry.shard} of {entry.group} is absent or only a link")
     elif size != entry.bytes:
         yield found("size_differs", entry.path, f"{size} bytes, not {entry.bytes}")
     elif deep and (sha256 := file_sha256(path)) != entry.sha256:

@@ -43,13 +43,9 @@ def read_history(dataset: Dataset) -> tuple[list[Commit], list[Finding]]:
     return commits, findings
 
 
-def _check_link(
-    path: str, number: int, commit: Commit, data: bytes, before: bytes | None
-) -> Iterator[Finding]:
+def _check_link(path: str, number: int, commit: Commit, data: bytes, before: bytes | None) -> Iterator[Finding]:
     if commit.number != number or commit.to_bytes() != data:
-        yield found(
-            "manifest_altered", path, f"its bytes are not those that commit {commit.number} was written as"
-        )
+        yield found("manifest_altered", path, f"its bytes are not those that commit {commit.number} was written as")
     if commit.parent != (sha256_hex(before) if before is not None else None):
         yield found("chain_broken", path, f"its parent {str(commit.parent)[:12]} is not the commit before it")
 
@@ -65,9 +61,7 @@ def check_history(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Findi
             commit.step, commit.version, commit.configuration, [entry.groups for entry in commit.inputs]
         )
         if sha256_hex(identity) != commit.step_key:
-            yield found(
-                "step_key_differs", path, f"step {commit.step} would have the key {sha256_hex(identity)[:12]}"
-            )
+            yield found("step_key_differs", path, f"step {commit.step} would have the key {sha256_hex(identity)[:12]}")
         yield from _check_receipts(dataset, path, commit, new, identity)
         yield from _check_counts(path, commit, new)
         for entry in commit.inputs:
@@ -82,9 +76,7 @@ def _check_files(
         yield found("manifest_altered", path, "it lists two files for the same group and shard")
     gone = [entry.path for place, entry in standing.items() if commit.by_place.get(place) != entry]
     if gone:
-        yield found(
-            "file_dropped", path, f"{len(gone)} files of the commit before are not in it, first {gone[0]}"
-        )
+        yield found("file_dropped", path, f"{len(gone)} files of the commit before are not in it, first {gone[0]}")
     strayed = [entry for entry in new if entry.path != group_path(entry.group, commit.step_key, entry.shard)]
     if strayed:
         yield found("manifest_altered", path, f"step {commit.step} does not write {strayed[0].path}")

@@ -18,9 +18,7 @@ def canonical_json(value: object) -> bytes:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()
     except (TypeError, ValueError) as problem:  # UnicodeEncodeError is a ValueError
-        raise HarmonError(
-            f"this value has no canonical JSON ({problem}); use plain finite JSON values"
-        ) from problem
+        raise HarmonError(f"this value has no canonical JSON ({problem}); use plain finite JSON values") from problem
 
 
 def _refuse_ambiguous(value: object, where: str) -> None:
@@ -28,9 +26,7 @@ def _refuse_ambiguous(value: object, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise HarmonError(
-                    f"{where} has the key {key!r}, which is not a string; canonical JSON needs strings"
-                )
+                raise HarmonError(f"{where} has the key {key!r}, which is not a string; canonical JSON needs strings")
             _refuse_ambiguous(item, f"{where}.{key}")
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for position, item in enumerate(value):

@@ -11,9 +11,7 @@ from pipelines.errors import HarmonError
 ROWS_PER_GROUP = 1 << 20  # large row groups: a shard is one, and a column of it is read in one piece
 
 TURN = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string())])
-CONVERSATIONS = pa.list_(
-    pa.field("element", TURN)
-)  # the name that Parquet gives list items, so that it comes back
+CONVERSATIONS = pa.list_(pa.field("element", TURN))  # the name that Parquet gives list items, so that it comes back
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -35,9 +33,7 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 
-REJECT_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "source", "row_id", "url", "reason", "detail")]
-)
+REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "source", "row_id", "url", "reason", "detail")])
 
 
 def conform(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
@@ -62,9 +58,7 @@ def write_columns(table: pa.Table, path: Path) -> None:
     if len(set(table.column_names)) != table.num_columns:
         raise HarmonError(f"{path}: a column name occurs twice in {table.column_names}")
     if table.column("key").null_count:
-        raise HarmonError(
-            f"{path}: {table.column('key').null_count} rows have no key; every row keeps its key"
-        )
+        raise HarmonError(f"{path}: {table.column('key').null_count} rows have no key; every row keeps its key")
     plain = table.replace_schema_metadata(None)
     if plain.schema.field("key").type != pa.string():
         plain = plain.set_column(0, "key", plain.column("key").cast(pa.string()))
@@ -91,9 +85,7 @@ def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
                 raise HarmonError(f"{path} has no column {unknown}; it has {names}")
             return file.read(columns=list(columns) if columns is not None else None)
     except (pa.ArrowException, OSError) as problem:
-        raise HarmonError(
-            f"{path} cannot be read as Parquet: {problem}; run `harmon audit --deep`"
-        ) from problem
+        raise HarmonError(f"{path} cannot be read as Parquet: {problem}; run `harmon audit --deep`") from problem
 
 
 def read_keys(path: Path) -> list[str]:

@@ -113,9 +113,7 @@ class Dataset:
         one.
         """
         if is_volatile(group):
-            raise ConfigurationError(
-                f"the group {group} of {self.name} is telemetry: no step may depend on it"
-            )
+            raise ConfigurationError(f"the group {group} of {self.name} is telemetry: no step may depend on it")
         entries = self.entries(group)
         if not entries:
             raise HarmonError(
@@ -131,9 +129,7 @@ class Dataset:
         path = self.store.local(entry.path)
         table = read_columns(path, columns)
         if table.num_rows != entry.rows:
-            raise HarmonError(
-                f"{path} has {table.num_rows} rows, its manifest says {entry.rows}; run `harmon audit`"
-            )
+            raise HarmonError(f"{path} has {table.num_rows} rows, its manifest says {entry.rows}; run `harmon audit`")
         return table
 
     def whole_table(self, group: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -84,9 +84,7 @@ def _check_files(dataset: Dataset, step: Step, head: Commit | None, new: Sequenc
             )
 
 
-def _merged_schemas(
-    dataset: Dataset, head: Commit | None, receipts: Sequence[Receipt]
-) -> dict[str, Mapping[str, str]]:
+def _merged_schemas(dataset: Dataset, head: Commit | None, receipts: Sequence[Receipt]) -> dict[str, Mapping[str, str]]:
     schemas = dict(head.schemas) if head else {}
     for receipt in receipts:
         for group, schema in receipt.schemas.items():

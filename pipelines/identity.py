@@ -34,9 +34,7 @@ class Step:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ConfigurationError(
-                f"{self.name!r} cannot name a step: lower-case letters, digits, '.', '_' and '-'"
-            )
+            raise ConfigurationError(f"{self.name!r} cannot name a step: lower-case letters, digits, '.', '_' and '-'")
 
     @cached_property
     def inputs(self) -> tuple[InputEntry, ...]:
@@ -63,9 +61,7 @@ class Step:
 def _input(reads: Reads) -> InputEntry:
     head = reads.dataset.head
     if head is None:
-        raise HarmonError(
-            f"the dataset {reads.dataset.root} has no commit yet; run the step that writes it first"
-        )
+        raise HarmonError(f"the dataset {reads.dataset.root} has no commit yet; run the step that writes it first")
     return InputEntry(
         dataset=reads.dataset.name,
         commit=head.number,

@@ -86,9 +86,7 @@ class Commit(Record):
         """SHA-256 of the commit without context, number, parent and volatile groups."""
         view = self.model_dump(mode="json", exclude={"context", "number", "parent"})
         view["files"] = [entry for entry in view["files"] if not is_volatile(entry["group"])]
-        view["schemas"] = {
-            group: schema for group, schema in view["schemas"].items() if not is_volatile(group)
-        }
+        view["schemas"] = {group: schema for group, schema in view["schemas"].items() if not is_volatile(group)}
         return sha256_hex(canonical_json(view))
 
     @cached_property
@@ -104,9 +102,7 @@ class Commit(Record):
         except ValidationError as problem:
             first = problem.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise HarmonError(
-                f"{where} is not a manifest: {place or 'the file'}: {first['msg']}"
-            ) from problem
+            raise HarmonError(f"{where} is not a manifest: {place or 'the file'}: {first['msg']}") from problem
 
 
 class Receipt(Record):

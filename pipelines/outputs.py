@@ -94,9 +94,7 @@ class ShardOutput:
             self._tasks = table.column("task").to_pylist()
         untyped = [field.name for field in table.schema if pa.types.is_null(field.type)]
         if untyped:
-            raise HarmonError(
-                f"columns {untyped} of group {group} have no type; give {self._where} an explicit schema"
-            )
+            raise HarmonError(f"columns {untyped} of group {group} have no type; give {self._where} an explicit schema")
         path = self._folder / f"{group}.parquet"
         write_columns(table, path)
         keys = table.column("key").to_pylist()
@@ -106,9 +104,7 @@ class ShardOutput:
         """Add rows that leave here (REJECT_SCHEMA, a reason each); may be called several times."""
         table = conform(table, REJECT_SCHEMA, f"the rejects of {self._where}")
         if table.column("reason").null_count or table.column("key").null_count:
-            raise HarmonError(
-                f"a reject of {self._where} has no key or no reason; every row that leaves says why"
-            )
+            raise HarmonError(f"a reject of {self._where} has no key or no reason; every row that leaves says why")
         self._rejects.append(table)
 
     def finish(self, rows_in: int, rows_failed: Mapping[str, int] | None = None) -> Receipt:
@@ -122,9 +118,7 @@ class ShardOutput:
         makes_shard = SOURCE in self._columns
         self._check_new_shard() if makes_shard else self._check_columns(rows_in)
         failed = {} if makes_shard else self._count_failed(rows_failed)
-        rejected = dict(
-            Counter(reason for table in self._rejects for reason in table.column("reason").to_pylist())
-        )
+        rejected = dict(Counter(reason for table in self._rejects for reason in table.column("reason").to_pylist()))
         rows_out = len(self._columns[SOURCE].keys) if makes_shard else rows_in - sum(failed.values())
         if makes_shard and rows_in != rows_out + sum(rejected.values()):
             raise HarmonError(
@@ -155,28 +149,20 @@ class ShardOutput:
             raise HarmonError(f"a key comes twice in {self._where}; reject the second row as a duplicate")
         for group, columns in self._columns.items():
             if columns.keys != source:
-                raise HarmonError(
-                    f"the keys of group {group} are not those of source, in order, in {self._where}"
-                )
+                raise HarmonError(f"the keys of group {group} are not those of source, in order, in {self._where}")
         if self._images is not None:
             self._check_members(source, self._images.keys)
         standing = self._dataset.entry(SOURCE, self._shard)
         if standing and standing.path != group_path(SOURCE, self._key, self._shard):
-            raise HarmonError(
-                f"{self._where} stands already ({standing.path}); give the new shard its own number"
-            )
+            raise HarmonError(f"{self._where} stands already ({standing.path}); give the new shard its own number")
 
     def _check_members(self, source: Sequence[str], members: Sequence[str]) -> None:
         known = set(members)
         if [key for key in source if key in known] != list(members):
             raise HarmonError(f"the images of {self._where} are not rows of source in the same order")
-        bare = [
-            key for key, task in zip(source, self._tasks, strict=True) if key not in known and task != "text"
-        ]
+        bare = [key for key, task in zip(source, self._tasks, strict=True) if key not in known and task != "text"]
         if bare:
-            raise HarmonError(
-                f"{len(bare)} rows of {self._where} are not text and have no image ({bare[0]}, …)"
-            )
+            raise HarmonError(f"{len(bare)} rows of {self._where} are not text and have no image ({bare[0]}, …)")
 
     def _check_columns(self, rows_in: int) -> None:
         standing = self._dataset.entry(SOURCE, self._shard)
@@ -191,9 +177,7 @@ class ShardOutput:
             )
         for group, columns in self._columns.items():
             if keys_sha256(columns.keys) != standing.keys_sha256:
-                raise HarmonError(
-                    f"group {group} of {self._where} does not have the shard's keys in the shard's order"
-                )
+                raise HarmonError(f"group {group} of {self._where} does not have the shard's keys in the shard's order")
             there = self._dataset.entry(group, self._shard)
             if there and there.path != group_path(group, self._key, self._shard):
                 raise HarmonError(
@@ -202,15 +186,11 @@ class ShardOutput:
                 )
 
     def _count_failed(self, told: Mapping[str, int] | None) -> dict[str, int]:
-        failures = {
-            key: reason for columns in self._columns.values() for key, reason in columns.failures.items()
-        }
+        failures = {key: reason for columns in self._columns.values() for key, reason in columns.failures.items()}
         counted = dict(Counter(failures.values()))
         if any("status" in columns.schema for columns in self._columns.values()):
             if told is not None and {r: n for r, n in told.items() if n} != counted:
-                raise HarmonError(
-                    f"{self._where} was told of failed rows {dict(told)}, but its status says {counted}"
-                )
+                raise HarmonError(f"{self._where} was told of failed rows {dict(told)}, but its status says {counted}")
             return counted
         return {reason: number for reason, number in (told or {}).items() if number}
 
@@ -255,9 +235,7 @@ class ShardOutput:
         """Telemetry of a killed attempt stands: the first facts stay if they are about the same rows."""
         path = self._dataset.store.local(target)
         if read_keys(path) != list(keys):
-            raise HarmonError(
-                f"{path} is telemetry of other rows than {self._where} has; move it away and run again"
-            )
+            raise HarmonError(f"{path} is telemetry of other rows than {self._where} has; move it away and run again")
         return FileEntry(
             group=group,
             shard=self._shard,
@@ -275,9 +253,7 @@ class ShardOutput:
         except OtherBytes:
             there = Receipt.from_bytes(self._dataset.store.read(path), path)
             if not there.same_result(receipt):
-                raise HarmonError(
-                    f"{self._where} came out differently than its receipt {path} says"
-                ) from None
+                raise HarmonError(f"{self._where} came out differently than its receipt {path} says") from None
             return there
         return receipt
 

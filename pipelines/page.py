@@ -92,13 +92,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
     """A table; numbers are set to the right with their thousands marked, everything else to the left."""
     numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(headers))]
     head = (
-        element("th", name, class_="number" if right else None)
-        for name, right in zip(headers, numeric, strict=True)
+        element("th", name, class_="number" if right else None) for name, right in zip(headers, numeric, strict=True)
     )
-    body = (
-        element("tr", *(_cell(value, right) for value, right in zip(row, numeric, strict=True)))
-        for row in rows
-    )
+    body = (element("tr", *(_cell(value, right) for value, right in zip(row, numeric, strict=True))) for row in rows)
     inner = join(element("thead", element("tr", *head)), element("tbody", *body))
     return element("div", element("table", inner), class_="scroll")
 
@@ -163,9 +159,7 @@ class Picture:
         return f"data:{self.mime};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 
-def thumbnail(
-    data: bytes, caption: str, *remarks: Remark, side: int = 128, state: State = "plain"
-) -> Picture:
+def thumbnail(data: bytes, caption: str, *remarks: Remark, side: int = 128, state: State = "plain") -> Picture:
     """A picture of at most `side` px, for a page that must stay small. Small pictures keep pixels (PNG);
     larger ones become JPEG. Raises OSError when `data` is not a picture that Pillow reads."""
     from PIL import Image
@@ -185,9 +179,7 @@ def thumbnail(
 def gallery(pictures: Sequence[Picture], wide: bool = False) -> Markup:
     """A grid of pictures, each above its caption and remark; `wide` gives captions of several sentences
     room."""
-    return element(
-        "div", *(_figure(picture) for picture in pictures), class_="gallery wide" if wide else "gallery"
-    )
+    return element("div", *(_figure(picture) for picture in pictures), class_="gallery wide" if wide else "gallery")
 
 
 @dataclass(frozen=True)
@@ -232,9 +224,7 @@ class Page:
         )
         body = join(
             element("nav", element("ol", *links), aria_label="Sections"),
-            element(
-                "main", header, *(_section(part) for part in self.sections), element("footer", self.footer)
-            ),
+            element("main", header, *(_section(part) for part in self.sections), element("footer", self.footer)),
         )
         return f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{element("body", body)}</html>\n'
 

@@ -46,7 +46,8 @@ def parse(model: type[S], data: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # an unknown key explains a required one that is missing, so it is told first
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] != "extra_forbidden":
             raise ConfigurationError(f"{where}: {place or 'the file'}: {first['msg']}.") from None

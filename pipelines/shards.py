@@ -97,18 +97,14 @@ class ShardWriter:
     def add(self, key: str, image: bytes, extension: str, view: Mapping[str, object]) -> None:
         """Append one sample; `extension` is the sniffed type without a dot, lower case ("jpg", "png")."""
         if not KEY.fullmatch(key):
-            raise HarmonError(
-                f"{key!r} is no sample key for {self.path}: 32 lower-case hex digits are needed"
-            )
+            raise HarmonError(f"{key!r} is no sample key for {self.path}: 32 lower-case hex digits are needed")
         if not EXTENSION.fullmatch(extension) or extension == "json":
             raise HarmonError(f"{extension!r} cannot be the image extension of {key} in {self.path}")
         if key in self._known:
             raise HarmonError(f"the key {key} comes twice in {self.path}; keys are unique within a dataset")
         members = ((f"{key}.{extension}", image), (f"{key}.json", canonical_json(view)))
         if max(len(data) for _, data in members) > MAX_MEMBER:
-            raise HarmonError(
-                f"{key} is larger than a ustar member of {self.path} may be ({MAX_MEMBER} bytes)"
-            )
+            raise HarmonError(f"{key} is larger than a ustar member of {self.path} may be ({MAX_MEMBER} bytes)")
         self._known.add(key)
         self.keys.append(key)
         self._offsets.append(self._end)
@@ -159,14 +155,10 @@ class ImageShard:
             with tar_path.open("rb") as stream:
                 self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as problem:  # an empty file cannot be mapped: ValueError
-            raise HarmonError(
-                f"the shard {tar_path} cannot be opened: {problem}; run `harmon audit`"
-            ) from problem
+            raise HarmonError(f"the shard {tar_path} cannot be opened: {problem}; run `harmon audit`") from problem
         fits = len(self._offsets) > 0 and int(self._offsets[-1]) + len(END) <= len(self._map)
         if not fits or (np.diff(self._offsets) < 2 * BLOCK).any():
-            raise HarmonError(
-                f"the index {idx_path} does not belong to {tar_path}; run `harmon audit --deep`"
-            )
+            raise HarmonError(f"the index {idx_path} does not belong to {tar_path}; run `harmon audit --deep`")
         self._rows: dict[str, int] | None = None
 
     def __len__(self) -> int:
@@ -184,9 +176,7 @@ class ImageShard:
         try:
             return Image(key, extension, data, dict(json.loads(view)))
         except (ValueError, TypeError) as problem:
-            raise HarmonError(
-                f"{self.path}: {key}.json is no JSON object; run `harmon audit --deep`"
-            ) from problem
+            raise HarmonError(f"{self.path}: {key}.json is no JSON object; run `harmon audit --deep`") from problem
 
     def _member(self, start: int, limit: int) -> tuple[str, str, bytes, int]:
         """Key, extension, data and the offset after it, of the member whose header is at `start`."""
@@ -255,16 +245,12 @@ def scan(tar_path: Path) -> Iterator[tuple[int, str]]:
             stream.seek(view_at)
             view = _checked(stream.read(BLOCK), tar_path, view_at)
             if view.key != image.key or view.extension != "json" or image.extension == "json":
-                raise HarmonError(
-                    f"{tar_path}: the members at {offset} and {view_at} are no image with its view"
-                )
+                raise HarmonError(f"{tar_path}: the members at {offset} and {view_at} are no image with its view")
             yield offset, image.key
             offset = view_at + BLOCK + view.size + _padding(view.size)
             stream.seek(offset)
         if length != offset + len(END):
-            raise HarmonError(
-                f"{tar_path}: the archive ends at {offset + len(END)} but the file at {length} bytes"
-            )
+            raise HarmonError(f"{tar_path}: the archive ends at {offset + len(END)} but the file at {length} bytes")
 
 
 def _checked(header: bytes, tar_path: Path, offset: int) -> MemberName:

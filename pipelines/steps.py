@@ -76,9 +76,7 @@ class StepRun:
             if shard not in self._rows_of:
                 self._rows_of[shard] = self._receipt(shard).rows_in
         total = len(self._asked) or len(done)
-        return Progress(
-            self.step.name, self.dataset.name, len(done), total, sum(self._rows_of[s] for s in done)
-        )
+        return Progress(self.step.name, self.dataset.name, len(done), total, sum(self._rows_of[s] for s in done))
 
     # Work on a shard
 
@@ -125,20 +123,14 @@ class StepRun:
         """
         receipts = [self._receipt(shard) for shard in self.finished()]
         while True:
-            head = (
-                self.dataset.head
-            )  # looked up before `committed`, so a head without our key is without our files
+            head = self.dataset.head  # looked up before `committed`, so a head without our key is without our files
             if (commit := self.committed) is not None:
                 break
-            draft = draft_commit(
-                self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began
-            )
+            draft = draft_commit(self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began)
             try:
                 self.dataset.store.put(manifest_path(draft.number), draft.to_bytes())
             except OtherBytes:
-                log.info(
-                    "%s: another commit took number %d; trying the next", self.dataset.name, draft.number
-                )
+                log.info("%s: another commit took number %d; trying the next", self.dataset.name, draft.number)
         self._clean()
         return commit
 
@@ -148,7 +140,5 @@ class StepRun:
 
     def _clean(self) -> None:
         self.dataset.store.remove_folder(f"{WORK}/{self.step.key}")
-        with contextlib.suppress(
-            OSError
-        ):  # not empty: other steps are at work; gone: another process was faster
+        with contextlib.suppress(OSError):  # not empty: other steps are at work; gone: another process was faster
             self.dataset.store.local(WORK).rmdir()

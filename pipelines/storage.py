@@ -78,9 +78,7 @@ class Store:
                 os.fsync(stream.fileno())
             return self._link(temporary, path, digest.hexdigest())
         except OSError as problem:
-            raise HarmonError(
-                f"{target} could not be written: {problem}; see to the disk and run again"
-            ) from problem
+            raise HarmonError(f"{target} could not be written: {problem}; see to the disk and run again") from problem
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -95,17 +93,13 @@ class Store:
             if source.stat().st_dev != target.parent.stat().st_dev:
                 stored = self.put(path, source)
                 if stored.sha256 != sha256:
-                    raise HarmonError(
-                        f"{source} changed between its writing and {target}; run the step again"
-                    )
+                    raise HarmonError(f"{source} changed between its writing and {target}; run the step again")
             else:
                 with source.open("rb") as stream:
                     os.fsync(stream.fileno())
                 stored = self._link(source, path, sha256)
         except OSError as problem:
-            raise HarmonError(
-                f"{target} could not be written: {problem}; see to the disk and run again"
-            ) from problem
+            raise HarmonError(f"{target} could not be written: {problem}; see to the disk and run again") from problem
         source.unlink()
         return stored
 

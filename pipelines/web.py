@@ -22,7 +22,7 @@ from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.columns import CONVERSATIONS
 from pipelines.errors import HarmonError
 from pipelines.photographs import Photograph, photographs
-from pipelines.scenes import Scene, class_name, dense_caption, make_scene, questions, render, text_dialogue
+from pipelines.scenes import Scene, class_name, conversation, dense_caption, make_scene, render, text_dialogue
 from pipelines.settings import Settings
 
 VERSION = 1  # raise it when equal settings come to give other files
@@ -154,7 +154,7 @@ def _identity(settings: WebSettings, shown: tuple[Photograph, ...]) -> str:
     parts = [settings.model_dump_json(), str(VERSION), str(SIDE)]
     parts += [sha256_hex(photograph.path.read_bytes()) + photograph.caption for photograph in shown]
     parts += [
-        sha256_hex(render(scene, SIDE).tobytes()) + dense_caption(scene) + repr(questions(scene)) for scene in probes
+        sha256_hex(render(scene, SIDE).tobytes()) + dense_caption(scene) + repr(conversation(scene)) for scene in probes
     ]
     return sha256_hex("\n".join(parts).encode())
 
@@ -239,7 +239,7 @@ def _scene_row(settings: WebSettings, row_id: str, index: int) -> dict[str, obje
         return row | {"task": "text2image", "caption": class_name(scene)}
     turns = [
         {"role": role, "text": text}
-        for question in questions(scene)
+        for question in conversation(scene)
         for role, text in (("user", question.question), ("assistant", question.answer))
     ]
     return row | {"task": "image2text", "caption": dense_caption(scene), "conversations": turns}

@@ -14,9 +14,7 @@ from pipelines.canonical import canonical_json
 from pipelines.errors import HarmonError
 
 WORK = ".work"  # folder of a dataset below which nothing is data
-PATIENCE = (
-    60.0  # seconds to wait for another process that holds the shard, such as an orphan of a killed flow
-)
+PATIENCE = 60.0  # seconds to wait for another process that holds the shard, such as an orphan of a killed flow
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +41,7 @@ class Journal:
             try:
                 entry = json.loads(line)
             except ValueError as problem:
-                raise HarmonError(
-                    f"line {number} of journal {self.path} is damaged; delete the file"
-                ) from problem
+                raise HarmonError(f"line {number} of journal {self.path} is damaged; delete the file") from problem
             entries.append(entry)
         return entries
 

@@ -91,9 +91,7 @@ def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> di
         "departures": [vars(departure) for departure in config.sampling.departures()],
         "generation": {which: score_pictures(some).report() for which, some in judged.items() if some},
         "answers": [score.report() for score in score_answers(asked)],
-        "pictures": [
-            _picture_record(which, i, one) for which in PROMPTS for i, one in enumerate(judged[which])
-        ],
+        "pictures": [_picture_record(which, i, one) for which in PROMPTS for i, one in enumerate(judged[which])],
     }
     (attempt / SCORES).write_text(json.dumps(scores, indent=1) + "\n")
     shutil.rmtree(final, ignore_errors=True)
@@ -134,9 +132,7 @@ def _standing(folder: Path, key: str) -> dict[str, Any] | None:
     return scores if scores.get("key") == key else None
 
 
-def _draw_and_judge(
-    trained: Trained, config: EvaluationConfig, which: Prompts, folder: Path | None
-) -> list[Judged]:
+def _draw_and_judge(trained: Trained, config: EvaluationConfig, which: Prompts, folder: Path | None) -> list[Judged]:
     wanted = [wanted_of(scene) for scene in config.prompts(which)]
     seeds = [stream(config.seed, "evaluation", which, index) for index in range(len(wanted))]
     drawn = draw_pictures(trained, [one.prompt for one in wanted], seeds, config.sampling)

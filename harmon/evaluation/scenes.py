@@ -139,9 +139,7 @@ def score_pictures(judged: Sequence[Judged]) -> GenerationScores:
     """Scores of pictures whose prompts name equally many objects; raises ValueError where they do not."""
     numbers = {len(one.wanted.pairs) for one in judged}
     if len(numbers) != 1:
-        raise ValueError(
-            f"pictures of prompts with {sorted(numbers)} objects cannot share one score; score each apart"
-        )
+        raise ValueError(f"pictures of prompts with {sorted(numbers)} objects cannot share one score; score each apart")
     n = len(judged)
     named = [one.background for one in judged if one.background is not None]
     together = [one.colours and one.shapes and one.whole and _pairs_match(one) for one in judged]
@@ -166,9 +164,7 @@ def score_answers(asked: Iterable[Asked]) -> list[AnswerScore]:
             answers = Counter(normalised(one.answer) for one in of_kind[kind])
             constant, times = max(sorted(answers.items()), key=lambda item: item[1])
             n = len(of_kind[kind])
-            scores.append(
-                AnswerScore(kind, Score(sum(one.right for one in of_kind[kind]), n, times / n), constant)
-            )
+            scores.append(AnswerScore(kind, Score(sum(one.right for one in of_kind[kind]), n, times / n), constant))
     return scores
 
 
@@ -177,9 +173,7 @@ def normalised(answer: str) -> str:
     "no"."""
     words = re.findall(r"[a-z]+|\d+", answer.lower())
     spelled = (NUMERALS[int(word)] if word.isdigit() and len(word) == 1 else word for word in words)
-    return " ".join(
-        "no" if word in ("none", "zero") else word for word in spelled if word not in ("a", "an", "the")
-    )
+    return " ".join("no" if word in ("none", "zero") else word for word in spelled if word not in ("a", "an", "the"))
 
 
 def _pairs_match(one: Judged) -> bool:

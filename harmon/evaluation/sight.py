@@ -83,9 +83,7 @@ class Sight:
 def see(picture: NDArray[np.uint8]) -> Sight:
     """The objects and the background of `picture`, uint8 [S, S, 3] RGB, S at least 32."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < 32:
-        raise ValueError(
-            f"a picture must be uint8 [S, S, 3] with S >= 32, not {picture.dtype} {picture.shape}"
-        )
+        raise ValueError(f"a picture must be uint8 [S, S, 3] with S >= 32, not {picture.dtype} {picture.shape}")
     labels = _nearest_names(picture)
     named = [int(np.sum(labels == index)) for index in range(len(COLOURS), len(COLOURS) + len(BACKGROUNDS))]
     if sum(named) < LEAST_BACKGROUND * labels.size:
@@ -139,9 +137,7 @@ def _objects_of(region: Mask, labels: NDArray[np.int64]) -> list[SeenObject]:
     if area < LEAST_AREA * region.size:
         return []
     counts = np.bincount(labels[region], minlength=len(COLOURS))[: len(COLOURS)]
-    parts = [
-        (index, part) for index in range(len(COLOURS)) for part in _cores(region & (labels == index), area)
-    ]
+    parts = [(index, part) for index in range(len(COLOURS)) for part in _cores(region & (labels == index), area)]
     if len(parts) < 2:
         return [_seen(region, int(counts.argmax()))]
     return [_seen(part, index) for index, part in parts]
@@ -178,9 +174,7 @@ def _canonical(mask: Mask) -> Mask:
 
 
 def _nearest_shape(mask: Mask) -> tuple[str, float]:
-    overlaps = {
-        name: float((mask & shape).sum() / (mask | shape).sum()) for name, shape in _templates().items()
-    }
+    overlaps = {name: float((mask & shape).sum() / (mask | shape).sum()) for name, shape in _templates().items()}
     best = max(overlaps, key=lambda name: overlaps[name])
     return best, overlaps[best]
 

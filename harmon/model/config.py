@@ -127,6 +127,21 @@ class HarmonConfig(_Config):
         return (latent_height // self.mar.patch_size) * (latent_width // self.mar.patch_size)
 
 
+def changed_defaults(config: BaseModel, place: str = "model") -> list[tuple[str, Any, Any]]:
+    """(key, the paper's value, this value) of every field that has a paper's value and departs from it.
+
+    Sizes without a default differ between the published models and are not listed.
+    """
+    changed: list[tuple[str, Any, Any]] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            changed += changed_defaults(value, f"{place}.{name}")
+        elif not field.is_required() and value != field.default:
+            changed.append((f"{place}.{name}", field.default, value))
+    return changed
+
+
 def _divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
     if whole % part:
         raise ValueError(f"{part_name} {part} must divide {whole_name} {whole}")

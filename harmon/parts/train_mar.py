@@ -85,9 +85,8 @@ _SHAPE = {name: number for number, name in enumerate(SHAPES)}
 
 def encode(mar: Mar, tokens: Tensor, grid: Grid, visible: Tensor, classes: Tensor) -> Tensor:
     """`Mar.encode` with a class vector [B, D] a picture in the buffers."""
-    buffer_1UD, image_1ND = mar._positional_table(mar.encoder_pos_embed_learned, grid).split(
-        [mar.config.buffer_size, grid.positions], 1
-    )
+    table_1TD = mar._positional_table(mar.encoder_pos_embed_learned, grid)  # type: ignore[no-untyped-call]
+    buffer_1UD, image_1ND = table_1TD[:, : mar.config.buffer_size], table_1TD[:, mar.config.buffer_size :]
     image_BMD = mar.z_proj(take(tokens, visible)) + take(image_1ND, visible)
     x_BSD = mar.z_proj_ln(torch.cat([classes.unsqueeze(1) + buffer_1UD, image_BMD], 1))
     for block in mar.encoder_blocks:
@@ -165,8 +164,8 @@ def train(steps: int, file: Path) -> None:
         grid = Grid(side // latent.stride, side // latent.stride)
         value = loss(mar, pictures.tokens[side][rows], grid, classes, ratio, config.head.batch_mul, draw)
         optimiser.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, 1.0)  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         sums[side] = [sums[side][0] + float(value.detach()), sums[side][1] + 1]
@@ -196,9 +195,7 @@ def _save(mar: Mar, file: Path) -> None:
 
 
 @torch.inference_mode()
-def generate(
-    mar: Mar, classes: Tensor, grid: Grid, clip_x0: float, steps: str, draw: torch.Generator
-) -> Tensor:
+def generate(mar: Mar, classes: Tensor, grid: Grid, clip_x0: float, steps: str, draw: torch.Generator) -> Tensor:
     """Tokens [B, N, C] of class vectors [B, D], with guidance against `fake_latent`."""
     batch, positions, channels = len(classes), grid.positions, mar.config.token_channels
     both = torch.cat([classes, mar.fake_latent.expand(batch, -1)])
@@ -241,11 +238,9 @@ def measure(file: Path, side: int, repeats: int = 4) -> dict[str, float | int]:
     classes = mar.class_emb.weight.detach().repeat(repeats, 1)
     draw = torch.Generator().manual_seed(SEED)
     tokens = generate(mar, classes, grid, clip_x0, config.head.sampling_steps, draw)
-    images = latent.decode(tokens.transpose(1, 2).unflatten(2, tuple(grid))).clamp(-1, 1)
-    views = [see(picture) for picture in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
-    single = [
-        (view.objects[0], pair) for view, pair in zip(views, wanted, strict=True) if len(view.objects) == 1
-    ]
+    images = latent.decode(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)).clamp(-1, 1)
+    views = [see(picture) for picture in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]  # type: ignore[no-untyped-call]
+    single = [(view.objects[0], pair) for view, pair in zip(views, wanted, strict=True) if len(view.objects) == 1]
     return {
         "side": side,
         "pictures": len(wanted),
@@ -256,9 +251,7 @@ def measure(file: Path, side: int, repeats: int = 4) -> dict[str, float | int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", type=Path, default=MAR_FILE, help="holds or receives the weights")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--measure", action="store_true", help="only measure the weights in the file")

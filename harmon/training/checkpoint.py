@@ -93,21 +93,21 @@ def load_checkpoint(
 
 
 def load_weights(model: nn.Module, files: list[Path]) -> None:
-    """Load safetensors files under the released names into `model`; a Qwen2 file's `model.*` is read as
-    `llm.model.*`.
+    """Load safetensors files into `model` under the released names.
 
-    A module (llm, mar, proj_in, proj_out) that no file speaks of keeps its weights: the paper's connectors
-    start fresh.
+    A name may lack its `llm.` or `mar.`, as in files of the language model or of MAR alone. A module (llm, mar,
+    proj_in, proj_out) that no file speaks of keeps its weights: the paper's connectors start fresh.
 
     Raises:
         HarmonError: a name or shape the model does not have, or a module that is only partly there.
     """
+    names = set(model.state_dict())
     given: dict[str, Tensor] = {}
     for file in files:
         for name, value in _read(file).items():
-            given[f"llm.{name}" if name.startswith(("model.", "lm_head.")) else name] = value
+            given[next((full for full in (name, f"llm.{name}", f"mar.{name}") if full in names), name)] = value
     own = _weights(model)
-    given = {name: value for name, value in given.items() if name not in model.state_dict() or name in own}
+    given = {name: value for name, value in given.items() if name in own or name not in names}
     modules = {name.split(".")[0] for name in given}
     wrong = [name for name in given if name not in own or own[name].shape != given[name].shape]
     absent = [name for name in own if name.split(".")[0] in modules and name not in given]

@@ -139,6 +139,31 @@ def questions(scene: Scene) -> tuple[Question, ...]:
     return tuple(asks)
 
 
+def conversation(scene: Scene) -> tuple[Question, ...]:
+    """What a scene is trained with: the questions of `questions` and more of existence and colour, in varied order.
+
+    Up to two objects that are there and as many that are not are asked for, so that yes and no are equally many.
+    """
+    random = Random(f"conversation/{scene!r}")
+    present = [item.pair for item in scene.objects]
+    absent = [pair for pair in trained_pairs() if pair not in present]
+    some = min(2, len(present))
+    asks = [
+        Question("existence", f"Is there {_with_article(' '.join(pair))}?", answer)
+        for pairs, answer in ((present, "yes"), (absent, "no"))
+        for pair in random.sample(pairs, some)
+    ]
+    shapes = Counter(shape for _, shape in present)
+    alone = [pair for pair in present if shapes[pair[1]] == 1]
+    asks += [
+        Question("colour", f"What colour is the {shape}?", colour)
+        for colour, shape in random.sample(alone, min(2, len(alone)))
+    ]
+    asks += [question for question in questions(scene) if question.kind in ("count", "position")]
+    random.shuffle(asks)
+    return tuple(asks)
+
+
 def text_dialogue(scene: Scene) -> tuple[Turn, Turn]:
     """A conversation in words only: the dense caption with a question about it, and the answer."""
     asked = Random(f"dialogue/{scene!r}").choice(questions(scene))

@@ -34,9 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "demo"
     config = HarmonConfig.from_file(PARTS / "harmon.yaml")
     torch.manual_seed(0)
-    weights = {
-        name: value.clone() for name, value in Harmon(config).state_dict().items() if "lm_head" not in name
-    }
+    weights = {name: value.clone() for name, value in Harmon(config).state_dict().items() if "lm_head" not in name}
     for stage, step in (("stage1-aaaaaaaa", 10), ("stage2-bbbbbbbb", 20)):
         checkpoint = folder / "train" / stage / "checkpoints" / f"{step:06d}"
         checkpoint.mkdir(parents=True)
@@ -125,9 +123,7 @@ def test_ask_refuses_what_is_no_picture(run: Path, tmp_path: Path) -> None:
 
 def test_held_out_prompts_ask_for_pairs_that_no_training_text_names() -> None:
     config = EvaluationConfig(held_out=40, seen=40, two=40)
-    wanted = {
-        which: {item.pair for scene in config.prompts(which) for item in scene.objects} for which in PROMPTS
-    }
+    wanted = {which: {item.pair for scene in config.prompts(which) for item in scene.objects} for which in PROMPTS}
     assert wanted["held_out"] <= HELD_OUT_PAIRS
     assert not (wanted["seen"] | wanted["two"]) & HELD_OUT_PAIRS
 
@@ -163,9 +159,7 @@ def test_a_run_is_measured_once_and_every_number_can_be_counted_again(run: Path)
 
 
 def test_an_untrained_model_gains_nothing(trained: Trained) -> None:
-    generation, answers = quick_scores(
-        trained, EvaluationConfig(held_out=24, seen=0, two=0, asked=6, sampling=QUICK)
-    )
+    generation, answers = quick_scores(trained, EvaluationConfig(held_out=24, seen=0, two=0, asked=6, sampling=QUICK))
     assert set(generation) == {"held_out"}
     assert generation["held_out"].both.share <= 0.2
     assert all(score.score.share <= 0.7 for score in answers)

@@ -40,9 +40,7 @@ def worsened(picture: Rgb, blur: float, noise: float, seed: int) -> Rgb:
     """Blurred by `blur` pixels of 64 and with normal noise of deviation `noise` of 255."""
     sigma = blur * picture.shape[0] / 64
     soft = ndimage.gaussian_filter(picture.astype(np.float64), (sigma, sigma, 0))
-    return np.clip(soft + np.random.default_rng(seed).normal(0, noise, picture.shape), 0, 255).astype(
-        np.uint8
-    )
+    return np.clip(soft + np.random.default_rng(seed).normal(0, noise, picture.shape), 0, 255).astype(np.uint8)
 
 
 @settings(max_examples=150, deadline=None)
@@ -60,9 +58,7 @@ def test_sees_every_clean_scene_exactly_as_it_was_made(index: int, objects: int,
 
 @settings(max_examples=60, deadline=None)
 @given(index=st.integers(0, 10**6), blur=st.floats(0, 3), noise=st.floats(0, 20), held_out=st.booleans())
-def test_sees_one_object_through_blur_and_noise(
-    index: int, blur: float, noise: float, held_out: bool
-) -> None:
+def test_sees_one_object_through_blur_and_noise(index: int, blur: float, noise: float, held_out: bool) -> None:
     scene = make_scene(11, index, 1, "held_out" if held_out else "unseen")
     sight = see(worsened(render(scene, 64), blur, noise, index))
     assert pairs(sight) == truth(scene)
@@ -74,19 +70,12 @@ def test_sees_every_colour_of_small_objects_through_light_blur_and_noise() -> No
         scenes = [make_scene(11, index, objects, "unseen") for index in range(40)]
         sights = [see(worsened(render(scene, 64), 1, 10, scene.index)) for scene in scenes]
         for scene, sight in zip(scenes, sights, strict=True):
-            assert Counter(item.colour for item in sight.objects) == Counter(
-                item.colour for item in scene.objects
-            )
-        assert (
-            np.mean([pairs(sight) == truth(scene) for scene, sight in zip(scenes, sights, strict=True)])
-            >= least
-        )
+            assert Counter(item.colour for item in sight.objects) == Counter(item.colour for item in scene.objects)
+        assert np.mean([pairs(sight) == truth(scene) for scene, sight in zip(scenes, sights, strict=True)]) >= least
 
 
 @pytest.mark.parametrize(("side", "objects", "colour", "shape"), [(64, 1, 1.0, 0.9), (128, 2, 0.98, 0.95)])
-def test_sees_colours_and_shapes_through_the_patch_latent(
-    side: int, objects: int, colour: float, shape: float
-) -> None:
+def test_sees_colours_and_shapes_through_the_patch_latent(side: int, objects: int, colour: float, shape: float) -> None:
     def images(seed: int, count: int, number: int | None) -> tuple[list[Scene], torch.Tensor]:
         scenes = [make_scene(seed, index, number, "unseen") for index in range(count)]
         drawn = np.stack([render(scene, side) for scene in scenes])
@@ -96,10 +85,7 @@ def test_sees_colours_and_shapes_through_the_patch_latent(
     scenes, pictures = images(2, 60, objects)
     back = ((latent.decode(latent.encode(pictures)) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     scores = score_pictures(
-        [
-            judge(wanted_of(scene), picture.permute(1, 2, 0).numpy())
-            for scene, picture in zip(scenes, back, strict=True)
-        ]
+        [judge(wanted_of(scene), picture.permute(1, 2, 0).numpy()) for scene, picture in zip(scenes, back, strict=True)]
     )
     assert scores.colour.share >= colour
     assert scores.shape.share >= shape
@@ -144,9 +130,7 @@ def test_the_background_counts_only_where_the_prompt_names_it() -> None:
 
 
 def test_pictures_of_different_object_counts_do_not_share_a_score() -> None:
-    judged = [
-        judge(wanted_of(scene), render(scene, 64)) for scene in (make_scene(1, 0, 1), make_scene(1, 0, 2))
-    ]
+    judged = [judge(wanted_of(scene), render(scene, 64)) for scene in (make_scene(1, 0, 1), make_scene(1, 0, 2))]
     with pytest.raises(ValueError, match="score each apart"):
         score_pictures(judged)
 

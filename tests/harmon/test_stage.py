@@ -36,9 +36,7 @@ def test_task_counts_stay_within_one_block_of_the_exact_share_over_1500_steps(na
         for task, share in zip(TASKS, ratio, strict=True):
             assert abs(counts[task] - drawn * share / sum(ratio)) < stage.block_rows
         if (step + 1) % {"stage1": 3, "stage2": 3, "stage3": 5}[name] == 0:
-            assert all(
-                counts[task] * sum(ratio) == drawn * share for task, share in zip(TASKS, ratio, strict=True)
-            )
+            assert all(counts[task] * sum(ratio) == drawn * share for task, share in zip(TASKS, ratio, strict=True))
 
 
 def test_rate_warms_up_over_one_percent_and_falls_as_a_cosine():
@@ -59,9 +57,7 @@ def test_departures_name_what_differs_from_the_paper():
 
 
 def test_unknown_key_is_refused_with_the_nearest_known_one():
-    with pytest.raises(
-        ConfigurationError, match=r"unknown key 'learning_rate\.decodr'; did you mean 'decoder'"
-    ):
+    with pytest.raises(ConfigurationError, match=r"unknown key 'learning_rate\.decodr'; did you mean 'decoder'"):
         load_stage("stage1", {"learning_rate": {"decodr": 1e-4}})
 
 

@@ -58,9 +58,7 @@ def test_the_fake_latent_as_class_gives_the_encoder_harmon_uses(config: HarmonCo
 def test_the_committed_weights_fit_the_demos_model(config: HarmonConfig) -> None:
     need(PRESENT, ABSENT)
     weights = load_file(train_mar.MAR_FILE)
-    own = {
-        name: value.shape for name, value in Harmon(config).state_dict().items() if name.startswith("mar.")
-    }
+    own = {name: value.shape for name, value in Harmon(config).state_dict().items() if name.startswith("mar.")}
     assert {name: value.shape for name, value in weights.items()} == own
     assert train_mar.MAR_FILE.stat().st_size <= 8 << 20
 

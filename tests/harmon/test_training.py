@@ -207,6 +207,19 @@ def test_a_stage_starts_from_the_weights_of_the_one_before(job, undisturbed, tmp
         assert torch.allclose(ours, theirs, atol=1e-9)
 
 
+def test_parts_load_under_their_own_names_and_connectors_start_fresh(job, undisturbed, tmp_path):
+    tensors = load_file(final_weights(undisturbed))
+    for part in ("llm", "mar"):
+        own = {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        save_file(own, tmp_path / f"{part}.safetensors")
+    model = Harmon(job.model).double()
+    fresh = model.proj_in[0].weight.detach().clone()
+    load_weights(model, [tmp_path / "llm.safetensors", tmp_path / "mar.safetensors"])
+    assert torch.equal(model.mar.mask_token, tensors["mar.mask_token"])
+    assert torch.equal(model.llm.model.norm.weight, tensors["llm.model.norm.weight"])
+    assert torch.equal(model.proj_in[0].weight, fresh)
+
+
 def test_weights_that_do_not_fit_are_refused(job, undisturbed, tmp_path):
     tensors = load_file(final_weights(undisturbed))
     tensors.pop("mar.mask_token")

@@ -22,9 +22,7 @@ from pipelines.steps import Reads, Step, StepRun
 SHARDS = 4
 ROWS = 6  # per shard: of the rows listed, number 4 is text and number 5 a dead link
 
-SCORES = pa.schema(
-    [("key", pa.string()), ("score", pa.float64()), ("status", pa.string()), ("reason", pa.string())]
-)
+SCORES = pa.schema([("key", pa.string()), ("score", pa.float64()), ("status", pa.string()), ("reason", pa.string())])
 
 
 def picture(shard: int, row: int) -> bytes:
@@ -90,9 +88,7 @@ def write_scores(dataset: Dataset) -> None:
         for key in dataset.table("source", shard, ["key"]).column("key").to_pylist():
             image = images.find(key)
             score = (
-                {"score": float(len(image.data)), "status": "ok"}
-                if image
-                else {"status": "failed", "reason": "text"}
+                {"score": float(len(image.data)), "status": "ok"} if image else {"status": "failed", "reason": "text"}
             )
             rows.append({"key": key, **score})
         out = run.shard(shard)

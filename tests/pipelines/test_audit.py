@@ -121,9 +121,7 @@ def counts(**changes: Any) -> Callable[[Dataset], None]:
 
 
 def drop_file(dataset: Dataset) -> None:
-    edit_head(
-        dataset, lambda record: record.update(files=[f for f in record["files"] if f["group"] != "images"])
-    )
+    edit_head(dataset, lambda record: record.update(files=[f for f in record["files"] if f["group"] != "images"]))
 
 
 def reverse(table: pa.Table) -> pa.Table:
@@ -235,9 +233,7 @@ def test_an_undamaged_dataset_is_sound(original: Dataset) -> None:
 
 
 @pytest.mark.parametrize(("damage", "kind"), SHALLOW.values(), ids=SHALLOW.keys())
-def test_shallow_audit_names_the_damage(
-    toys: Dataset, damage: Callable[[Dataset], object], kind: str
-) -> None:
+def test_shallow_audit_names_the_damage(toys: Dataset, damage: Callable[[Dataset], object], kind: str) -> None:
     damage(toys)
     report = audit(Dataset(toys.root))
     assert not report.sound
@@ -291,9 +287,7 @@ def test_leftovers_are_harmless(toys: Dataset) -> None:
     out.columns("unfinished", keys.append_column("x", pa.array([1.0] * keys.num_rows)))
     out.finish(rows_in=keys.num_rows)
     run.journal(1).append({"row": 1})
-    toys.store.put(
-        f"columns/unfinished/{run.step.key8}/00001.parquet", b"written, then killed before the receipt"
-    )
+    toys.store.put(f"columns/unfinished/{run.step.key8}/00001.parquet", b"written, then killed before the receipt")
     (toys.root / "manifest" / ".put-0123456789abcdef.tmp").write_bytes(b"torn")
     report = audit(toys, deep=True)
     assert report.sound

@@ -28,9 +28,7 @@ def test_order_of_insertion_does_not_show(value: dict[str, int]) -> None:
     assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
 
 
-@pytest.mark.parametrize(
-    "value", [float("nan"), [float("inf")], {1: 2}, {"a": {None: 1}}, "\ud800", b"x", {1}]
-)
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], {1: 2}, {"a": {None: 1}}, "\ud800", b"x", {1}])
 def test_what_has_no_single_form_is_refused(value: object) -> None:
     with pytest.raises(HarmonError):
         canonical_json(value)

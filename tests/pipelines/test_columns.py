@@ -27,14 +27,10 @@ ROW = st.fixed_dictionaries(
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.lists(ROW, max_size=8), cut=st.integers(0, 8))
-def test_bytes_depend_on_values_alone(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict], cut: int
-) -> None:
+def test_bytes_depend_on_values_alone(tmp_path_factory: pytest.TempPathFactory, rows: list[dict], cut: int) -> None:
     folder = tmp_path_factory.mktemp("columns")
     table = pa.Table.from_pylist(rows, SOURCE_SCHEMA)
-    pieces = pa.concat_tables([table.slice(0, cut), table.slice(cut)]).replace_schema_metadata(
-        {"made": "elsewhere"}
-    )
+    pieces = pa.concat_tables([table.slice(0, cut), table.slice(cut)]).replace_schema_metadata({"made": "elsewhere"})
     write_columns(table, folder / "a")
     write_columns(pieces, folder / "b")
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes()

@@ -39,9 +39,7 @@ def test_killed_writer_converges_to_the_undisturbed_content_hash(tmp_path: Path)
         rounds += 1
         root = tmp_path / f"round-{rounds}" / "toys"
         while kills < KILLS:
-            at_a_call = (
-                kills % 2 == 0
-            )  # every other kill is at an exact fsync or link, the rest at a random time
+            at_a_call = kills % 2 == 0  # every other kill is at an exact fsync or link, the rest at a random time
             process = start(root, *([str(draw.randint(1, 60))] if at_a_call else []))
             if not at_a_call:
                 time.sleep(draw.uniform(0, seconds))

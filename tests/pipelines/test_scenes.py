@@ -19,6 +19,7 @@ from pipelines.scenes import (
     SHAPES,
     Scene,
     class_name,
+    conversation,
     dense_caption,
     make_scene,
     names_every_object,
@@ -84,7 +85,7 @@ def test_everything_is_a_function_of_seed_and_index(seed: int, index: int, numbe
     first, again = (make_scene(seed, index, number, split) for _ in range(2))
     assert first == again
     assert (render(first, 64) == render(again, 64)).all()
-    for words in (dense_caption, short_caption, class_name, questions, text_dialogue):
+    for words in (dense_caption, short_caption, class_name, questions, conversation, text_dialogue):
         assert words(first) == words(again)
 
 
@@ -103,7 +104,9 @@ def test_no_held_out_pair_in_a_trained_picture_or_text(seed: int, index: int, nu
     scene = make_scene(seed, index, number, split)
     assert not HELD_OUT_PAIRS & {item.pair for item in scene.objects}
     texts = [dense_caption(scene), short_caption(scene), class_name(scene)]
-    texts += [asked.question for asked in questions(scene)] + [turn.text for turn in text_dialogue(scene)]
+    texts += [asked.question for asked in (*questions(scene), *conversation(scene))] + [
+        turn.text for turn in text_dialogue(scene)
+    ]
     for colour, shape in HELD_OUT_PAIRS:
         assert not any(f"{colour} {shape}" in text.lower() for text in texts)
 
@@ -168,7 +171,7 @@ def test_places_in_the_dense_caption_agree_with_the_objects(scene: Scene) -> Non
 @given(scenes)
 def test_answers_follow_from_the_picture(scene: Scene) -> None:
     by_name = {" ".join(item.pair): item for item in scene.objects}
-    for asked in questions(scene):
+    for asked in (*questions(scene), *conversation(scene)):
         if asked.kind == "existence":
             name = re.sub(r"^Is there an? |\?$", "", asked.question)
             assert asked.answer == ("yes" if name in by_name else "no")
@@ -184,6 +187,12 @@ def test_answers_follow_from_the_picture(scene: Scene) -> None:
             sides = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
             assert asked.answer == sides
     assert {"existence", "count"} <= {asked.kind for asked in questions(scene)}
+
+
+@given(scenes)
+def test_a_conversation_asks_for_as_much_that_is_there_as_that_is_not(scene: Scene) -> None:
+    answers = Counter(asked.answer for asked in conversation(scene) if asked.kind == "existence")
+    assert answers["yes"] == answers["no"] == min(2, len(scene.objects))
 
 
 def test_shares_are_as_documented() -> None:

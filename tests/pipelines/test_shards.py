@@ -15,11 +15,7 @@ from pipelines.errors import HarmonError
 from pipelines.shards import BLOCK, Image, ImageShard, ShardWriter, index_path, scan
 
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
-DATA = (
-    st.binary(max_size=60)
-    | st.integers(0, 3).map(lambda blocks: b"\xff" * (BLOCK * blocks))
-    | st.just(b"\0" * 1100)
-)
+DATA = st.binary(max_size=60) | st.integers(0, 3).map(lambda blocks: b"\xff" * (BLOCK * blocks)) | st.just(b"\0" * 1100)
 VIEW = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=30), max_size=3)
 SAMPLES = st.lists(
     st.builds(Image, KEYS, st.sampled_from(["jpg", "png", "webp"]), DATA, VIEW),
@@ -41,14 +37,10 @@ def sample(number: int, data: bytes = b"data") -> Image:
 
 @settings(max_examples=60, deadline=None)
 @given(samples=SAMPLES)
-def test_samples_come_back_through_every_reader(
-    tmp_path_factory: pytest.TempPathFactory, samples: list[Image]
-) -> None:
+def test_samples_come_back_through_every_reader(tmp_path_factory: pytest.TempPathFactory, samples: list[Image]) -> None:
     path = tmp_path_factory.mktemp("shard") / "00000.tar"
     writer = write(path, samples)
-    assert (writer.tar_sha256, writer.idx_sha256) == tuple(
-        sha256_hex(p.read_bytes()) for p in (path, index_path(path))
-    )
+    assert (writer.tar_sha256, writer.idx_sha256) == tuple(sha256_hex(p.read_bytes()) for p in (path, index_path(path)))
     shard = ImageShard(path, index_path(path))
     assert [shard.read(row) for row in range(len(shard))] == samples
     assert [shard.find(sample.key) for sample in samples] == samples

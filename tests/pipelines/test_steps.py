@@ -22,9 +22,7 @@ from pipelines.manifest import manifest_path
 from pipelines.steps import Progress, Reads, ShardOutput, Step, StepRun
 from pipelines.workspace import Journal, Workspace
 
-RACES = max(
-    3, int(os.environ.get("HARMON_SOAK", "0"))
-)  # rounds of two or three processes' worth of commits at once
+RACES = max(3, int(os.environ.get("HARMON_SOAK", "0")))  # rounds of two or three processes' worth of commits at once
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +146,7 @@ def test_progress_counts_receipts_and_rows(images: Dataset) -> None:
         out = run.shard(shard)
         out.columns("column", column(dataset, shard))
         out.finish(rows_in=5)
-    assert [(p.shards_done, p.shards_total, p.rows_done) for p in seen] == [
-        (n, 4, 5 * n) for n in (1, 2, 3, 4)
-    ]
+    assert [(p.shards_done, p.shards_total, p.rows_done) for p in seen] == [(n, 4, 5 * n) for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""The whole recipe, small, through every real part: img2dataset, Transformers, Ray Train, Prefect's server."""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import load_recipe
+from flows.work import work_of
+from pipelines.audit import audit
+from pipelines.dataset import Dataset
+from pipelines.web import planted
+from tests.flows.small_run import DATASETS, RECIPE, SIZES, SmallRun
+
+KILLS = 10 if os.environ.get("HARMON_SOAK") else 3
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_run_ends_with_a_report_and_sound_datasets(small_run: SmallRun) -> None:
+    assert (small_run.run / "report.html").stat().st_size > 100_000
+    assert "The report is" in small_run.log()
+    for name in DATASETS:
+        assert audit(Dataset(small_run.data / name), deep=True).sound, name
+
+
+@pytest.mark.slow
+def test_every_planted_row_stands_in_a_rejects_table_with_its_reason(small_run: SmallRun) -> None:
+    recipe = load_recipe(RECIPE, [*SIZES, f"web.port={small_run.port}"])
+    found = set()
+    for name in DATASETS:
+        for row in Dataset(small_run.data / name).rejects().to_pylist():
+            found.add((row["source"], row["row_id"], row["step"], row["reason"]))
+    for bad in planted(recipe.web):
+        twin = ("photographs", "cat", bad.step, bad.reason)  # a duplicate's twin may go in its stead
+        assert (bad.source, bad.row_id, bad.step, bad.reason) in found or (bad.reason == "duplicate" and twin in found)
+
+
+@pytest.mark.slow
+def test_rows_in_equal_rows_out_and_rejected_or_failed_at_each_step(small_run: SmallRun) -> None:
+    for name in DATASETS:
+        for commit in Dataset(small_run.data / name).commits():
+            lost = sum(commit.rejected.values()) + sum(commit.failed.values())
+            assert commit.rows_in == commit.rows_out + lost, (name, commit.step)
+
+
+@pytest.mark.slow
+def test_three_stages_trained_each_from_the_last(small_run: SmallRun) -> None:
+    described = json.loads((small_run.run / "model" / "model.json").read_text())
+    folders = [small_run.run / "train" / stage["folder"] for stage in described["stages"]]
+    assert [folder.name[:6] for folder in folders] == ["stage1", "stage2", "stage3"]
+    assert all((folder / "done.json").exists() for folder in folders)
+    lines = [json.loads(line) for line in (folders[2] / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 4
+
+
+@pytest.mark.slow
+def test_running_again_does_no_work_and_says_so(small_run: SmallRun) -> None:
+    before, start = files_below(small_run.folder / "data"), time.monotonic()
+    said = small_run.finish()
+    assert "nothing was to do" in said
+    assert files_below(small_run.folder / "data") == before
+    assert time.monotonic() - start < 60  # 20 s alone on two cores; tests share them
+
+
+@pytest.mark.slow
+def test_steps_before_from_must_be_done(small_run: SmallRun, tmp_path: Path) -> None:
+    other = SmallRun(tmp_path / "fresh", small_run.port)
+    assert other.start("--from", "train").wait(timeout=120) == 2
+    assert "before it is not done" in other.log()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_run_killed_at_random_moments_ends_in_the_same_datasets(small_run: SmallRun, tmp_path: Path) -> None:
+    """kill -9 of the flow, again and again; nothing it started may outlive it, and the next run goes on."""
+    timings = [json.loads(line) for line in (small_run.run / "timings.jsonl").read_text().splitlines()]
+    whole = sum(line["seconds"] for line in timings) + 15  # and Prefect's start
+    rounds, draw = 0, random.Random(f"kill/{KILLS}")
+    run = SmallRun(tmp_path / "round-0", small_run.port)
+    for _ in range(KILLS):
+        process, deadline = run.start(), time.monotonic() + draw.uniform(1, whole)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        _none_left(run)
+        if len(run.hashes()) == len(DATASETS) and run.hashes() == small_run.hashes():
+            rounds += 1  # all datasets stand: begin anew, so that every kill hits work on them
+            run = SmallRun(tmp_path / f"round-{rounds}", small_run.port)
+    run.finish()
+    assert run.hashes() == small_run.hashes()
+
+
+def _none_left(run: SmallRun) -> None:
+    deadline = time.monotonic() + 30
+    while run.processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not run.processes()
+
+
+def test_the_demo_recipe_names_every_step_once_per_subject() -> None:
+    names = [work.name for work in work_of(load_recipe(RECIPE))]
+    assert len(names) == len(set(names))
+    assert names[0] == "publish:web" and names[-1] == "report:demo"
