@@ -85,7 +85,7 @@ _SHAPE = {name: number for number, name in enumerate(SHAPES)}
 
 def encode(mar: Mar, tokens: Tensor, grid: Grid, visible: Tensor, classes: Tensor) -> Tensor:
     """`Mar.encode` with a class vector [B, D] a picture in the buffers."""
-    table_1TD = mar._positional_table(mar.encoder_pos_embed_learned, grid)  # type: ignore[no-untyped-call]
+    table_1TD = mar._positional_table(mar.encoder_pos_embed_learned, grid)
     buffer_1UD, image_1ND = table_1TD[:, : mar.config.buffer_size], table_1TD[:, mar.config.buffer_size :]
     image_BMD = mar.z_proj(take(tokens, visible)) + take(image_1ND, visible)
     x_BSD = mar.z_proj_ln(torch.cat([classes.unsqueeze(1) + buffer_1UD, image_BMD], 1))
@@ -165,7 +165,7 @@ def train(steps: int, file: Path) -> None:
         value = loss(mar, pictures.tokens[side][rows], grid, classes, ratio, config.head.batch_mul, draw)
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(weights, 1.0)  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         schedule.step()
         sums[side] = [sums[side][0] + float(value.detach()), sums[side][1] + 1]
@@ -239,7 +239,7 @@ def measure(file: Path, side: int, repeats: int = 4) -> dict[str, float | int]:
     draw = torch.Generator().manual_seed(SEED)
     tokens = generate(mar, classes, grid, clip_x0, config.head.sampling_steps, draw)
     images = latent.decode(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)).clamp(-1, 1)
-    views = [see(picture) for picture in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]  # type: ignore[no-untyped-call]
+    views = [see(picture) for picture in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
     single = [(view.objects[0], pair) for view, pair in zip(views, wanted, strict=True) if len(view.objects) == 1]
     return {
         "side": side,
