@@ -100,7 +100,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_datasets(small_run: Sma
 
 
 def _none_left(run: SmallRun) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 150  # Ray's idle agents notice within about a minute
     while run.processes() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not run.processes()
