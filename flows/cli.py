@@ -19,6 +19,9 @@ class Program(click.Group):
         except HarmonError as error:
             click.echo(f"harmon: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:  # a full disk, a folder that may not be written
+            click.echo(f"harmon: {error}; mend that and run it again.", err=True)
+            ctx.exit(3)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from filtering.select import Selection
+from flows.report.inputs import Goals, StandIn
 from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch
+from harmon.training.stage import Departure
 from pipelines.download import DownloadSettings
 from pipelines.fetch import FetchSettings
 from pipelines.settings import Settings, parse, read_yaml, with_override
@@ -71,28 +73,13 @@ class TrainingSettings(Settings):
     """Folder of the tokenizer."""
     launch: Launch = Launch()
     """Ray Train workers and threads; the result does not depend on them beyond rounding."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What each worker trains on."""
     log_every: int = 10
     """Train steps from one line of metrics to the next."""
     checkpoint_every: int = 500
     """Train steps from one checkpoint to the next."""
     stages: tuple[StageSettings, ...]
-
-
-class StandInSettings(Settings):
-    """A part that takes the place of the paper's, as the report names it."""
-
-    name: str
-    instead_of: str
-    consequence: str
-
-
-class GoalSettings(Settings):
-    """What the run sets out to reach: least shares of right cases, and points above the best constant answer."""
-
-    colour: float = 0.75
-    shape: float | None = None
-    two: float | None = None
-    answer_margin: float = 0.2
 
 
 class Recipe(Settings):
@@ -116,9 +103,11 @@ class Recipe(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     """Prompts and questions that the trained model is measured with."""
 
-    goals: GoalSettings = GoalSettings()
+    goals: Goals = Goals()
     """What the report holds the scores against."""
-    stand_ins: tuple[StandInSettings, ...] = ()
+    other_departures: tuple[Departure, ...] = ()
+    """What is done otherwise than in the paper and is no setting of a stage, the model or sampling."""
+    stand_ins: tuple[StandIn, ...] = ()
     """Parts of this run that take the place of the paper's."""
 
     def dataset(self, name: str) -> Path:

@@ -60,6 +60,8 @@ def _chosen(works: list[Work], first: str | None, last: str | None) -> list[Work
             raise ConfigurationError(f"The recipe has no step '{given}'; {nearest(given, names)}.")
     begin = names.index(first) if first else 0
     end = names.index(last) if last else len(names) - 1
+    if end < begin:
+        raise ConfigurationError(f"--until {last} comes before --from {first}; turn them round.")
     before = next((w for w in works if names.index(w.step) < begin and not w.is_done()), None)
     if before is not None:
         raise ConfigurationError(f"--from {first}: the step {before.name} before it is not done; leave --from out.")

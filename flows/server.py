@@ -29,6 +29,7 @@ def prefect_server(log: Path) -> Iterator[str]:
     """
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_HOME", str(log.parent.parent / "prefect"))
     given = os.environ.get("PREFECT_API_URL")
     if given:
         yield given

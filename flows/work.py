@@ -16,11 +16,11 @@ from filtering.clarity import clarity_step, score_clarity
 from filtering.select import Selection, select, select_step
 from flows.recipe import Recipe, StageSettings, part
 from flows.report.build import build_report
-from flows.report.inputs import Goals, ReportInput, StandIn
+from flows.report.inputs import ReportInput
 from harmon.evaluation.run import evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
 from harmon.model.config import HarmonConfig, changed_defaults
-from harmon.trained import TrainedStage, describe_run
+from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
 from harmon.training.launch import train_stage
 from harmon.training.loop import final_weights
@@ -30,7 +30,7 @@ from pipelines.audit import audit
 from pipelines.catalogue import source
 from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
-from pipelines.errors import HarmonError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
 from pipelines.steps import ProgressCallback, Step
 from pipelines.web import is_published, planted, publish
@@ -112,6 +112,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         runs=str(recipe.run_folder / "train"),
         log_every=training.log_every,
         checkpoint_every=training.checkpoint_every,
+        device=training.device,
     )
 
 
@@ -130,7 +131,7 @@ def _download(recipe: Recipe, name: str) -> Work:
         with serve(recipe.web_folder, recipe.web.port):
             download(dataset, entry, links, settings, recipe.fetch, progress)
 
-    return _dataset_work("download", dataset, lambda: download_step(entry, links, settings), do)
+    return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)
 
 
 def _rewrite(recipe: Recipe, name: str) -> Work:
@@ -161,7 +162,7 @@ def _select(recipe: Recipe, name: str) -> Work:
     def do(progress: ProgressCallback) -> None:
         select(sources, target, selection_of(recipe, name), progress)
 
-    return _dataset_work("select", target, lambda: select_step(sources, selection_of(recipe, name)), do)
+    return _dataset_work("select", target, lambda: _new(target, select_step(sources, selection_of(recipe, name))), do)
 
 
 def _latents_needed(recipe: Recipe) -> list[tuple[str, int]]:
@@ -181,6 +182,20 @@ def _latents(recipe: Recipe, name: str, px: int) -> Work:
         write_latents(dataset, px, autoencoder, progress)
 
     return _dataset_work("latents", dataset, lambda: latents_step(dataset, px, autoencoder), do, f"{name}@{px}px")
+
+
+def _new(dataset: Dataset, step: Step) -> Step:
+    """`step`, which writes the rows of `dataset`; a dataset whose rows were made otherwise is never mixed with it.
+
+    Raises:
+        ConfigurationError: the dataset stands and was not made by this step.
+    """
+    if dataset.head is not None and dataset.commit_of(step.key) is None:
+        raise ConfigurationError(
+            f"{dataset.root} was made with other settings of {step.name}, or from other data; "
+            "name a new folder for this recipe's datasets with --set data=FOLDER."
+        )
+    return step
 
 
 def _dataset_work(
@@ -214,21 +229,39 @@ def _train(recipe: Recipe, number: int) -> Work:
         return done(stage_folder(job, key), key) is not None
 
     def do(_: ProgressCallback) -> None:
-        jobs = [job_of(recipe, earlier) for earlier in range(number + 1)]
-        stages = [TrainedStage(folder=stage_folder(job, training_key(job)).name, px=job.stage.px) for job in jobs]
-        tokenizer, autoencoder = part(recipe.training.tokenizer), part(recipe.training.autoencoder)
-        sampling = recipe.evaluation.sampling.model_dump()
-        describe_run(recipe.run_folder, jobs[-1].model, tokenizer, autoencoder, stages, sampling)
-        train_stage(jobs[-1], recipe.training.launch)
+        _describe(recipe, number + 1)
+        train_stage(job_of(recipe, number), recipe.training.launch)
 
     return Work("train", recipe.training.stages[number].stage, is_done, do)
 
 
+def _description(recipe: Recipe, stages: int) -> RunDescription:
+    """What the run folder says of itself: it may hold stages of several settings, of which one set is the run's."""
+    jobs = [job_of(recipe, number) for number in range(stages)]
+    return RunDescription(
+        model=jobs[-1].model,
+        stages=tuple(TrainedStage(folder=stage_folder(job, training_key(job)).name, px=job.stage.px) for job in jobs),
+        sampling=recipe.evaluation.sampling.model_dump(),
+    )
+
+
+def _describe(recipe: Recipe, stages: int) -> None:
+    tokenizer, autoencoder = part(recipe.training.tokenizer), part(recipe.training.autoencoder)
+    describe_run(recipe.run_folder, _description(recipe, stages), tokenizer, autoencoder)
+
+
 def _evaluate(recipe: Recipe) -> Work:
+    stages = len(recipe.training.stages)
+
+    def is_done() -> bool:
+        described = is_described(recipe.run_folder, _description(recipe, stages))
+        return described and is_evaluated(recipe.run_folder, recipe.evaluation)
+
     def do(_: ProgressCallback) -> None:
+        _describe(recipe, stages)
         evaluate_run(recipe.run_folder, recipe.evaluation)
 
-    return Work("evaluate", recipe.name, lambda: is_evaluated(recipe.run_folder, recipe.evaluation), do)
+    return Work("evaluate", recipe.name, is_done, do)
 
 
 def _audit(recipe: Recipe) -> Work:
@@ -243,8 +276,7 @@ def _audit(recipe: Recipe) -> Work:
 
     def do(_: ProgressCallback) -> None:
         reports = {dataset.name: audit(dataset, deep=True) for dataset in datasets_of(recipe)}
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({name: report.to_json() for name, report in reports.items()}, indent=1) + "\n")
+        _record(record, {name: report.to_json() for name, report in reports.items()})
         unsound = [name for name, report in reports.items() if not report.sound]
         if unsound:
             raise HarmonError(f"The audit found {', '.join(unsound)} unsound; run `harmon audit --deep` on it.")
@@ -262,7 +294,7 @@ def _report(recipe: Recipe) -> Work:
     def do(_: ProgressCallback) -> None:
         record.unlink(missing_ok=True)
         build_report(report_of(recipe), page)
-        record.write_text(json.dumps(made_from(), indent=1) + "\n")
+        _record(record, made_from())
 
     return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do)
 
@@ -276,6 +308,7 @@ def report_of(recipe: Recipe) -> ReportInput:
         datasets=tuple(dataset.root for dataset in datasets_of(recipe)),
         planted=planted(recipe.web),
         departures=(
+            *recipe.other_departures,
             *(Departure(*one) for one in changed_defaults(HarmonConfig.from_file(part(recipe.training.model)))),
             *(
                 Departure(f"{name}.{one.key}", one.paper, one.here)
@@ -283,9 +316,21 @@ def report_of(recipe: Recipe) -> ReportInput:
                 for one in departures(load_stage(name, changes), load_stage(name))
             ),
         ),
-        stand_ins=tuple(StandIn(**one.model_dump()) for one in recipe.stand_ins),
-        goals=Goals(**recipe.goals.model_dump()),
+        stand_ins=recipe.stand_ins,
+        goals=recipe.goals,
     )
+
+
+def _audited(report: dict[str, Any], content_hash: str) -> bool:
+    return bool(report.get("sound")) and report.get("content_hash") == content_hash
+
+
+def _record(path: Path, said: dict[str, Any]) -> None:
+    """Write what a step of the run folder says of itself; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = path.with_name(f".{path.name}.part")
+    attempt.write_text(json.dumps(said, indent=1) + "\n")
+    attempt.replace(path)
 
 
 def _recorded(path: Path) -> dict[str, Any]:

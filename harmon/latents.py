@@ -4,8 +4,8 @@ group.
 Group `latents.<px>-<vae8>`, vae8 = first 8 hex digits of the sha256 of the autoencoder's weights file. One
 row a key: `crop` (centre square, for text-to-image), `crop_box` (left, top, right, bottom in picture pixels)
 and `padded` (padded with grey to a square, for image-to-text; null where the picture is square, because both
-are equal then), each float16 [channels * h * w] in (channel, row, column) order. A row without a picture has
-nulls and is no failure; a picture that cannot be decoded has nulls, status `failed` and its reason.
+are equal then), each float16 [channels * h * w] in (channel, row, column) order. Other rows have nulls, status
+`failed` and a reason: `no_image` (text, or a picture that the shard does not hold) or `undecodable`.
 
 The release crops at random on every visit; a stored latent needs a stated crop, and one crop at the centre is
 ours.
@@ -32,7 +32,7 @@ from pipelines.errors import HarmonError
 from pipelines.manifest import Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 
-VERSION = 1
+VERSION = 2  # 2: rows without a picture are failed
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
 GREY = (127, 127, 127)  # release: colour of the padding
 
@@ -138,7 +138,7 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Picture:
-    """One row of a shard before encoding; a row without pixels has no picture or a `reason`."""
+    """One row of a shard before encoding; a row without pixels has a `reason`."""
 
     crop: NDArray[np.float32] | None = None
     box: tuple[int, int, int, int] | None = None
@@ -176,7 +176,7 @@ def _batches(dataset: Dataset, number: int, keys: Sequence[str], px: int) -> Ite
     batch: list[_Picture] = []
     for key in keys:
         image = shard.find(key) if shard else None
-        batch.append(_prepared(image.data, px) if image else _Picture())
+        batch.append(_prepared(image.data, px) if image else _Picture(reason="no_image"))
         if len(batch) == BATCH:
             yield batch
             batch = []

@@ -9,7 +9,6 @@ The folder needs nothing outside itself, so it can be moved or copied.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,25 +71,28 @@ class Trained:
         return self.model.config.tokens(side, side) + self.model.config.mar.buffer_size
 
 
-def describe_run(
-    run: Path,
-    model: HarmonConfig,
-    tokenizer: Path,
-    autoencoder: Path,
-    stages: Sequence[TrainedStage],
-    sampling: Mapping[str, Any] | None = None,
-) -> None:
-    """Write RUN/model, replacing what an earlier description said. `tokenizer` is a Hugging Face folder."""
+def describe_run(run: Path, described: RunDescription, tokenizer: Path, autoencoder: Path) -> None:
+    """Write RUN/model, replacing another description. `tokenizer` is a Hugging Face folder."""
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    for source, name in ((tokenizer / TOKENIZER, TOKENIZER), (autoencoder, AUTOENCODER)):
+    for name, data in (
+        (TOKENIZER, (tokenizer / TOKENIZER).read_bytes()),
+        (AUTOENCODER, autoencoder.read_bytes()),
+        (DESCRIPTION, _text(described).encode()),
+    ):
         part = folder / f".{name}.part"
-        shutil.copyfile(source, part)
+        part.write_bytes(data)
         part.replace(folder / name)
-    part = folder / f".{DESCRIPTION}.part"
-    described = RunDescription(model=model, stages=tuple(stages), sampling=dict(sampling or {}))
-    part.write_text(described.model_dump_json(indent=2) + "\n")
-    part.replace(folder / DESCRIPTION)
+
+
+def is_described(run: Path, described: RunDescription) -> bool:
+    """Whether RUN/model says just this."""
+    file = run / "model" / DESCRIPTION
+    return file.is_file() and file.read_text() == _text(described)
+
+
+def _text(described: RunDescription) -> str:
+    return described.model_dump_json(indent=2) + "\n"
 
 
 def newest_checkpoint(run: Path) -> tuple[RunDescription, TrainedStage, Path]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.audit_files import check_files, check_sources, check_unlisted
+from pipelines.audit_files import check_files, check_reasons, check_sources, check_unlisted
 from pipelines.audit_history import check_history, read_history
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
@@ -101,8 +101,10 @@ def audit(dataset: Dataset, deep: bool = False) -> AuditReport:
 
     Shallow: every listed file exists with its size, footers say the recorded rows and schema, the keys of
     `source` are unique and hash as recorded, groups are aligned, commits chain, counts add up, and nothing
-    foreign lies in the folder. Deep: besides, every byte and every key is read again and every archive is
-    walked against its index and its rows. Raises HarmonError where there is no such folder.
+    foreign lies in the folder. Deep: besides, every byte and every key is read again, every archive is
+    walked against its index and its rows, and reasons are counted again.
+
+    Raises HarmonError where there is no such folder.
     """
     if not dataset.root.is_dir():
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
@@ -111,5 +113,7 @@ def audit(dataset: Dataset, deep: bool = False) -> AuditReport:
     if commits:
         findings += check_files(dataset, commits[-1], deep)
         findings += check_sources(dataset, commits[-1])
+    if deep:
+        findings += check_reasons(dataset, commits)
     findings += check_unlisted(dataset, commits)
     return AuditReport(str(dataset.root), deep, tuple(findings), tuple(commits))

@@ -22,6 +22,7 @@ from pipelines.manifest import (
     Commit,
     FileEntry,
     group_path,
+    is_volatile,
     manifest_path,
     receipt_path,
     step_path,
@@ -118,6 +119,51 @@ def _check_members(dataset: Dataset, head: Commit, entry: FileEntry) -> Iterator
         yield found("members_differ", entry.path, f"{len(bare)} rows have no image, first {bare[0]}")
 
 
+def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Finding]:
+    """Deep: the reasons of rejects and of failed rows, in the files that each step wrote, are those it counted."""
+    for commit in commits:
+        own = _written_by(commit)
+        try:
+            counted = {"rejected": (_rejected(dataset, own), commit.rejected)}
+            if (failed := _failed(dataset, own)) is not None:
+                counted["failed"] = (failed, commit.failed)
+        except (HarmonError, ArrowException, OSError, ValueError):
+            continue  # unreadable: check_files reports it
+        for word, (there, told) in counted.items():
+            if there != told:
+                detail = f"step {commit.step} counted {dict(told)} {word}, its files say {dict(there)}"
+                yield found("reasons_differ", manifest_path(commit.number), detail)
+
+
+def _written_by(commit: Commit) -> list[FileEntry]:
+    """The files of a commit that its own step wrote."""
+    return [e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard)]
+
+
+def _rejected(dataset: Dataset, own: Sequence[FileEntry]) -> Mapping[str, int]:
+    paths = [dataset.store.local(entry.path) for entry in own if entry.group.startswith(REJECTS)]
+    return Counter(reason for path in paths for reason in read_columns(path, ["reason"]).column(0).to_pylist())
+
+
+def _failed(dataset: Dataset, own: Sequence[FileEntry]) -> Mapping[str, int] | None:
+    """Reasons of the failed rows, each once, as ShardOutput counts them; None where the files do not say.
+
+    A step that makes shards rejects and fails nothing; one without `status` has told its counts itself.
+    """
+    if any(entry.group == SOURCE for entry in own):
+        return None
+    failures: dict[str, str] = {}
+    spoken: set[int] = set()
+    for entry in own:  # groups of a shard in alphabetical order
+        path = dataset.store.local(entry.path)
+        if is_volatile(entry.group) or "status" not in read_schema(path):
+            continue
+        spoken.add(entry.shard)
+        rows = read_columns(path, ["key", "status", "reason"]).to_pylist()
+        failures |= {row["key"]: row["reason"] for row in rows if row["status"] != "ok"}
+    return Counter(failures.values()) if spoken and spoken == {entry.shard for entry in own} else None
+
+
 def check_sources(dataset: Dataset, head: Commit) -> Iterator[Finding]:
     """Keys unique in the whole dataset, and terms recorded for every source in it."""
     sources: Counter[str] = Counter()
@@ -186,8 +232,7 @@ def _listed(commits: Sequence[Commit]) -> set[str]:
     for commit in commits:
         listed |= {entry.path for entry in commit.files}
         listed.add(step_path(commit.step_key))
-        own = [e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard)]
-        listed |= {receipt_path(commit.step_key, entry.shard) for entry in own}
+        listed |= {receipt_path(commit.step_key, entry.shard) for entry in _written_by(commit)}
     return listed
 
 

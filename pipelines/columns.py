@@ -33,6 +33,18 @@ SOURCE_SCHEMA = pa.schema(
     ]
 )
 
+LIST_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("task", pa.string()),
+        ("conversations", CONVERSATIONS),
+        ("licence", pa.string()),
+    ]
+)
+"""A list of links, which the download step reads."""
+
 REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "source", "row_id", "url", "reason", "detail")])
 
 

@@ -33,8 +33,8 @@ class Dataset:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        self.store = Store(self.root)
+        self.store = Store(root)
+        self.root = self.store.root
         self._commits: dict[int, Commit] = {}
 
     def __repr__(self) -> str:

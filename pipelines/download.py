@@ -17,7 +17,7 @@ from pydantic import Field, IPvAnyNetwork
 
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.catalogue import Source
-from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
+from pipelines.columns import LIST_SCHEMA, REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.fetch import FetchSettings, Landed, fetch
@@ -29,7 +29,7 @@ from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
 
 NAME, VERSION = "download", 1
 TELEMETRY = "download.telemetry"
-LIST_COLUMNS = ("row_id", "url", "caption", "task", "conversations", "licence")
+LIST_COLUMNS = tuple(LIST_SCHEMA.names)
 UNREACHED = frozenset({"dead_link", "timeout"})  # reasons of a link when nothing answered at all
 OUTAGE_LINKS = 5  # so many links of a shard, all unreached, are an outage; fewer may just be dead
 
@@ -80,12 +80,14 @@ def download(
 ) -> Commit:
     """Download the list `links` of `source` into `dataset`; what an earlier attempt finished is kept.
 
-    The list has the columns row_id, url, caption, task, conversations, licence. A row without url must be of
-    task text and becomes a row without picture. Groups written: images, source, download.telemetry.
+    The list has the columns of LIST_SCHEMA, or of types that can be cast to it. A row without url (null) must
+    be of task text and becomes a row without picture; an empty url is a bad one. Groups written: images,
+    source, download.telemetry.
 
     Raises:
-        HarmonError: the list is no such file, img2dataset is absent or keeps failing, or no link of a shard
-            could be reached; such a shard stays open, so that the next run asks again.
+        HarmonError: the list is no such file or has a column of another type, img2dataset is absent or keeps
+            failing, or no link of a shard could be reached; such a shard stays open, so that the next run
+            asks again.
     """
     run = StepRun(dataset, download_step(source, links, settings), on_progress)
     if run.committed:
@@ -107,12 +109,26 @@ def _read_list(links: Path) -> pa.Table:
     if missing or not table.num_rows or table.column("row_id").null_count:
         what = f"no column {', '.join(missing)}" if missing else "no rows, or rows without row_id"
         raise HarmonError(f"the list {links} has {what}; every row of a list of links needs a row_id")
+    table = pa.table([_typed(table.column(field.name), field, links) for field in LIST_SCHEMA], schema=LIST_SCHEMA)
     seen: set[str] = set()
     again = []
     for row_id in table.column("row_id").to_pylist():
         again.append(row_id in seen)
         seen.add(row_id)
     return table.append_column("again", pa.array(again))
+
+
+def _typed(column: pa.ChunkedArray, field: pa.Field, links: Path) -> pa.ChunkedArray:
+    """A column of the list as `field` says, its text checked to be UTF-8, which reading does not do."""
+    try:
+        typed = column.cast(field.type)
+        typed.validate(full=True)
+    except pa.ArrowException as error:
+        raise HarmonError(
+            f"the column {field.name} of the list {links} is {column.type}, which does not become {field.type} "
+            f"({error}); write that column anew"
+        ) from None
+    return typed
 
 
 def _shards(table: pa.Table, rows: int) -> list[pa.Table]:
@@ -151,7 +167,7 @@ def _landings(
     scratch of the last shard, which is therefore handed out last: its receipt deletes the folder.
     """
     last = max(tables)
-    links = {shard: table.column("url").drop_null().to_pylist() for shard, table in tables.items()}
+    links = {shard: [url for url in table.column("url").to_pylist() if url] for shard, table in tables.items()}
     wanted = {shard: urls for shard, urls in links.items() if urls}
     guard = {"allow": [str(network) for network in settings.allow], "max_bytes": settings.max_bytes}
     yield from ((shard, None) for shard in tables if shard not in wanted and shard != last)
@@ -181,7 +197,7 @@ def _store(out: ShardOutput, source: Source, table: pa.Table, landed: Landed | N
             "source": source.name,
             "row_id": row["row_id"],
         }
-        link, position = position, position + (row["url"] is not None)
+        link, position = position, position + bool(row["url"])
         try:
             _check(row)
             facts = _add_picture(out, identity, row, landed.read(link), limits) if landed and row["url"] else {}
@@ -204,6 +220,8 @@ def _check(row: Row) -> None:
         raise BadRow("duplicate_row_id", "an earlier row of the list has this row_id")
     if row["task"] not in TASKS:
         raise BadRow("unknown_task", f"{row['task']!r} is none of {', '.join(TASKS)}")
+    if row["url"] == "":
+        raise BadRow("bad_url", "the link is empty")
     if row["url"] is None and row["task"] != "text":
         raise BadRow("no_url", f"a row of task {row['task']} needs a link")
 

@@ -10,6 +10,7 @@ UNSOUND = {
     "file_dropped": "a commit lost files that the one before had, without a record of forgetting them",
     "step_key_differs": "a commit's step key does not follow from what it says it computed",
     "counts_differ": "rows were lost or invented: in is not out plus rejected (or ok plus failed)",
+    "reasons_differ": "a file gives rows other reasons than its commit counts: restore it, or run its step anew",
     "receipt_missing": "a shard's receipt is gone: restore it from a copy",
     "receipt_differs": "a receipt and its commit tell different stories: restore the receipt from a copy",
     "file_missing": "a listed file is gone: restore it, or run its step into a new dataset",

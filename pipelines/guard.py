@@ -8,7 +8,7 @@ fetches one link with every rule applied, and `install` makes it all that a proc
 - a name is resolved once, all its addresses must be public or in `allow`, and the connection goes to the
   address that was checked, so a second answer of the name server changes nothing;
 - each redirect is judged like a new link;
-- a picture has a limit of bytes and of seconds;
+- a picture has a limit of bytes, and its link one of seconds, after which its connections are cut;
 - whatever else in the process calls `connect`, an audit hook refuses addresses that are not permitted.
 
 Proxies of the environment are not used: behind one, nobody here would see the address.
@@ -16,6 +16,7 @@ Proxies of the environment are not used: behind one, nobody here would see the a
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import ipaddress
@@ -23,6 +24,7 @@ import random
 import socket
 import ssl
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -30,6 +32,7 @@ import urllib.response
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import TracebackType
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
@@ -50,13 +53,62 @@ class FetchError(Exception):
         self.detail = detail
 
 
+class Deadline:
+    """The seconds of one attempt: when they are over, its connections are cut, whatever they are waiting for.
+
+    A cut looks like an end of the answer, so leaving the block after it raises a FetchError, `timeout`, in
+    place of a result or of another FetchError. Only the name server's answer cannot be cut.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._ends = time.monotonic() + seconds
+        self._connections: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        over = time.monotonic() >= self._ends
+        self._timer.cancel()
+        with self._lock:
+            while self._connections:
+                self._connections.pop().close()
+        if over and (error is None or isinstance(error, FetchError)):
+            raise FetchError("timeout", f"not finished within {self._seconds:g} s") from None
+
+    def left(self) -> float:
+        """Seconds that are left, above zero. Raises TimeoutError where none are."""
+        if (left := self._ends - time.monotonic()) <= 0:
+            raise TimeoutError
+        return left
+
+    def watch(self, connection: socket.socket) -> None:
+        """Have `connection` cut in time, also when TLS has wrapped it. Raises TimeoutError where it is over."""
+        with self._lock:
+            self._connections.append(connection.dup())  # wrapping takes the descriptor of the first away
+        self.left()
+
+    def _cut(self) -> None:
+        with self._lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):  # the other side has closed it already
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
 @dataclass(frozen=True)
 class Guard:
     """The rules for one download; `open` has the signature that `urllib.request.urlopen` calls."""
 
     allow: tuple[str, ...] = ()  # networks in CIDR notation that are open besides the public internet
     max_bytes: int = 32 << 20
-    max_seconds: float = 30.0  # for one link, redirects and body included
+    max_seconds: float = 30.0  # for one attempt at a link: redirects, headers and body
     retries: int = 2  # further attempts after a transient failure
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
 
@@ -101,8 +153,11 @@ class Guard:
         local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or local)
 
-    def connect(self, host: str, port: int, timeout: float) -> socket.socket:
-        """A connection to one of the addresses that `host` has now, all of which must be permitted."""
+    def connect(self, host: str, port: int, timeout: float, deadline: Deadline) -> socket.socket:
+        """A connection to one of the addresses that `host` has now, all of which must be permitted.
+
+        Raises FetchError, TimeoutError once the deadline is over, or the OSError of the last address.
+        """
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError):
@@ -113,9 +168,11 @@ class Guard:
         failure: OSError = OSError("no address")
         for family, kind, protocol, _, address in found:
             connection = socket.socket(family, kind, protocol)
-            connection.settimeout(timeout)
             try:
+                connection.settimeout(min(timeout, deadline.left()))
                 connection.connect(address)
+                connection.settimeout(timeout)
+                deadline.watch(connection)
                 return connection
             except OSError as error:
                 failure = error
@@ -130,9 +187,15 @@ class Guard:
                 raise FetchError("forbidden_address", f"{host} is not a public address")
 
     def _fetch(self, url: str, headers: Mapping[str, str], timeout: float) -> urllib.response.addinfourl:
-        deadline = time.monotonic() + self.max_seconds
+        with Deadline(self.max_seconds) as deadline:
+            return self._followed(url, headers, timeout, deadline)
+
+    def _followed(
+        self, url: str, headers: Mapping[str, str], timeout: float, deadline: Deadline
+    ) -> urllib.response.addinfourl:
+        """The answer at the end of a link's redirects; whatever a cut connection looks like may be raised."""
         for _ in range(MAX_REDIRECTS + 1):
-            connection, target = self._connection(url, timeout)
+            connection, target = self._connection(url, timeout, deadline)
             try:
                 connection.request("GET", target, headers={**headers, "Connection": "close"})
                 response = connection.getresponse()
@@ -141,7 +204,7 @@ class Guard:
                     continue
                 if response.status != 200:
                     raise FetchError(f"http_{response.status}", f"the server answered {response.status}")
-                body = self._body(response, deadline)
+                body = self._body(response)
                 return urllib.response.addinfourl(io.BytesIO(body), response.headers, url, response.status)
             except TimeoutError:
                 raise FetchError("timeout", f"no answer within {timeout:g} s") from None
@@ -157,7 +220,7 @@ class Guard:
                 connection.close()
         raise FetchError("redirects", f"more than {MAX_REDIRECTS} redirects")
 
-    def _connection(self, url: str, timeout: float) -> tuple[_Connection, str]:
+    def _connection(self, url: str, timeout: float, deadline: Deadline) -> tuple[_Connection, str]:
         """An unopened connection for `url`, and what to ask it for."""
         try:
             parts = urllib.parse.urlsplit(url)
@@ -175,10 +238,10 @@ class Guard:
             )
         except (ValueError, http.client.InvalidURL):
             raise FetchError("bad_url", "a part of the link is malformed") from None
-        connection.guard = self
+        connection.guard, connection.deadline = self, deadline
         return connection, target
 
-    def _body(self, response: http.client.HTTPResponse, deadline: float) -> bytes:
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
         announced = response.length
         if announced is not None and announced > self.max_bytes:
             raise FetchError("too_large", f"more than {self.max_bytes} bytes")
@@ -188,8 +251,6 @@ class Guard:
             size += len(piece)
             if size > self.max_bytes:
                 raise FetchError("too_large", f"more than {self.max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise FetchError("timeout", f"not finished within {self.max_seconds:g} s")
         if announced is not None and size < announced:
             raise FetchError("dropped", f"{size} of {announced} bytes came")
         return b"".join(pieces)
@@ -205,9 +266,10 @@ class _Connection(http.client.HTTPConnection):
     """Connects to the address that the guard has checked."""
 
     guard: Guard
+    deadline: Deadline
 
     def connect(self) -> None:
-        self.sock = self.guard.connect(self.host, self.port, float(self.timeout or TIMEOUT))
+        self.sock = self.guard.connect(self.host, self.port, float(self.timeout or TIMEOUT), self.deadline)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

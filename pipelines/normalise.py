@@ -35,11 +35,14 @@ BROKEN = (
     IndexError,
     KeyError,
     TypeError,
-    OverflowError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
-"""What Pillow's decoders raise on damaged input."""
+"""What Pillow raises on damaged input: its decoders, and its EXIF when that is read or written again."""
 
 
 class Limits(Settings):
@@ -85,10 +88,14 @@ def _normalised(data: bytes, limits: Limits) -> Picture:
         raise BadPicture("too_large", f"{image.width} x {image.height} pixels")
     try:
         image.load()
-        orientation = image.getexif().get(ORIENTATION, 1)
+        return _stored(image, data)
     except BROKEN as error:
         raise BadPicture("truncated" if _is_cut(error) else "not_an_image", _said(error)) from None
-    kind = image.format or ""
+
+
+def _stored(image: Image.Image, data: bytes) -> Picture:
+    """The stored form of a decoded picture; raises what BROKEN lists where its EXIF or mode is damaged."""
+    kind, orientation = image.format or "", image.getexif().get(ORIENTATION, 1)
     if kind in EXTENSIONS and image.mode == "RGB" and orientation == 1 and not _needs_conversion(image, data):
         return Picture(data, EXTENSIONS[kind], image.width, image.height)
     return _encoded(_rgb(ImageOps.exif_transpose(image)), "JPEG" if kind in {"JPEG", "MPO"} else "PNG")

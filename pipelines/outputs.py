@@ -186,7 +186,9 @@ class ShardOutput:
                 )
 
     def _count_failed(self, told: Mapping[str, int] | None) -> dict[str, int]:
-        failures = {key: reason for columns in self._columns.values() for key, reason in columns.failures.items()}
+        failures = {
+            key: reason for group in sorted(self._columns) for key, reason in self._columns[group].failures.items()
+        }
         counted = dict(Counter(failures.values()))
         if any("status" in columns.schema for columns in self._columns.values()):
             if told is not None and {r: n for r, n in told.items() if n} != counted:

@@ -28,8 +28,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigurationError(f"{path} does not exist; name an existing YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}); name an existing YAML file.") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(data, dict):

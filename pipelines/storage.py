@@ -3,16 +3,18 @@
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipelines.errors import HarmonError
+from pipelines.errors import ConfigurationError, HarmonError
 
 TEMPORARY_PREFIX = ".put-"
 TEMPORARY_SUFFIX = ".tmp"
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # how a URL begins, as a part of a path: Path takes // for /
 CHUNK = 1 << 20  # bytes hashed or copied at a time
 
 log = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        """Raises ConfigurationError for a URL, such as s3://bucket/name: object stores are not supported yet."""
+        self.root = _local_root(root)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -158,6 +161,15 @@ class Store:
     def remove_folder(self, folder: str) -> None:
         """Delete a folder of temporaries; absent is fine, and what cannot be deleted stays a leftover."""
         shutil.rmtree(self.local(folder), ignore_errors=True)
+
+
+def _local_root(root: str | Path) -> Path:
+    path = Path(root)
+    if any(SCHEME.fullmatch(part) for part in path.parts):
+        raise ConfigurationError(
+            f"{root} is no local folder, and object stores are not supported yet; name a local folder"
+        )
+    return path
 
 
 def _chunks(source: bytes | Path) -> Iterator[bytes]:

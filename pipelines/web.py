@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.canonical import canonical_json, sha256_hex
-from pipelines.columns import CONVERSATIONS
+from pipelines.columns import LIST_SCHEMA
 from pipelines.errors import HarmonError
 from pipelines.photographs import Photograph, photographs
 from pipelines.scenes import Scene, class_name, conversation, dense_caption, make_scene, render, text_dialogue
@@ -30,17 +30,6 @@ SIDE = 128  # pixels of a scene's picture; stage 3 of the demo trains at this si
 STAMP = "published.json"
 CLOSED = "http://127.0.0.1:9"  # the discard port, where nothing listens
 METADATA = "http://169.254.169.254/latest/meta-data/"  # where clouds hand out credentials
-
-LIST_SCHEMA = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("task", pa.string()),
-        ("conversations", CONVERSATIONS),
-        ("licence", pa.string()),
-    ]
-)
 
 
 class WebSettings(Settings):

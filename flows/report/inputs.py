@@ -12,11 +12,11 @@ from harmon.training.stage import Departure
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import Commit
+from pipelines.settings import Settings
 from pipelines.web import Planted
 
 
-@dataclass(frozen=True)
-class StandIn:
+class StandIn(Settings):
     """A part of this run that takes the place of the paper's: its name here, the paper's, and what
     follows.
     """
@@ -26,8 +26,7 @@ class StandIn:
     consequence: str
 
 
-@dataclass(frozen=True)
-class Goals:
+class Goals(Settings):
     """What the run set out to reach: least shares of right cases, and points above the best constant
     answer.
     """
@@ -57,7 +56,7 @@ class ReportInput:
     departures: tuple[Departure, ...] = ()
     """Settings of training that are not the paper's; those of sampling are read from the scores."""
     stand_ins: tuple[StandIn, ...] = ()
-    goals: Goals = Goals()
+    goals: Goals = field(default_factory=Goals)
     software: Mapping[str, str] = field(default_factory=dict)
     """Versions of programs in environments of their own (img2dataset, vLLM), by name."""
 

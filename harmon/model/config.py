@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipelines.errors import ConfigurationError
 
+TRAIN_STEPS = 1000  # of the diffusion chain: MAR, section 3.2
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +76,9 @@ class MarConfig(_Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Drop-out after the attention projection and in the MLPs."""
     mask_ratio_min: float = Field(default=0.7, gt=0, le=1)
-    """Training masks a share drawn from a normal (mean 1, deviation 0.25) cut to [mask_ratio_min, 1]."""
+    """Smallest share of positions that MAR's training masks: carried for the released configurations, never
+    read. What a stage masks is its own `mask_ratio` (harmon/stages/*.yaml).
+    """
 
     @model_validator(mode="after")
     def _heads_divide(self) -> MarConfig:

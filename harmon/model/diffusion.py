@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harmon.model.config import TRAIN_STEPS
 from pipelines.errors import ConfigurationError
 
-TRAIN_STEPS = 1000  # MAR, section 3.2
 MAX_BETA = 0.999  # arXiv 2102.09672, section 3.2
 _BIN = 1 / 255  # half the width of an 8-bit bin over [-1, 1], in the likelihood of timestep 0
 _TINY = 1e-12

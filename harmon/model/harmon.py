@@ -19,10 +19,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harmon.model.config import HarmonConfig, QwenConfig
 from harmon.model.mar import Grid, Mar, take
+from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
-
-IMAGE_SLOT = -200  # id of a position of an understanding prompt that an image token takes
-UNLABELLED = -100  # label of a position that is not learned
 
 Part = Literal["encoder", "decoder", "llm"]
 
@@ -216,7 +214,7 @@ class Harmon(nn.Module):
         """Cross-entropy of the labelled tokens; with `latents` None, of text alone.
 
         `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
-        and are right padded as `attention_mask` says; `labels` [B, L] hold UNLABELLED where nothing is
+        and are right padded as `attention_mask` says; `labels` [B, L] hold `harmon.text.IGNORED` where nothing is
         learned. The gradient into the visual features is multiplied by `grad_scale` (None: not).
         """
         image_BSH = None

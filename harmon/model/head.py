@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from harmon.model.config import HeadConfig
-from harmon.model.diffusion import TRAIN_STEPS, bound_rows, diffuse, mse_rows, tables
+from harmon.model.config import TRAIN_STEPS, HeadConfig
+from harmon.model.diffusion import bound_rows, diffuse, mse_rows, tables
 
 _FREQUENCIES = 256  # width of the sinusoid that a timestep becomes
 _MAX_PERIOD = 10000.0

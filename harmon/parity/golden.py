@@ -17,7 +17,8 @@ from torch import Tensor
 
 from harmon.model.autoencoder import KlAutoencoder, KlConfig
 from harmon.model.config import HarmonConfig, HeadConfig, MarConfig, QwenConfig
-from harmon.model.harmon import IMAGE_SLOT, Harmon
+from harmon.model.harmon import Harmon
+from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from harmon.model.config import TRAIN_STEPS
 from harmon.model.diffusion import (
-    TRAIN_STEPS,
     ancestral_step,
     bound_rows,
     diffuse,

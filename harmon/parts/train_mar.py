@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from harmon.evaluation.sight import see
 from harmon.latents import centre_crop
-from harmon.model.config import HarmonConfig
+from harmon.model.config import TRAIN_STEPS, HarmonConfig
 from harmon.model.diffusion import ancestral_step, guided, tables
 from harmon.model.mar import Grid, Mar, masked_count, take
 from harmon.model.patch_latent import PatchLatent
@@ -104,7 +104,7 @@ def loss(
     masked = masked_count(positions, ratio)
     hidden, visible = order[:, :masked], order[:, masked:].sort(1).values
     z = mar.decode(encode(mar, tokens, grid, visible, classes), grid, visible, hidden)
-    timesteps = torch.randint(0, 1000, (repeats, batch, masked), generator=draw)
+    timesteps = torch.randint(0, TRAIN_STEPS, (repeats, batch, masked), generator=draw)
     noise = torch.randn(repeats, batch, masked, channels, generator=draw)
     return mar.diffloss.loss_rows(z, take(tokens, hidden), timesteps, noise).mean()
 
@@ -182,7 +182,11 @@ def train(steps: int, file: Path) -> None:
 
 
 def mask_ratio(uniform: float) -> float:
-    """MAR's normal (mean 1, deviation 0.25) cut to [0.7, 1], from a uniform draw."""
+    """MAR's normal (mean 1, deviation 0.25) cut to [0.7, 1], from a uniform draw.
+
+    The stages' draw (`harmon.training.draws`) inverts the normal by another formula, whose last bits are not those
+    that the committed weights were trained with.
+    """
     low = 0.5 * (1 + math.erf(-0.3 / 0.25 / math.sqrt(2)))
     share = torch.tensor(low + (0.5 - low) * uniform, dtype=torch.float64)
     return float(1 + 0.25 * torch.special.ndtri(share))

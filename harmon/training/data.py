@@ -73,7 +73,8 @@ class _Shard:
 class StageData:
     """The samples of one stage.
 
-    `latents` is the column group of the stage's pictures. Raises ConfigurationError where the mixture does
+    `latents` is the column group of the stage's pictures. `left_out` says, for each task, how many rows of each entry
+    of its mixture have no usable text or no latents and so never come. Raises ConfigurationError where the mixture does
     not serve a task that the ratio asks for, or asks text of a kind that the task cannot use.
     """
 
@@ -82,6 +83,7 @@ class StageData:
         self.side = stage.px // model.latent_stride
         self.tokens = model.tokens(self.side, self.side)
         self._datasets = {entry.dataset: Dataset(entry.dataset) for task in TASKS for entry in mixture.of(task)}
+        self.left_out: dict[str, list[int]] = {}
         self._samples = {task: self._task_mixture(task) for task in TASKS if stage.ratio.of(task)}
         entries = sum(len(mixture.of(task)) for task in self._samples)
         self._shard = lru_cache(maxsize=2 * entries * stage.window_shards)(self._load)
@@ -155,28 +157,30 @@ class StageData:
             raise ConfigurationError(f"{self.stage.stage} trains {task}, but its mixture names no dataset for {task}.")
         if task == "text2image" and any(entry.text == "conversation" for entry in entries):
             raise ConfigurationError(f"{self.stage.stage}: text2image needs captions; its mixture names conversations.")
-        eligible = [
+        found = [
             {shard: self._eligible(task, entry, shard) for shard in self._datasets[entry.dataset].shard_numbers}
             for entry in entries
         ]
+        self.left_out[task] = [sum(left_out for _, left_out in shards.values()) for shards in found]
+        eligible = [{shard: rows for shard, (rows, _) in shards.items()} for shards in found]
         return TaskMixture(self.stage, task, [entry.weight for entry in entries], eligible)
 
-    def _eligible(self, task: Task, entry: MixtureSource, shard: int) -> NDArray[np.int64]:
-        """Rows of `shard` that serve: of the entry's task and sources, with their text, and latents if it
-        needs them.
+    def _eligible(self, task: Task, entry: MixtureSource, shard: int) -> tuple[NDArray[np.int64], int]:
+        """Rows of `shard` that serve: of the entry's task and sources, with a usable text, and latents if it
+        needs them. And how many of its task and sources do not.
         """
         dataset = self._datasets[entry.dataset]
         source = dataset.table("source", shard, ["task", "source"])
-        keep = pc.equal(source["task"], entry.rows)
+        named = pc.equal(source["task"], entry.rows)
         if entry.sources is not None:
-            keep = pc.and_(keep, pc.is_in(source["source"], pa.array(entry.sources, source["source"].type)))
+            named = pc.and_(named, pc.is_in(source["source"], pa.array(entry.sources, source["source"].type)))
         texts = _texts(dataset, entry, shard)
-        size = pc.list_value_length(texts) if entry.text == "conversation" else pc.utf8_length(texts)
-        keep = pc.and_(keep, pc.greater(size, 0))
+        keep = pc.and_(named, have_pairs(texts) if entry.text == "conversation" else _filled(texts))
         if task != "text":
             keep = pc.and_(keep, pc.is_valid(dataset.table(self.latents, shard, ["crop_box"])["crop_box"]))
         usable: NDArray[np.bool_] = pc.fill_null(keep, False).to_numpy()
-        return np.flatnonzero(usable)
+        rows = np.flatnonzero(usable)
+        return rows, (pc.sum(named).as_py() or 0) - len(rows)
 
     def _load(self, task: Task, entry: int, shard: int) -> _Shard:
         source = self.mixture.of(task)[entry]
@@ -192,13 +196,33 @@ class StageData:
         return _Shard(texts, latents)
 
 
-def pairs_of(conversation: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
-    """(question, answer) of each user turn that an assistant turn follows."""
+def pairs_of(conversation: Sequence[dict[str, str | None] | None]) -> list[tuple[str, str]]:
+    """(question, answer) of each user turn that an assistant turn follows, where both have a text."""
     return [
-        (asked["text"], told["text"])
+        (question, answer)
         for asked, told in pairwise(conversation)
-        if asked["role"] == "user" and told["role"] == "assistant"
+        if asked and told and asked["role"] == "user" and told["role"] == "assistant"
+        if (question := asked["text"]) and (answer := told["text"])
     ]
+
+
+def have_pairs(conversations: pa.ChunkedArray) -> pa.Array:
+    """Which rows have any of `pairs_of` (bool), found in whole columns: a stage may have millions of rows."""
+    rows = conversations.combine_chunks()
+    turns, row_of = pc.list_flatten(rows), pc.list_parent_indices(rows).to_numpy()
+    filled = _filled(pc.struct_field(turns, "text"))
+    asked, told = (
+        pc.and_(pc.equal(pc.struct_field(turns, "role"), role), filled).fill_null(False).to_numpy(zero_copy_only=False)
+        for role in ("user", "assistant")
+    )
+    found = np.zeros(len(rows), dtype=np.bool_)
+    found[row_of[:-1][asked[:-1] & told[1:] & (row_of[:-1] == row_of[1:])]] = True
+    return pa.array(found)
+
+
+def _filled(texts: pa.Array | pa.ChunkedArray) -> Any:
+    """Which texts are neither null nor empty."""
+    return pc.fill_null(pc.greater(pc.utf8_length(texts), 0), False)
 
 
 def _texts(dataset: Dataset, entry: MixtureSource, shard: int) -> pa.ChunkedArray:

@@ -2,7 +2,8 @@
 
 A sample's draws are keyed by (seed, stage, task, sample index), a block's mask ratio by (seed, stage, task,
 index of its first sample). Which worker draws, and in which order, changes nothing. The generator is Philox,
-whose key is set without any warm-up: a generator costs about 15 microseconds.
+whose key is set without any warm-up: a generator costs about 15 microseconds. Drop-out is torch's own draw and is
+not made here: see `harmon.training.loop`.
 """
 
 import hashlib
@@ -14,9 +15,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from harmon.model.config import TRAIN_STEPS
 from harmon.training.stage import StageConfig, Task
-
-DIFFUSION_TIMESTEPS = 1000  # MAR's and the paper's diffusion chain
 
 
 def keyed(*key: str | int, index: int = 0) -> np.random.Generator:
@@ -52,7 +52,7 @@ def draw_images(stage: StageConfig, indices: range, tokens: int, channels: int, 
         generator = keyed("sample", stage.seed, stage.stage, "text2image", index=index)
         dropped[row] = generator.random() < stage.caption_drop
         order[row] = generator.permutation(tokens)
-        timesteps[:, row] = generator.integers(0, DIFFUSION_TIMESTEPS, (repeats, tokens))
+        timesteps[:, row] = generator.integers(0, TRAIN_STEPS, (repeats, tokens))
         noise[:, row] = generator.standard_normal((repeats, tokens, channels), dtype=np.float32)
     return ImageDraws(dropped, order, timesteps, noise)
 

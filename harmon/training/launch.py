@@ -23,7 +23,11 @@ OnLine = Callable[[dict[str, Any]], None]
 
 
 class Launch(Settings):
-    """How a stage runs; nothing here changes what it computes, beyond the last bits of float sums."""
+    """How a stage runs; nothing here changes what it computes, beyond the last bits of float sums.
+
+    Drop-out is the exception: it is seeded by (step, worker), so where the model has any, another number of workers
+    gives another, equally valid, draw of it.
+    """
 
     workers: int = Field(2, ge=0)
     """Ray Train workers; 0 trains in this process, without Ray."""

@@ -1,11 +1,14 @@
 """The training loop: one flat function that Ray Train, torchrun and a single process all run.
 
+Samples, masks, timesteps and noise are the same for any number of workers. Drop-out is seeded by (step, worker): with
+a model that has any, another number of workers gives another, equally valid, draw of it.
+
 Shape letters: B batch, L text length, N image positions, S image slots of the LLM, Z decoder width.
 """
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +94,7 @@ def train(job: TrainJob, key: str | None = None, report: Report | None = None) -
         batches = [data.batch(block, rank, world) for block in blocks]
         data_seconds += time.perf_counter() - clock
 
-        counts = torch.zeros(len(TASKS), dtype=torch.float64)
-        for block, batch in zip(blocks, batches, strict=True):
-            counts[TASKS.index(block.task)] += batch.count if batch else 0
-        if dist.is_initialized():
-            dist.all_reduce(counts)
+        counts: list[float] = step_counts(blocks, batches, device).tolist()
 
         gradient.zero()
         for block, batch in zip(blocks, batches, strict=True):
@@ -103,7 +102,7 @@ def train(job: TrainJob, key: str | None = None, report: Report | None = None) -
                 continue
             task = TASKS.index(block.task)
             share = sum(other.task == block.task for other in blocks) / len(blocks)
-            factor = stage.loss_weight.of(block.task) * share / max(1.0, counts[task].item())
+            factor = stage.loss_weight.of(block.task) * share / max(1.0, counts[task])
             loss = loss_sum(model, batch, dtype, device)
             (loss * factor).backward()  # type: ignore[no-untyped-call]
             sums[0, task] += loss.detach()
@@ -147,10 +146,26 @@ def train(job: TrainJob, key: str | None = None, report: Report | None = None) -
             save_checkpoint(checkpoints, model, optimiser, trained, now)
             prune_checkpoints(checkpoints, job.keep)
     if rank == 0:
-        _finish(folder, key, job)
+        _finish(folder, key, job, data)
     if dist.is_initialized():
         dist.barrier()
     return folder
+
+
+def step_counts(
+    blocks: Sequence[Block], batches: Sequence[ImageBatch | ChatBatch | None], device: torch.device
+) -> Tensor:
+    """Masked positions or labelled tokens of each task in one train step, summed over all workers: float64 [tasks].
+
+    It lies on `device`, since NCCL sums nothing on the CPU.
+    """
+    counts = torch.zeros(len(TASKS), dtype=torch.float64)
+    for block, batch in zip(blocks, batches, strict=True):
+        counts[TASKS.index(block.task)] += batch.count if batch else 0
+    counts = counts.to(device)
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
 
 
 def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -206,10 +221,11 @@ def _forget_after(folder: Path, step: int) -> None:
     attempt.replace(folder / "metrics.jsonl")
 
 
-def _finish(folder: Path, key: str, job: TrainJob) -> None:
+def _finish(folder: Path, key: str, job: TrainJob, data: StageData) -> None:
     checkpoint = latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None
     record = {"key": key, "stage": job.stage.stage, "steps": job.stage.steps, "checkpoint": checkpoint.name}
+    record |= {"left_out": data.left_out}
     attempt = folder / f"{DONE}.writing"
     attempt.write_bytes(canonical_json(record | {"weights": file_hash(checkpoint / MODEL)}))
     attempt.replace(folder / DONE)

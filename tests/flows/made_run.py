@@ -213,5 +213,11 @@ def make_run(root: Path) -> ReportInput:
         datasets=(scenes.root, corpus.root),
         planted=PLANTED,
         departures=(Departure("stage1.learning_rate.llm", 1e-5, 4e-4),),
-        stand_ins=(StandIn("patch latent", "KL-16 autoencoder", "A fixed linear map: pictures are blurry."),),
+        stand_ins=(
+            StandIn(
+                name="patch latent",
+                instead_of="KL-16 autoencoder",
+                consequence="A fixed linear map: pictures are blurry.",
+            ),
+        ),
     )

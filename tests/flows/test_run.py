@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -71,6 +72,23 @@ def test_running_again_does_no_work_and_says_so(small_run: SmallRun) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_damaged_dataset_stops_the_run_each_time_it_is_run(small_run: SmallRun, tmp_path: Path) -> None:
+    copy = SmallRun(tmp_path / "copy", small_run.port)
+    shutil.copytree(small_run.folder / "data", copy.data)
+    shutil.copytree(small_run.run, copy.run)
+    (copy.run / "audit.json").unlink()
+    tar = next((copy.data / "refined" / "images").rglob("*.tar"))
+    damaged = bytearray(tar.read_bytes())
+    damaged[700] ^= 1
+    tar.chmod(0o644)
+    tar.write_bytes(damaged)
+    for _ in range(2):
+        assert copy.start().wait(timeout=300) == 3, copy.log()[-2000:]
+    assert "unsound" in copy.log()
+
+
+@pytest.mark.slow
 def test_steps_before_from_must_be_done(small_run: SmallRun, tmp_path: Path) -> None:
     other = SmallRun(tmp_path / "fresh", small_run.port)
     assert other.start("--from", "train").wait(timeout=120) == 2
@@ -83,12 +101,13 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_datasets(small_run: Sma
     """kill -9 of the flow, again and again; nothing it started may outlive it, and the next run goes on."""
     timings = [json.loads(line) for line in (small_run.run / "timings.jsonl").read_text().splitlines()]
     whole = sum(line["seconds"] for line in timings) + 15  # and Prefect's start
-    rounds, draw = 0, random.Random(f"kill/{KILLS}")
+    kills, rounds, draw = 0, 0, random.Random(f"kill/{KILLS}")
     run = SmallRun(tmp_path / "round-0", small_run.port)
-    for _ in range(KILLS):
+    while kills < KILLS:
         process, deadline = run.start(), time.monotonic() + draw.uniform(1, whole)
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        kills += process.poll() is None  # one that had ended was not killed
         process.kill()
         process.wait()
         _none_left(run)

@@ -14,7 +14,7 @@ from harmon.evaluation.run import PROMPTS, EvaluationConfig, evaluate_run, quick
 from harmon.generate import SamplingConfig, draw_pictures, generate_file
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
-from harmon.trained import Trained, TrainedStage, describe_run, load_run
+from harmon.trained import RunDescription, Trained, TrainedStage, describe_run, load_run
 from pipelines.errors import ConfigurationError
 from pipelines.scenes import HELD_OUT_PAIRS, make_scene, render
 from tests.parts import need
@@ -40,12 +40,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint.mkdir(parents=True)
         save_file(weights, checkpoint / "model.safetensors")
     (folder / "train" / "stage2-bbbbbbbb" / "checkpoints" / ".writing-000030-1").mkdir()
-    stages = [
+    stages = (
         TrainedStage(folder="stage1-aaaaaaaa", px=32),
         TrainedStage(folder="stage2-bbbbbbbb", px=64),
         TrainedStage(folder="stage3-cccccccc", px=128),
-    ]
-    describe_run(folder, config, PARTS / "qwen", PARTS / "patch_latent.safetensors", stages)
+    )
+    described = RunDescription(model=config, stages=stages)
+    describe_run(folder, described, PARTS / "qwen", PARTS / "patch_latent.safetensors")
     return folder
 
 

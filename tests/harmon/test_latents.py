@@ -12,8 +12,10 @@ from harmon.latents import (
     padded_square,
     write_latents,
 )
+from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
+from pipelines.shards import ImageShard
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +55,26 @@ def test_wide_pictures_have_padded_latents_and_square_ones_do_not(written):
     assert np.abs(stored - expected.flatten().numpy().astype(np.float16)).max() < 2e-3
 
 
-def test_text_rows_are_null_and_no_failures(written):
+def test_rows_without_a_picture_are_null_and_failed(written):
     square, _, path = written
     table = square.table(latents_group(64, path), 0)
     tasks = square.table("source", 0, ["task"])["task"].to_pylist()
     assert [box is None for box in table["crop_box"].to_pylist()] == [task == "text" for task in tasks]
-    assert set(table["status"].to_pylist()) == {"ok"}
+    assert table["reason"].to_pylist() == ["no_image" if task == "text" else None for task in tasks]
+    assert table["status"].to_pylist() == ["failed" if task == "text" else "ok" for task in tasks]
+    assert (square.head.rows_out, dict(square.head.failed)) == (16, {"no_image": 8})
+    assert audit(square, deep=True).sound
+
+
+def test_a_picture_that_the_shard_does_not_hold_is_failed(written, monkeypatch, tmp_path):
+    _, _, path = written
+    corpus = make_corpus(tmp_path / "lost", shards=1)
+    lost = corpus.table("source", 0, ["key"])["key"][0].as_py()
+    find = ImageShard.find
+    monkeypatch.setattr(ImageShard, "find", lambda shard, key: None if key == lost else find(shard, key))
+    write_latents(corpus, 64, path)
+    row = corpus.table(latents_group(64, path), 0).slice(0, 1).to_pylist()[0]
+    assert (row["crop"], row["status"], row["reason"]) == (None, "failed", "no_image")
 
 
 def test_a_second_run_changes_nothing(written):

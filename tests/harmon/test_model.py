@@ -6,8 +6,9 @@ from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor, nn
 
 from harmon.model.config import HarmonConfig
-from harmon.model.harmon import IMAGE_SLOT, UNLABELLED, Harmon, has_weight_decay, part_of
+from harmon.model.harmon import Harmon, has_weight_decay, part_of
 from harmon.model.mar import Grid
+from harmon.text import IGNORED, IMAGE_SLOT
 from pipelines.errors import ConfigurationError, HarmonError
 
 BUFFERS = ODD.mar.buffer_size
@@ -180,7 +181,7 @@ def question_batch(model: Harmon) -> dict[str, Tensor]:
     slots = torch.full((2, 9 + BUFFERS), IMAGE_SLOT)
     text = torch.randint(VOCABULARY, (2, 8), generator=torch.Generator().manual_seed(1))
     input_ids = torch.cat([text[:, :2], slots, text[:, 2:]], 1)
-    labels = torch.full_like(input_ids, UNLABELLED)
+    labels = torch.full_like(input_ids, IGNORED)
     labels[0, -4:] = text[0, -4:]
     labels[1, -5:-2] = text[1, -5:-2]
     mask = torch.ones_like(input_ids, dtype=torch.bool)

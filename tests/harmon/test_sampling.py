@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
 
-from harmon.model.harmon import IMAGE_SLOT, Harmon
+from harmon.model.harmon import Harmon
 from harmon.model.mar import Grid
 from harmon.sampling import PromptedImage, answer, generate, plan
+from harmon.text import IMAGE_SLOT
 from pipelines.errors import ConfigurationError
 
 BUFFERS = ODD.mar.buffer_size

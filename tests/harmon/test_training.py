@@ -5,23 +5,29 @@ import os
 import signal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from miniature import make_job, small_stage, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from miniature import make_job, mixture, small_stage, tiny_model
 from safetensors.torch import load_file, save_file
 
 from harmon.model.harmon import Harmon, part_of
 from harmon.text import ChatText
 from harmon.training.checkpoint import MODEL, latest_checkpoint, load_weights
-from harmon.training.data import ChatBatch, ImageBatch, StageData
+from harmon.training.data import ChatBatch, ImageBatch, StageData, have_pairs, pairs_of
 from harmon.training.job import TrainJob, done, training_key
-from harmon.training.loop import final_weights, loss_sum, train
+from harmon.training.loop import final_weights, loss_sum, step_counts, train
 from harmon.training.mixture import blocks_of_step
 from harmon.training.optimiser import make_optimiser, trained_parameters
 from harmon.training.stage import load_stage
+from pipelines.columns import CONVERSATIONS, SOURCE_SCHEMA
+from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
+from pipelines.steps import Step, StepRun
 
 torch.set_num_threads(1)
 
@@ -82,7 +88,9 @@ def test_a_finished_stage_is_not_trained_again(job, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     assert train(job) == undisturbed
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
-    assert done(undisturbed, training_key(job))["steps"] == job.stage.steps
+    record = done(undisturbed, training_key(job))
+    assert record["steps"] == job.stage.steps
+    assert record["left_out"] == {"text": [0], "image2text": [0, 0], "text2image": [0, 0]}
 
 
 def test_the_key_says_what_and_not_how(job, tmp_path):
@@ -193,6 +201,55 @@ def test_a_batch_counts_what_its_loss_counts(job):
         if isinstance(batch, ChatBatch):
             loss = model.image_to_text_loss(batch.latents, batch.input_ids, batch.labels, batch.attention_mask)
             assert loss.count.item() == batch.count
+
+
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", None]), "text": st.sampled_from(["words", "", None])}
+)
+
+
+@given(st.lists(st.none() | st.lists(st.none() | TURNS, max_size=5), max_size=8), st.integers(0, 8))
+def test_conversations_with_pairs_are_those_that_give_a_chat_pairs(conversations, cut):
+    chunks = [pa.array(part, CONVERSATIONS) for part in (conversations[:cut], conversations[cut:])]
+    found = have_pairs(pa.chunked_array(chunks)).to_pylist()
+    assert found == [bool(conversation and pairs_of(conversation)) for conversation in conversations]
+    assert all(question and answer for row in conversations if row for question, answer in pairs_of(row))
+
+
+def test_conversations_without_a_usable_pair_are_left_out_and_counted(job, tmp_path):
+    def turns(*texts: str | None, roles: tuple[str, ...] = ("user", "assistant")) -> list[dict]:
+        return [{"role": roles[place % len(roles)], "text": text} for place, text in enumerate(texts)]
+
+    rows = [None, [], turns("alone"), turns("", "answer"), turns("question", None), turns("a", "b", roles=("user",))]
+    good = [turns("question", "answer"), turns("question", None, "again", "answer")]
+    dataset = Dataset(tmp_path / "talk")
+    run = StepRun(dataset, Step("make-talk", 1, {}, ()))
+    for shard in run.pending(range(1)):
+        records = [
+            dict.fromkeys(SOURCE_SCHEMA.names) | {"key": f"{row:032x}", "source": "talk", "task": "text"} | {
+                "row_id": str(row), "conversations": talk,
+            }
+            for row, talk in enumerate(rows + good)
+        ]  # fmt: skip
+        output = run.shard(shard)
+        output.columns("source", pa.Table.from_pylist(records, schema=SOURCE_SCHEMA))
+        output.finish(rows_in=len(records))
+    run.commit()
+    stage = small_stage(ratio={"text": 1, "image2text": 0, "text2image": 0})
+    data = StageData(stage, mixture(dataset), job.model, ChatText(job.tokenizer), job.latents)
+    assert data.left_out == {"text": [len(rows)]}
+    assert all(data.chats("text", range(number, number + 1)).count for number in range(8))
+
+
+def test_counts_are_summed_over_workers_on_the_training_device(job, monkeypatch):
+    """NCCL takes no CPU tensor; the meta device stands for the GPU."""
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    blocks = blocks_of_step(job.stage, 0)
+    summed: list[torch.Tensor] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", summed.append)
+    step_counts(blocks, [data.batch(block, 0, 1) for block in blocks], torch.device("meta"))
+    assert [(tensor.device.type, tensor.dtype) for tensor in summed] == [("meta", torch.float64)]
 
 
 def test_a_stage_starts_from_the_weights_of_the_one_before(job, undisturbed, tmp_path):

@@ -136,6 +136,21 @@ def parse_free(dataset: Dataset) -> None:
     dataset.store.local(manifest_path(1)).write_bytes(b'{"number": 1}')
 
 
+def reasons(other: str) -> Callable[[pa.Table], pa.Table]:
+    """Every reason of a table replaced."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = [reason and other for reason in table.column("reason").to_pylist()]
+        return table.set_column(table.column_names.index("reason"), "reason", pa.array(values, pa.string()))
+
+    return change
+
+
+def all_ok(table: pa.Table) -> pa.Table:
+    values = pa.array(["ok"] * table.num_rows)
+    return table.set_column(table.column_names.index("status"), "status", values)
+
+
 def remove(path: str) -> Callable[[Dataset], None]:
     return lambda dataset: next(dataset.root.glob(path)).unlink()
 
@@ -220,6 +235,9 @@ DEEP: dict[str, tuple[Callable[[Dataset], object], str]] = {
     "reordered columns": (lambda d: rewrite(d, "score.length", reverse), "keys_differ"),
     "damaged header": (lambda d: (flip(place(d, "images"), 3), forge(d, "images")), "members_differ"),
     "lost image": (lambda d: rewrite_images(d, [0, 1, 3]), "members_differ"),
+    "other rejects": (lambda d: rewrite(d, "rejects.download", reasons("too_large")), "reasons_differ"),
+    "other failures": (lambda d: rewrite(d, "score.length", reasons("image")), "reasons_differ"),
+    "hidden failures": (lambda d: rewrite(d, "score.length", all_ok), "reasons_differ"),
     "reordered images": (lambda d: rewrite_images(d, [1, 0, 2, 3]), "members_differ"),
 }
 

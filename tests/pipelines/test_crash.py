@@ -12,7 +12,7 @@ from small_datasets import write_all
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
 
-KILLS = int(os.environ.get("HARMON_SOAK", "6"))  # `make soak` asks for more
+KILLS = 200 if os.environ.get("HARMON_SOAK") else 6
 SCRIPT = Path(__file__).with_name("small_datasets.py")
 REPOSITORY = Path(__file__).parents[2]
 

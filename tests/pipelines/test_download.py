@@ -20,13 +20,14 @@ from PIL import Image
 
 from pipelines import catalogue, fetch
 from pipelines.canonical import sample_key, sha256_hex
+from pipelines.columns import LIST_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download, download_step
 from pipelines.errors import HarmonError
 from pipelines.fetch import FetchSettings
 from pipelines.loopback import serve
 from pipelines.steps import Progress
-from pipelines.web import LIST_SCHEMA, WebSettings, planted, publish
+from pipelines.web import WebSettings, planted, publish
 from tests.parts import need
 
 SOURCE = catalogue.source("scenes")
@@ -91,6 +92,7 @@ def extra_rows(web: WebSettings, folder: Path, secret: str) -> list[dict[str, ob
         "user": f"http://user@127.0.0.1:{web.port}/photographs/chelsea.png",
         "relative": "photographs/chelsea.png",
         "no-link": None,
+        "empty": "",
         "cat": f"{web.root}/photographs/chelsea.png",
     }
     rows = [{"row_id": name, "url": url, "task": "text2image", "licence": "x"} for name, url in urls.items()]
@@ -104,6 +106,7 @@ EXTRA_REASONS = {
     "user": "bad_url",
     "relative": "bad_url",
     "no-link": "no_url",
+    "empty": "bad_url",
     "cat": "duplicate_row_id",
     "odd": "unknown_task",
 }
@@ -282,6 +285,34 @@ def test_a_list_with_other_columns_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"row_id": ["a"]}), path)
     with pytest.raises(HarmonError, match="columns"):
         download(Dataset(tmp_path / "scenes"), SOURCE, path, WHAT)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("conversations", pa.array(["a dialogue that is one text"])),
+        ("caption", pa.array([["a", "list"]])),
+        ("url", pa.array([b"http://a.example/\xff"])),
+    ],
+)
+def test_a_column_of_another_type_is_named(name: str, values: pa.Array, tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    table = pa.Table.from_pylist([{"row_id": "a", "task": "text"}], LIST_SCHEMA)
+    pq.write_table(table.set_column(table.column_names.index(name), name, values), path)
+    with pytest.raises(HarmonError, match=rf"column {name} of the list .*list\.parquet"):
+        download(Dataset(tmp_path / "scenes"), SOURCE, path, WHAT)
+
+
+def test_an_empty_link_is_a_reject_and_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fetch.INTERPRETER, "/no/such/python")
+    path = tmp_path / "list.parquet"
+    tasks = {"picture": "text2image", "words": "text"}
+    rows = [{"row_id": row_id, "url": "", "task": task} for row_id, task in tasks.items()]
+    pq.write_table(pa.Table.from_pylist([*rows, {"row_id": "kept", "task": "text"}], LIST_SCHEMA), path)
+    dataset = Dataset(tmp_path / "scenes")
+    commit = download(dataset, SOURCE, path, WHAT)
+    assert (commit.rows_out, dict(commit.rejected)) == (1, {"bad_url": 2})
+    assert dataset.whole_table("source").column("row_id").to_pylist() == ["kept"]
 
 
 def test_words_need_no_img2dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,6 +74,12 @@ def answer(request: BaseHTTPRequestHandler, times: int) -> None:
         headers = {"Content-Length": "500"}
     elif wish == "huge":
         headers = {"Content-Length": "2000"}
+    elif wish == "slowly":
+        threading.Event().wait(0.2)
+        status, headers = 302, {"Location": "/slowly"}
+    if wish == "headers":
+        drip_headers(request)
+        return
     request.send_response(status)
     for name, value in headers.items():
         request.send_header(name, value)
@@ -84,6 +91,17 @@ def answer(request: BaseHTTPRequestHandler, times: int) -> None:
                 request.wfile.flush()
                 threading.Event().wait(0 if wish == "endless" else 0.05)
         request.wfile.write(body)
+    except ConnectionError:
+        pass
+
+
+def drip_headers(request: BaseHTTPRequestHandler) -> None:
+    """Header after header, and no end: each of them comes within the time to wait for more bytes."""
+    try:
+        request.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        for _ in range(90):  # http.client itself gives up after a hundred
+            request.wfile.write(b"X-More: 1\r\n")
+            threading.Event().wait(0.05)
     except ConnectionError:
         pass
 
@@ -226,8 +244,20 @@ def test_a_body_over_the_limit_is_given_up(allowed: Host, wish: str) -> None:
     assert reason(f"{allowed.url}/{wish}") == "too_large"
 
 
-def test_a_drip_ends_after_the_seconds_of_a_link(allowed: Host) -> None:
-    assert reason(f"{allowed.url}/drip", Guard(allow=GUARD.allow, max_seconds=0.3, retries=0)) == "timeout"
+@pytest.mark.parametrize("wish", ["drip", "headers", "slowly"])
+def test_a_drip_ends_after_the_seconds_of_a_link(allowed: Host, wish: str) -> None:
+    """Of body, of headers, or of redirects that each come in time."""
+    began = time.monotonic()
+    assert reason(f"{allowed.url}/{wish}", Guard(allow=GUARD.allow, max_seconds=0.3, retries=0)) == "timeout"
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_handshake_that_never_ends_is_cut() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/"
+        began = time.monotonic()
+        assert reason(url, Guard(allow=GUARD.allow, max_seconds=0.3, retries=0)) == "timeout"
+        assert time.monotonic() - began < 1.5
 
 
 def test_a_body_shorter_than_announced_is_no_picture(allowed: Host) -> None:

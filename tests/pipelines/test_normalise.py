@@ -121,9 +121,9 @@ def test_a_picture_cut_in_its_middle_is_truncated(kind: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), st.data())
+@given(st.sampled_from(["JPEG", "turned JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]), st.data())
 def test_damaged_pictures_end_as_a_picture_or_a_reason(kind: str, draw: st.DataObject) -> None:
-    data = bytearray(encoded(RGB, kind))
+    data = bytearray(turned_jpeg() if kind == "turned JPEG" else encoded(RGB, kind))
     for _ in range(draw.draw(st.integers(0, 6))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     data = data[: draw.draw(st.integers(0, len(data)))]
@@ -131,6 +131,39 @@ def test_damaged_pictures_end_as_a_picture_or_a_reason(kind: str, draw: st.DataO
         pixels(normalise(bytes(data), Limits(max_pixels=1_000_000)))
     except BadPicture as error:
         assert error.reason in {"not_an_image", "truncated", "too_large"}
+
+
+def turned_jpeg() -> bytes:
+    """A JPEG to be turned upright, with EXIF of every kind: text, numbers, fractions, a folder inside."""
+    exif = Image.Exif()
+    exif.update({0x0112: 6, 0x010F: "maker", 0x011A: 72.0, 0x0102: (8, 8, 8)})
+    exif.get_ifd(0x8769).update({0x829A: 0.01, 0x9000: b"0232", 0x9286: b"a comment"})
+    return encoded(RGB, "JPEG", exif=exif)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_damaged_exif_of_a_turned_picture_ends_as_a_picture_or_a_reason(draw: st.DataObject) -> None:
+    """Only the EXIF block is damaged: the orientation often stays, and all tags are written again."""
+    data = bytearray(turned_jpeg())
+    start = data.index(b"Exif\0\0") + 6
+    end = start + int.from_bytes(data[start - 8 : start - 6], "big") - 8
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(start, end - 1))] = draw.draw(st.integers(0, 255))
+    try:
+        pixels(normalise(bytes(data), LIMITS))
+    except BadPicture as error:
+        assert error.reason in {"not_an_image", "truncated"}
+
+
+@pytest.mark.parametrize("error", [AttributeError, TypeError, OverflowError, ZeroDivisionError, ValueError])
+def test_a_failure_to_turn_a_picture_is_a_reason(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise error("a tag that cannot be written")
+
+    data = turned_jpeg()
+    monkeypatch.setattr(Image.Exif, "tobytes", fail)
+    assert reason(data) == "not_an_image"
 
 
 @given(st.binary(max_size=300))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.canonical import sha256_hex
-from pipelines.errors import HarmonError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.storage import OtherBytes, Store, StoredFile, is_temporary
 
 
@@ -75,6 +75,12 @@ def test_of_racing_writers_exactly_one_wins(tmp_path: Path) -> None:
 def test_paths_that_could_leave_the_root_are_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(HarmonError, match="no path inside"):
         Store(tmp_path).put(path, b"")
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/name", "gs://bucket", Path("s3://bucket"), Path("/out", "s3://bucket")])
+def test_a_root_in_an_object_store_is_refused(root: str | Path) -> None:
+    with pytest.raises(ConfigurationError, match="not supported yet; name a"):
+        Store(root)
 
 
 def test_a_failed_put_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
