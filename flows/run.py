@@ -1,6 +1,7 @@
 """Running a recipe: find what is not done, and do it as one Prefect flow with one task for each step and dataset."""
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from flows.recipe import Recipe
 from flows.server import prefect_server
 from flows.work import Work, work_of
-from pipelines.errors import ConfigurationError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
 from pipelines.steps import Progress
 
@@ -104,10 +105,19 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                 did.append(work.name)
             return did
 
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).addFilter(_in_one_sentence)
         try:
             return prefect.flow(name=f"harmon {recipe.name}", validate_parameters=False)(flow)()
         finally:
             APILogWorker.drain_all(timeout=5)  # before the embedded server goes
+
+
+def _in_one_sentence(record: logging.LogRecord) -> bool:
+    """An expected error is told by its sentence; a traceback is for the unexpected."""
+    if record.exc_info and isinstance(record.exc_info[1], HarmonError):
+        record.exc_info = None
+    return True
 
 
 def _note_time(path: Path, work: Work, started: datetime, seconds: float) -> None:

@@ -270,9 +270,7 @@ def _audit(recipe: Recipe) -> Work:
     def is_done() -> bool:
         found = _recorded(record)
         heads = {dataset.name: dataset.head for dataset in datasets_of(recipe)}
-        return all(
-            head and found.get(name, {}).get("content_hash") == head.content_hash for name, head in heads.items()
-        )
+        return all(head and _audited(found.get(name, {}), head.content_hash) for name, head in heads.items())
 
     def do(_: ProgressCallback) -> None:
         reports = {dataset.name: audit(dataset, deep=True) for dataset in datasets_of(recipe)}

@@ -86,6 +86,7 @@ def test_a_damaged_dataset_stops_the_run_each_time_it_is_run(small_run: SmallRun
     for _ in range(2):
         assert copy.start().wait(timeout=300) == 3, copy.log()[-2000:]
     assert "unsound" in copy.log()
+    assert "Traceback" not in copy.log()
 
 
 @pytest.mark.slow
