@@ -72,7 +72,7 @@ class TrainingSettings(Settings):
     tokenizer: str
     """Folder of the tokenizer."""
     launch: Launch = Launch()
-    """Ray Train workers and threads; the result does not depend on them beyond rounding."""
+    """Ray Train workers and threads; without drop-out the result does not depend on them beyond rounding."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What each worker trains on."""
     log_every: int = 10
