@@ -34,14 +34,17 @@ def main() -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--from", "first", metavar="STEP", help="Start at this step; the steps before it must be done.")
 @click.option("--until", "last", metavar="STEP", help="Stop after this step.")
+@click.option("--redo", metavar="STEP", help="Do this step of the run folder again, and what rests on it.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override path.to.key of the recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def run(recipe: Path, first: str | None, last: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+def run(
+    recipe: Path, first: str | None, last: str | None, redo: str | None, settings: tuple[str, ...], as_json: bool
+) -> None:
     """Run RECIPE: every step that is not yet done, in order, as one Prefect flow."""
     from flows.recipe import load_recipe
     from flows.run import run_recipe
 
-    outcome = run_recipe(load_recipe(recipe, settings), first=first, last=last)
+    outcome = run_recipe(load_recipe(recipe, settings), first=first, last=last, redo=redo)
     if as_json:
         click.echo(json.dumps(outcome.to_json()))
     else:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from filtering.embedding import ARCHITECTURE
 from filtering.select import Selection
 from flows.report.inputs import Goals, StandIn
 from harmon.evaluation.run import EvaluationConfig
@@ -31,6 +32,17 @@ class RecaptionSettings(EngineSettings):
     """Folder of the language model."""
     model_name: str
     """Short name that the caption group carries."""
+
+
+class AestheticSettings(Settings):
+    """LAION's aesthetic predictor: a score of every image, in the group `aesthetic.<head>`, for a set's thresholds."""
+
+    clip: str
+    """File with the weights of CLIP ViT-L/14."""
+    head: str
+    """File with the weights of the predictor, V1 or V2."""
+    architecture: str = ARCHITECTURE
+    """open_clip's name of the network in `clip`."""
 
 
 class MixtureEntry(Settings):
@@ -97,6 +109,8 @@ class Recipe(Settings):
     fetch: FetchSettings = FetchSettings()
     """How links are fetched."""
     recaption: RecaptionSettings
+    aesthetic: AestheticSettings | None = None
+    """The aesthetic predictor, where its weights are present; None: images have no aesthetic score."""
     sets: Mapping[str, Selection]
     """Training sets, by name: which rows are kept and how they are sharded."""
     training: TrainingSettings

@@ -6,15 +6,19 @@ done ends the asking.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filtering.aesthetic import aesthetic_step, load_head, score_aesthetics
 from filtering.clarity import clarity_step, score_clarity
+from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import Selection, select, select_step
-from flows.recipe import Recipe, StageSettings, part
+from flows.recipe import AestheticSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from harmon.evaluation.run import evaluate_run, is_evaluated
@@ -22,7 +26,7 @@ from harmon.latents import latents_group, latents_step, write_latents
 from harmon.model.config import HarmonConfig, changed_defaults
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
-from harmon.training.launch import train_stage
+from harmon.training.launch import ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.stage import TASKS, Departure, departures, load_stage
@@ -51,6 +55,10 @@ class Work:
     is_done: Callable[[], bool]
     """Asked only when everything before it is done."""
     do: Callable[[ProgressCallback], None]
+    undo: Callable[[], None] | None = None
+    """Takes the result away, so that it is made again; None: it stands in a dataset, where nothing is overwritten."""
+    session: Callable[[], AbstractContextManager[None]] | None = None
+    """What stays open from the first step with this session to the last: one Ray for all stages."""
 
     @property
     def name(self) -> str:
@@ -60,14 +68,17 @@ class Work:
 
 def work_of(recipe: Recipe) -> list[Work]:
     """Every step of `recipe`, in order."""
+    ray = partial(ray_session, recipe.training.launch)
     return [
         _publish(recipe),
         *(_download(recipe, name) for name in recipe.sources),
         *(_rewrite(recipe, name) for name in recipe.recaption.datasets),
         *(_clarity(recipe, name) for name in recipe.sources),
+        *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
+        *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
         *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
-        *(_train(recipe, number) for number in range(len(recipe.training.stages))),
+        *(_train(recipe, number, ray) for number in range(len(recipe.training.stages))),
         _evaluate(recipe),
         _audit(recipe),
         _report(recipe),
@@ -155,6 +166,32 @@ def _clarity(recipe: Recipe, name: str) -> Work:
     return _dataset_work("clarity", dataset, lambda: clarity_step(dataset), do)
 
 
+def clip_of(settings: AestheticSettings) -> Clip:
+    """The recipe's CLIP."""
+    return Clip(part(settings.clip), settings.architecture)
+
+
+def _embed(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
+    dataset = Dataset(recipe.dataset(name))
+
+    def do(progress: ProgressCallback) -> None:
+        embed_images(dataset, clip_of(settings), progress)
+
+    return _dataset_work("embed", dataset, lambda: embed_step(dataset, clip_of(settings)), do)
+
+
+def _aesthetic(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
+    dataset, embeddings = Dataset(recipe.dataset(name)), clip_of(settings).group
+
+    def do(progress: ProgressCallback) -> None:
+        score_aesthetics(dataset, load_head(part(settings.head)), embeddings, progress)
+
+    def step() -> Step:
+        return aesthetic_step(dataset, load_head(part(settings.head)), embeddings)
+
+    return _dataset_work("aesthetic", dataset, step, do)
+
+
 def _select(recipe: Recipe, name: str) -> Work:
     target = Dataset(recipe.dataset(name))
     sources = [Dataset(recipe.dataset(source)) for source in recipe.sources]
@@ -222,17 +259,21 @@ def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[Mixtur
     )
 
 
-def _train(recipe: Recipe, number: int) -> Work:
+def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:
     def is_done() -> bool:
         job = job_of(recipe, number)
         key = training_key(job)
         return done(stage_folder(job, key), key) is not None
 
+    def undo() -> None:
+        job = job_of(recipe, number)
+        shutil.rmtree(stage_folder(job, training_key(job)))
+
     def do(_: ProgressCallback) -> None:
         _describe(recipe, number + 1)
         train_stage(job_of(recipe, number), recipe.training.launch)
 
-    return Work("train", recipe.training.stages[number].stage, is_done, do)
+    return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray)
 
 
 def _description(recipe: Recipe, stages: int) -> RunDescription:
@@ -261,7 +302,10 @@ def _evaluate(recipe: Recipe) -> Work:
         _describe(recipe, stages)
         evaluate_run(recipe.run_folder, recipe.evaluation)
 
-    return Work("evaluate", recipe.name, is_done, do)
+    def undo() -> None:
+        shutil.rmtree(recipe.run_folder / "evaluation")
+
+    return Work("evaluate", recipe.name, is_done, do, undo)
 
 
 def _audit(recipe: Recipe) -> Work:
@@ -279,7 +323,7 @@ def _audit(recipe: Recipe) -> Work:
         if unsound:
             raise HarmonError(f"The audit found {', '.join(unsound)} unsound; run `harmon audit --deep` on it.")
 
-    return Work("audit", "datasets", is_done, do)
+    return Work("audit", "datasets", is_done, do, record.unlink)
 
 
 def _report(recipe: Recipe) -> Work:
@@ -294,7 +338,7 @@ def _report(recipe: Recipe) -> Work:
         build_report(report_of(recipe), page)
         _record(record, made_from())
 
-    return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do)
+    return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do, record.unlink)
 
 
 def report_of(recipe: Recipe) -> ReportInput:

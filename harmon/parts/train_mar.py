@@ -35,12 +35,12 @@ from pipelines.scenes.scene import trained_pairs
 DEMO = Path(__file__).parent / "demo"
 MAR_FILE = DEMO / "mar.safetensors"
 SEED = 11
-SCENES = 9000
+SCENES = 20000
 SIDES = (64, 128)
 """Picture sides of the demo's stages; grids of 4 and 8 tokens a side."""
 
-STEPS = 2000
-BATCH = {64: 64, 128: 24}
+STEPS = 8000
+BATCH = {64: 64, 128: 32}
 LEARNING_RATE = 1e-3
 WARM_UP = 100
 CLASS_DROP = 0.1

@@ -50,10 +50,14 @@ class SmallRun:
     def run(self) -> Path:
         return self.folder / "run"
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What the recipe is set to."""
+        return (*SIZES, f"data={self.data}", f"runs={self.run}", f"web.port={self.port}")
+
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        settings = (*SIZES, f"data={self.data}", f"runs={self.run}", f"web.port={self.port}")
         command = [sys.executable, "-m", "flows.cli", "run", str(RECIPE), *arguments]
-        for setting in settings:
+        for setting in self.settings:
             command += ["--set", setting]
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {
