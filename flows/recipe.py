@@ -13,8 +13,9 @@ from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
 from pipelines.download import DownloadSettings
+from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
-from pipelines.settings import Settings, parse, read_yaml, with_override
+from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
 
@@ -91,6 +92,8 @@ class TrainingSettings(Settings):
     """Train steps from one line of metrics to the next."""
     checkpoint_every: int = 500
     """Train steps from one checkpoint to the next."""
+    keep: int = 2
+    """Newest checkpoints of each stage that stay."""
     stages: tuple[StageSettings, ...]
 
 
@@ -116,6 +119,8 @@ class Recipe(Settings):
     training: TrainingSettings
     evaluation: EvaluationConfig = EvaluationConfig()
     """Prompts and questions that the trained model is measured with."""
+    curve: EvaluationConfig | None = None
+    """What every kept checkpoint is measured with, for a curve over training; None: no curve."""
 
     goals: Goals = Goals()
     """What the report holds the scores against."""
@@ -145,10 +150,23 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigurationError: naming the wrong key and the nearest known one.
     """
-    data = read_yaml(path)
+    data = _read(path)
     for setting in settings:
         with_override(data, setting)
     return parse(Recipe, data, str(path))
+
+
+def _read(path: Path, deeper: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `path`, laid over that of the recipe beside it that its key `extends` names, if it has one."""
+    if path in deeper:
+        raise ConfigurationError(f"{path} extends itself; remove one `extends`.")
+    data = read_yaml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigurationError(f"{path}: extends: name one recipe file beside this one.")
+    return laid_over(_read(path.parent / base, (*deeper, path)), data)
 
 
 def part(path: str) -> Path:

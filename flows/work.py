@@ -21,7 +21,8 @@ from filtering.select import Selection, select, select_step
 from flows.recipe import AestheticSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
-from harmon.evaluation.run import evaluate_run, is_evaluated
+from harmon.evaluation.curve import CURVE, write_curve
+from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
 from harmon.model.config import HarmonConfig, changed_defaults
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
@@ -79,6 +80,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_select(recipe, name) for name in recipe.sets),
         *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
         *(_train(recipe, number, ray) for number in range(len(recipe.training.stages))),
+        *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
         _audit(recipe),
         _report(recipe),
@@ -123,6 +125,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         runs=str(recipe.run_folder / "train"),
         log_every=training.log_every,
         checkpoint_every=training.checkpoint_every,
+        keep=training.keep,
         device=training.device,
     )
 
@@ -308,6 +311,24 @@ def _evaluate(recipe: Recipe) -> Work:
     return Work("evaluate", recipe.name, is_done, do, undo)
 
 
+def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
+    page, record = recipe.run_folder / CURVE, recipe.run_folder / "curve.json"
+
+    def made_from() -> dict[str, Any]:
+        return {
+            "run": _description(recipe, len(recipe.training.stages)).model_dump(mode="json"),
+            "of": config.model_dump(mode="json"),
+        }
+
+    def do(_: ProgressCallback) -> None:
+        _describe(recipe, len(recipe.training.stages))
+        record.unlink(missing_ok=True)
+        write_curve(recipe.run_folder, config)
+        _record(record, made_from())
+
+    return Work("curve", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do, record.unlink)
+
+
 def _audit(recipe: Recipe) -> Work:
     record = recipe.run_folder / "audit.json"
 
@@ -330,7 +351,7 @@ def _report(recipe: Recipe) -> Work:
     page, record = recipe.run_folder / "report.html", recipe.run_folder / "report.json"
 
     def made_from() -> dict[str, str]:
-        files = ("evaluation/scores.json", "audit.json", "model/model.json")
+        files = ["evaluation/scores.json", "audit.json", "model/model.json", *([CURVE] if recipe.curve else [])]
         return {file: file_hash(recipe.run_folder / file) for file in files} | {"recipe": recipe.model_dump_json()}
 
     def do(_: ProgressCallback) -> None:

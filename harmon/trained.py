@@ -95,16 +95,21 @@ def _text(described: RunDescription) -> str:
     return described.model_dump_json(indent=2) + "\n"
 
 
+def description_of(run: Path) -> RunDescription:
+    """What `run` says of itself. Raises ConfigurationError where it is no run folder."""
+    file = run / "model" / DESCRIPTION
+    if not file.is_file():
+        raise ConfigurationError(f"{run} is no run folder: it has no model/{DESCRIPTION}; name one that a run wrote.")
+    return parse(RunDescription, json.loads(file.read_text()), str(file))
+
+
 def newest_checkpoint(run: Path) -> tuple[RunDescription, TrainedStage, Path]:
     """What `run` says of itself, and the newest complete checkpoint of the last stage that has one.
 
     Raises:
         ConfigurationError: `run` is no run folder, or holds no complete checkpoint.
     """
-    file = run / "model" / DESCRIPTION
-    if not file.is_file():
-        raise ConfigurationError(f"{run} is no run folder: it has no model/{DESCRIPTION}; name one that a run wrote.")
-    described = parse(RunDescription, json.loads(file.read_text()), str(file))
+    described = description_of(run)
     for stage in reversed(described.stages):
         checkpoint = latest_checkpoint(run / "train" / stage.folder / "checkpoints")
         if checkpoint is not None:
@@ -119,7 +124,18 @@ def load_run(run: Path, device: str = "cpu") -> Trained:
         ConfigurationError: `run` is no run folder, or holds no complete checkpoint.
         HarmonError: its weights are damaged or do not fit.
     """
-    described, stage, checkpoint = newest_checkpoint(run)
+    _, stage, checkpoint = newest_checkpoint(run)
+    return load_checkpoint_of(run, stage, checkpoint, device)
+
+
+def load_checkpoint_of(run: Path, stage: TrainedStage, checkpoint: Path, device: str = "cpu") -> Trained:
+    """The model of one complete checkpoint of `stage`, ready for use.
+
+    Raises:
+        ConfigurationError: `run` is no run folder.
+        HarmonError: the weights are damaged or do not fit.
+    """
+    described = description_of(run)
     folder = run / "model"
     model = Harmon(described.model)
     load_weights(model, [checkpoint / MODEL])

@@ -122,6 +122,23 @@ def test_a_step_whose_result_stands_in_a_dataset_is_not_redone(small_run: SmallR
 
 
 @pytest.mark.slow
+def test_the_curve_has_every_kept_checkpoint_in_the_order_of_training(small_run: SmallRun, tmp_path: Path) -> None:
+    shutil.copytree(small_run.run, tmp_path / "run")
+    curve = "curve={held_out: 4, seen: 0, two: 4, asked: 0, sampling: {ar_steps: 2, diffusion_steps: '5'}}"
+    recipe = load_recipe(RECIPE, [*small_run.settings, f"runs={tmp_path / 'run'}", curve])
+    work = next(work for work in work_of(recipe) if work.step == "curve")
+    assert not work.is_done()
+    work.do(lambda _: None)
+    assert work.is_done()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    stages = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["stages"]
+    assert [line["label"] for line in lines] == [f"{s['folder']} {step}" for s in stages for step in (2, 4)]
+    minutes = [line["minutes"] for line in lines]
+    assert minutes == sorted(minutes) and minutes[-1] > 0
+    assert all(0 <= line[name] <= 1 for line in lines for name in ("colour", "shape", "two"))
+
+
+@pytest.mark.slow
 def test_the_aesthetic_score_is_a_step_where_weights_are_named(small_run: SmallRun, tmp_path: Path) -> None:
     """A tiny CLIP and a drawn head stand in for ViT-L/14 and LAION's."""
     shutil.copytree(small_run.data / "photographs", tmp_path / "data" / "photographs")
@@ -136,7 +153,7 @@ def test_the_aesthetic_score_is_a_step_where_weights_are_named(small_run: SmallR
             work.do(lambda _: None)
             assert work.is_done()
     dataset = Dataset(tmp_path / "data" / "photographs")
-    group = next(group for group in dataset.groups if group.startswith("aesthetic.laion-v1-"))
+    group = next(group for group in dataset.groups() if group.startswith("aesthetic.laion-v1-"))
     rows = dataset.whole_table(group).to_pylist()
     assert rows and all(row["status"] == "ok" and row["score"] is not None for row in rows)
     assert audit(dataset, deep=True).sound
