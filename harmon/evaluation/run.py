@@ -30,9 +30,9 @@ from harmon.evaluation.scenes import (
     wanted_of,
 )
 from harmon.generate import SamplingConfig, draw_pictures
+from harmon.seeds import stream
 from harmon.trained import Trained, load_run, newest_checkpoint
 from harmon.training.checkpoint import MODEL
-from harmon.training.draws import stream
 from harmon.training.job import file_hash
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
