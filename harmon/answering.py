@@ -31,6 +31,9 @@ class AnswerConfig(BaseModel):
     """Drawn from the fewest tokens that together have this probability."""
 
 
+GREEDY = AnswerConfig()
+
+
 @torch.no_grad()
 def speak(
     model: Harmon,
@@ -81,7 +84,7 @@ def answer(
     latents: Tensor | None,
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
-    config: AnswerConfig = AnswerConfig(),
+    config: AnswerConfig = GREEDY,
     *,
     seeds: Sequence[int] | None = None,
     eos_ids: Collection[int] = (QWEN_EOS,),

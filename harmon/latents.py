@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from harmon.convert.autoencoders import Autoencoder
 from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.patch_latent import PatchLatent
 from harmon.pictures import centre_crop, padded_square
@@ -37,19 +38,16 @@ VERSION = 2  # 2: rows without a picture are failed
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
 
 
-Autoencoder = KlAutoencoder | PatchLatent
-
-
 def load_autoencoder(path: str | Path) -> Autoencoder:
-    """The autoencoder in a safetensors file: a patch latent if it holds a patch latent's tensors, else a KL
-    one.
+    """The autoencoder in a safetensors file, a run's or the vae.safetensors of a Hugging Face folder: a patch
+    latent if it holds a patch latent's tensors, else a KL one.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             names = set(file.keys())
     except (OSError, SafetensorError) as error:
         raise HarmonError(f"The autoencoder {path} cannot be read ({error}); name a safetensors file.") from None
-    kind = PatchLatent if names == {"mean", "basis", "scale"} else KlAutoencoder
+    kind = PatchLatent if {name.removeprefix("vae.") for name in names} == {"mean", "basis", "scale"} else KlAutoencoder
     return kind.from_file(path)
 
 
