@@ -5,24 +5,34 @@ import ast
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from miniature import TOKENIZER, tiny_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_checkpoints import KL, UNUSED, kl_weights, make_released, make_run, true_layout, weights
 from torch import Tensor
 
+from harmon.answering import AnswerConfig, answer
 from harmon.convert.code import ENTRIES, remote_code
 from harmon.convert.contents import EMBEDDING, HEAD, same_bits
 from harmon.convert.folder import open_folder, write_folder
 from harmon.convert.released import Named, open_released, write_released
 from harmon.convert.start import open_parts
+from harmon.generate import draw_pictures
 from harmon.latents import load_autoencoder
 from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
+from harmon.pictures import padded_square
+from harmon.prompts import padded
+from harmon.sampling_config import SamplingConfig
 from harmon.trained import load, open_checkpoint
 from harmon.training.checkpoint import load_weights
 from pipelines.errors import ConfigurationError, HarmonError
@@ -89,7 +99,7 @@ def test_a_run_folder_becomes_a_hugging_face_folder_that_names_the_stand_in(tmp_
     again = load(tmp_path / "hf")
     assert again.fingerprint == contents.fingerprint() and again.px == 64 and again.sampling == contents.sampling
     assert_same(again.model.state_dict(), load(run).model.state_dict())
-    with pytest.raises(ConfigurationError, match="stand-in for KL-16 that kl16.ckpt cannot hold"):
+    with pytest.raises(ConfigurationError, match=r"stand-in for KL-16 that kl16.ckpt cannot hold"):
         write_released(contents, tmp_path / "released")
 
 
@@ -120,7 +130,7 @@ NORM = "llm.model.norm.weight"
     [
         (
             {NORM: None, "llm.model.norm.scale": torch.ones(32)},
-            f"{NORM} is missing; llm.model.norm.scale is unexpected",
+            rf"{NORM} is missing; llm.model.norm.scale is unexpected",
         ),
         ({NORM: torch.ones(31)}, rf"{NORM} has shape \(31,\) in place of \(32,\)"),
         ({NORM: torch.ones(32, dtype=torch.int8)}, f"{NORM} holds int8, not floats"),
@@ -172,11 +182,11 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
 
 def test_what_released_files_lack_is_asked_for(tmp_path: Path) -> None:
     file, named = make_released(tmp_path)
-    with pytest.raises(ConfigurationError, match="has the sizes of no published model.*--model FILE"):
+    with pytest.raises(ConfigurationError, match=r"has the sizes of no published model.*--model FILE"):
         open_released(file, Named(tokenizer=TOKENIZER))
-    with pytest.raises(ConfigurationError, match="Released files hold no tokenizer.*--tokenizer FOLDER"):
+    with pytest.raises(ConfigurationError, match=r"Released files hold no tokenizer.*--tokenizer FOLDER"):
         load(file, Named(model=named.model))
-    with pytest.raises(ConfigurationError, match="no tokenizer.json in"):
+    with pytest.raises(ConfigurationError, match=r"no tokenizer.json in"):
         load(file, Named(tokenizer=tmp_path, model=named.model))
     with pytest.raises(ConfigurationError, match="no device 'tpu9'"):
         load(file, named, device="tpu9")
@@ -275,7 +285,7 @@ def test_init_refuses_parts_that_are_not_what_they_are_named(tmp_path: Path) -> 
         open_parts(kl16, qwen, kl16, sizes)
     with pytest.raises(HarmonError, match="holds no KL autoencoder"):
         open_parts(mar, qwen, mar, sizes)
-    with pytest.raises(ConfigurationError, match="24 and 24 wide, and no published MAR is.*--model FILE"):
+    with pytest.raises(ConfigurationError, match=r"24 and 24 wide, and no published MAR is.*--model FILE"):
         open_parts(mar, qwen, kl16)
 
 
@@ -292,3 +302,59 @@ def test_the_folders_code_imports_nothing_of_ours_and_all_that_it_names() -> Non
             elif isinstance(node, ast.ImportFrom | ast.Import):
                 roots = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
                 assert not {str(root).split(".")[0] for root in roots} & {"harmon", "pipelines", "flows"}, name
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """A folder made from released files, and what a process without this project computes with it."""
+    base = tmp_path_factory.mktemp("stranger")
+    write_folder(open_released(*make_released(base / "released")), base / "hf", shard_bytes=20_000)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(base / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    program = Path(__file__).with_name("stranger.py")
+    command = [
+        sys.executable,
+        "-P",
+        str(program),
+        str(base / "hf"),
+        str(program.parents[2] / "harmon"),
+        str(base / "out"),
+    ]
+    done = subprocess.run(command, cwd=base, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return base / "hf", load_file(base / "out.safetensors"), json.loads((base / "out.json").read_text())
+
+
+def test_auto_classes_load_every_weight_without_this_project(told: tuple[Path, Any, dict[str, Any]]) -> None:
+    folder, _, facts = told
+    assert facts["ours"] == [] and facts["saved_equal"]
+    assert not [name for name, found in facts["report"].items() if found and name != "mismatched_keys"], facts["report"]
+    loaded = load(folder)
+    names = set(loaded.model.state_dict()) | {f"vae.{name}" for name in loaded.autoencoder.state_dict()}
+    assert facts["parameters"].keys() == names
+    assert facts["chat"] == "<|im_start|>user\nWhat is this?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_folders_own_code_computes_what_ours_does(told: tuple[Path, dict[str, Tensor], dict[str, Any]]) -> None:
+    folder, got, facts = told
+    trained = load(folder)
+    picture = Image.linear_gradient("L").resize((40, 56)).convert("RGB")
+    pixels = torch.from_numpy(np.stack([padded_square(picture, 64)] * 2))
+    assert torch.equal(got["pixel_values"], pixels)
+    encoded = trained.autoencoder.encode(pixels)
+    torch.testing.assert_close(got["encoded"], encoded, atol=1e-5, rtol=1e-5)
+    questions = ["What is this?", "Is it a long question?"]
+    prompts = [trained.text.question_prompt(question, trained.slots(64)) for question in questions]
+    ids, mask = padded(prompts, trained.text.pad, torch.device("cpu"))
+    with torch.no_grad():
+        image = trained.model.visual_features(*trained.model.to_tokens(encoded))[1]
+        embeddings = trained.model.prompt_embeddings(ids, image)
+        logits = trained.model.llm(inputs_embeds=embeddings, attention_mask=mask.long()).logits
+    torch.testing.assert_close(got["logits"][mask], logits[mask], atol=1e-4, rtol=1e-4)
+    said = answer(trained.model, encoded, ids, mask, AnswerConfig(max_new_tokens=5), eos_ids=())
+    assert facts["said"] == said and facts["texts"] == [trained.text.decode(tokens) for tokens in said]
+
+    sampling = SamplingConfig(ar_steps=2, diffusion_steps="3", clip_x0=3.0)
+    drawn = draw_pictures(trained, ["a red circle", "a blue square"], [5, 6], sampling, size=(96, 64))
+    assert got["latents"].shape == (2, 16, 4, 6) and facts["size"] == [96, 64]
+    assert np.abs(got["drawn"].numpy().astype(int) - drawn.astype(int)).max() <= 1
