@@ -193,8 +193,10 @@ def load(
     contents = open_checkpoint(checkpoint, named)
     tokenizer = contents.named_tokenizer()
     with no_init_weights():  # every weight is loaded: drawing random ones first would take seconds
-        model = Harmon(contents.config).to(dtype)
+        model = Harmon(contents.config)
         autoencoder = empty_autoencoder(contents.autoencoder)
+    model.llm.tie_weights()  # which no_init_weights leaves out too
+    model.to(dtype)
     tied = {HEAD: contents.tensors[EMBEDDING]} if contents.config.llm.tie_word_embeddings else {}
     model.load_state_dict({**contents.tensors, **tied})
     autoencoder.load_state_dict(dict(contents.autoencoder_tensors))

@@ -36,10 +36,13 @@ def _rewritten(source: str, module: str) -> tuple[str, list[str]]:
     lines = source.splitlines(keepends=True)
     needed = []
     for node in ast.walk(ast.parse(source)):
-        ours = isinstance(node, ast.Import) and any(alias.name.split(".")[0] in _ROOTS for alias in node.names)
-        if ours or (isinstance(node, ast.ImportFrom) and node.level):
+        if isinstance(node, ast.Import) and any(alias.name.split(".")[0] in _ROOTS for alias in node.names):
             raise ValueError(f"{module}, line {node.lineno}: write `from package.module import name`")
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in _ROOTS:
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.level or node.module is None:
+            raise ValueError(f"{module}, line {node.lineno}: write the module's whole name")
+        if node.module.split(".")[0] in _ROOTS:
             line = lines[node.lineno - 1]
             lines[node.lineno - 1] = line.replace(f"from {node.module} import", f"from .{_flat(node.module)} import", 1)
             needed.append(node.module)

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,13 +30,13 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        wanted = " ".join(str(error).split())
-        if "Unsupported" in wanted or "GLOBAL" in wanted:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        if wanted:
             raise HarmonError(
-                f"{path} was refused: loading it would run code, and weights need none ({_named(wanted)}); "
+                f"{path} was refused: loading it would run code (it asks for {wanted[1]}), and weights need none; "
                 "get the file from its publisher again, or one in safetensors."
             ) from None
-        raise HarmonError(f"{path} is damaged or no torch file ({wanted[:200]}); fetch it again.") from None
+        raise HarmonError(f"{path} is damaged or no torch file; fetch it again.") from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         first = " ".join(str(error).split())[:200]
         raise HarmonError(f"{path} is damaged or no torch file ({first}); fetch it again.") from None
@@ -52,10 +53,3 @@ def tensors_of(values: object, where: object) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise HarmonError(f"{where}: {name!r} is no tensor; name a flat file of weights.")
     return dict(values)
-
-
-def _named(message: str) -> str:
-    """The function that the pickle asks for, in the words of torch's message."""
-    for part in message.replace(",", " ").split("GLOBAL ")[1:]:
-        return f"it asks for {part.split()[0]}"
-    return message[:120]

@@ -162,12 +162,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path: Path
     mark = tmp_path / "mark"
     bad = {"model": {"quant_conv.weight": Payload(mark)}, "x": Payload(mark)}
     torch.save(bad, tmp_path / which, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(HarmonError, match=f"{which} was refused: loading it would run code"):
+    with pytest.raises(
+        HarmonError, match=rf"{which} was refused: loading it would run code \(it asks for posix.mkdir\)"
+    ):
         open_released(file, named)
     assert not mark.exists()
     with (tmp_path / which).open("wb") as plain:
         pickle.dump(bad, plain)
-    with pytest.raises(HarmonError, match=f"{which}"):
+    with pytest.raises(HarmonError, match=rf"{which} is damaged or no torch file"):
         open_released(file, named)
     assert not mark.exists()
 
