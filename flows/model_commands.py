@@ -95,8 +95,11 @@ def convert(
         if parts
         else open_checkpoint(_given(checkpoint), _named(tokenizer, vae, model))
     )
-    write = write_folder if form == "huggingface" else write_released
-    files = write(contents, out)
+    if form == "released":
+        files = write_released(contents, out)
+    else:
+        with shown_progress("MB written") as progress:
+            files = write_folder(contents, out, on_progress=progress)
     if as_json:
         click.echo(json.dumps({"form": form, "files": [str(file) for file in files]}))
     else:

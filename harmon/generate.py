@@ -1,7 +1,7 @@
 """Pictures from prompts: what `harmon generate` and the evaluation do."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -98,12 +98,7 @@ def generate_files(
         _check_size(trained, record.width, record.height)
     folder.mkdir(parents=True, exist_ok=True)
     todo = [record for record in dict.fromkeys(records) if not finished(record, folder, preview)]
-    batches = [
-        alike[start : start + batch]
-        for _, group in groupby(todo, key=lambda record: (record.width, record.height, record.sampling))
-        for alike in [list(group)]
-        for start in range(0, len(alike), batch)
-    ]
+    batches = list(_batches(todo, batch))
     total, done = sum(one[0].sampling.ar_steps for one in batches), 0
     for some in batches:
         _draw_files(trained, some, folder, preview, _shifted(on_progress, done, total))
@@ -145,6 +140,14 @@ def contact_sheet(pictures: Sequence[Path], columns: int, gap: int = 4) -> Image
         row, column = divmod(index, columns)
         sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
     return sheet
+
+
+def _batches(records: Sequence[PictureRecord], size: int) -> Iterator[Sequence[PictureRecord]]:
+    """Neighbours that one call can draw: of one shape and one way of sampling, at most `size` of them."""
+    for _, group in groupby(records, key=lambda record: (record.width, record.height, record.sampling)):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
 
 
 def _draw_files(

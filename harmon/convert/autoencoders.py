@@ -47,11 +47,6 @@ def parse_sizes(values: Mapping[str, Any]) -> Sizes:
     return PatchSizes.model_validate(sizes) if patch else KlConfig.model_validate(sizes)
 
 
-def stride(sizes: Sizes) -> int:
-    """Pixels on a side of one latent position."""
-    return sizes.stride
-
-
 def empty_autoencoder(sizes: Sizes) -> Autoencoder:
     """One of these sizes whose weights are still to be loaded."""
     if isinstance(sizes, PatchSizes):

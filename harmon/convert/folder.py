@@ -12,7 +12,7 @@ Reading a folder runs none of its code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,21 @@ def open_folder(folder: Path) -> Contents:
     ).checked(folder)
 
 
-def write_folder(contents: Contents, folder: Path, shard_bytes: int = SHARD_BYTES) -> list[Path]:
-    """Write `contents` into the new folder `folder`; memory for one shard at a time.
+def write_folder(
+    contents: Contents,
+    folder: Path,
+    shard_bytes: int = SHARD_BYTES,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write `contents` into the new folder `folder`; memory for one shard at a time. `on_progress` is told MB
+    written and in all.
 
     Raises:
         ConfigurationError: `folder` already holds something, or there is no tokenizer.
     """
     tokenizer = contents.named_tokenizer()
     with whole_folder(folder) as attempt:
-        _write_weights(contents, attempt, shard_bytes)
+        _write_weights(contents, attempt, shard_bytes, on_progress)
         _write_json(attempt / CONFIG, _config(contents))
         _write_json(attempt / "processor_config.json", _processor(contents))
         (attempt / "tokenizer.json").write_bytes(tokenizer.read_bytes())
@@ -108,7 +114,12 @@ def write_folder(contents: Contents, folder: Path, shard_bytes: int = SHARD_BYTE
     return sorted(folder.iterdir())
 
 
-def _write_weights(contents: Contents, folder: Path, shard_bytes: int) -> None:
+def _write_weights(
+    contents: Contents, folder: Path, shard_bytes: int, on_progress: Callable[[int, int], None] | None
+) -> None:
+    latent = {f"{_PREFIX}{name}": value for name, value in contents.autoencoder_tensors.items()}
+    size = sum(value.nbytes for value in (*contents.tensors.values(), *latent.values()))
+    written = 0
     split = split_torch_state_dict_into_shards(
         dict(contents.tensors),
         filename_pattern="model{suffix}.safetensors",
@@ -120,12 +131,13 @@ def _write_weights(contents: Contents, folder: Path, shard_bytes: int) -> None:
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _save({name: contents.tensors[name] for name in names}, folder / file)
         weight_map |= dict.fromkeys(names, file)
-    latent = {f"{_PREFIX}{name}": value for name, value in contents.autoencoder_tensors.items()}
+        written += sum(contents.tensors[name].nbytes for name in names)
+        if on_progress:
+            on_progress(written // 10**6, max(1, size // 10**6))
     _save(latent, folder / VAE, _vae_metadata(contents))
     weight_map |= dict.fromkeys(latent, VAE)
     if contents.unused:
         _save(contents.unused, folder / UNUSED)
-    size = sum(value.nbytes for value in (*contents.tensors.values(), *latent.values()))
     _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
