@@ -1,8 +1,8 @@
 """The model card of a Hugging Face folder: only what is known from the checkpoint itself."""
 
-from harmon.convert.autoencoders import KlConfig
 from harmon.convert.contents import Contents
 from harmon.convert.released import PUBLISHED
+from harmon.model.autoencoder import KlConfig
 from harmon.model.config import HarmonConfig
 
 _CARD = """---

@@ -23,11 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harmon.convert.autoencoders import KlConfig, dump_sizes, parse_sizes
+from harmon.convert.autoencoders import dump_sizes, parse_sizes
 from harmon.convert.card import model_card
 from harmon.convert.code import remote_code
 from harmon.convert.contents import Contents, read_tensors
 from harmon.convert.writing import whole_folder
+from harmon.model.autoencoder import KlConfig
 from harmon.model.config import HarmonConfig
 from pipelines.errors import HarmonError
 from pipelines.settings import parse

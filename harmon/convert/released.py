@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harmon.convert.autoencoders import KlConfig, kl_sizes
+from harmon.convert.autoencoders import kl_sizes
 from harmon.convert.contents import EMBEDDING, HEAD, Contents, without_tied_head
 from harmon.convert.pickles import read_pickle, tensors_of
 from harmon.convert.writing import whole_folder
-from harmon.model.autoencoder import KlAutoencoder
+from harmon.model.autoencoder import KlAutoencoder, KlConfig
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
 from pipelines.errors import ConfigurationError, HarmonError

@@ -10,7 +10,7 @@ from harmon.convert.autoencoders import Sizes, parse_sizes
 from harmon.model.config import HarmonConfig
 
 
-class PretrainedHarmonConfig(PretrainedConfig):
+class PretrainedHarmonConfig(PretrainedConfig):  # type: ignore[misc]
     """Sizes of a Harmon model and of its autoencoder.
 
     `harmon` holds the model's sizes, `autoencoder` its autoencoder's, `px` the side of the pictures it draws

@@ -18,10 +18,11 @@ from harmon.convert.autoencoders import empty_autoencoder
 from harmon.convert.remote.configuration_harmon import PretrainedHarmonConfig
 from harmon.drawing import draw_latents
 from harmon.model.harmon import Harmon
+from harmon.model.mar import Grid
 from harmon.pictures import levels
 
 
-class PretrainedHarmon(PreTrainedModel):
+class PretrainedHarmon(PreTrainedModel):  # type: ignore[misc]
     """Harmon with its frozen autoencoder (`vae`), which stays float32 whatever the rest is.
 
     Parameters have the released names, and `vae.` before the autoencoder's.
@@ -106,5 +107,7 @@ class PretrainedHarmon(PreTrainedModel):
         latents = None if pixel_values is None else self.vae.encode(pixel_values)
         return answer(self.whole, latents, input_ids, attention_mask, AnswerConfig(**how), seeds=seeds, eos_ids=eos_ids)
 
-    def _tokens(self, pixel_values: Tensor) -> tuple[Tensor, Any]:
-        return self.whole.to_tokens(self.vae.encode(pixel_values))
+    def _tokens(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        latents: Tensor = self.vae.encode(pixel_values)
+        whole: Harmon = self.whole
+        return whole.to_tokens(latents)

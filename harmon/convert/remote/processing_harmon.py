@@ -21,7 +21,7 @@ from harmon.text import ChatText
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class HarmonProcessor(ProcessorMixin):
+class HarmonProcessor(ProcessorMixin):  # type: ignore[misc]
     """Without pictures, prompts to draw from; with pictures, questions about them.
 
     Text is built with the chat template that Harmon was trained with, and content never becomes a special
