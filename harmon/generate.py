@@ -32,14 +32,14 @@ def draw_pictures(
     *,
     size: tuple[int, int] | None = None,
     negatives: Sequence[str | None] | None = None,
-    on_step: Callable[[int, int, Tensor], None] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> NDArray[np.uint8]:
     """One picture for each prompt, uint8 [n, H, W, 3] RGB of `size` (W, H), else of `px` a side, else as the
     last stage trained.
 
     A picture depends on its prompt, its negative prompt (None: the prompt without a caption), its seed, its
-    size and `sampling` alone, not on the batch it is drawn in. `on_step` is told after each AR step the number
-    of the batch, of its AR steps done, and its latents so far.
+    size and `sampling` alone, not on the batch it is drawn in. `on_step` is told after each AR step of a
+    batch how many are done, and the batch's latents so far.
 
     Raises:
         ConfigurationError: a size that the model cannot draw.
@@ -48,7 +48,7 @@ def draw_pictures(
     _check_size(trained, width, height)
     against = negatives or [None] * len(prompts)
     drawn = []
-    for number, start in enumerate(range(0, len(prompts), batch)):
+    for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         ids, mask = _prompts(trained, prompts[part], against[part], sampling.cfg != 1)
         stride = trained.autoencoder.stride
@@ -59,7 +59,7 @@ def draw_pictures(
             (height // stride, width // stride),
             seeds[part],
             sampling.model_dump(),
-            None if on_step is None else lambda done, so_far, number=number: on_step(number, done, so_far),
+            on_step,
         )
         drawn.append(decoded(trained, latents))
     return np.concatenate(drawn) if drawn else np.zeros((0, height, width, 3), np.uint8)
@@ -162,7 +162,7 @@ def _draw_files(
     every = math.ceil(first.sampling.ar_steps / PREVIEW_FRAMES)
     frames: list[NDArray[np.uint8]] = []
 
-    def step(_: int, done: int, latents: Tensor) -> None:
+    def step(done: int, latents: Tensor) -> None:
         if preview and (done % every == 0 or done == 1) and done < first.sampling.ar_steps:
             frames.append(decoded(trained, latents))
         on_progress(done)

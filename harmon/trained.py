@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from transformers.initialization import no_init_weights
 
-from harmon.convert.autoencoders import PatchSizes, empty_autoencoder
+from harmon.convert.autoencoders import Autoencoder, PatchSizes, empty_autoencoder
 from harmon.convert.contents import EMBEDDING, HEAD, Contents, read_tensors, without_tied_head
 from harmon.convert.folder import is_folder, open_folder
 from harmon.convert.released import Named, open_released
-from harmon.latents import Autoencoder, load_autoencoder
+from harmon.latents import load_autoencoder
 from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
