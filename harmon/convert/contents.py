@@ -115,11 +115,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors have equal types, shapes and bytes (so NaN equals itself)."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return (
-        torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
-        if one.ndim
-        else (one.item() == other.item())
-    )
+    first, second = (value.reshape(-1).contiguous().view(torch.uint8) for value in (one, other))
+    return torch.equal(first, second)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
