@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flows.model_commands import ask, convert, generate
 from pipelines.errors import HarmonError
 
 
@@ -65,28 +66,8 @@ def audit(dataset: Path, deep: bool, as_json: bool) -> None:
     sys.exit(0 if report.sound else 1)
 
 
-@main.command()
-@click.argument("prompt")
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Run folder, such as runs/demo.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the picture.")
-@click.option("--px", type=int, help="Side in pixels; as the last stage trained when left out.")
-def generate(prompt: str, checkpoint: Path, out: Path, seed: int, px: int | None) -> None:
-    """Draw the picture that PROMPT describes, with the sampling that the run was measured with."""
-    from harmon.generate import generate_file
-
-    click.echo(str(generate_file(prompt, checkpoint, out, seed=seed, px=px)))
-
-
-@main.command()
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("question")
-@click.option("--checkpoint", required=True, type=click.Path(path_type=Path), help="Run folder, such as runs/demo.")
-def ask(image: Path, question: str, checkpoint: Path) -> None:
-    """Answer QUESTION about the picture in file IMAGE."""
-    from harmon.ask import ask_file
-
-    click.echo(ask_file(image, question, checkpoint))
+for command in (convert, generate, ask):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ diffusion steps, D encoder width, Z decoder width, H LLM width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -165,13 +165,15 @@ def generate(
     clip_x0: float | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     draws: Draws | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw latents [B, channels, h, w] float32, `grid` being (h, w); defaults are the paper's.
 
     With `cfg` 1 `text_ids` [G, L] (right padded, mask [G, L] true at real tokens) holds B prompts; otherwise
     B prompts and then their B unconditional ones. `steps` is K, the AR steps; `diffusion_steps` defaults to
     the model's. `generator` is one CPU generator, or one for each image, which then depends on nothing else
-    in the batch; `draws` replaces them all. ConfigurationError where the arguments do not fit.
+    in the batch; `draws` replaces them all. `on_step` is told after each AR step how many are done, and the
+    latents so far, undrawn tokens zero. ConfigurationError where the arguments do not fit.
     """
     guide = cfg != 1
     if len(text_ids) % (1 + guide) or not len(text_ids) or steps < 1:
@@ -187,11 +189,11 @@ def generate(
     respacing = str(diffusion_steps or model.config.head.sampling_steps)
     chain_length = len(tables(respacing, model.device).timesteps)
     draws = draws or GeneratorDraws.of(generator, images)
-    with _evaluating(model):
+    with evaluating(model):
         order_BN = draws.orders(images, positions).to(model.device)
         prompted = PromptedImage(model, text_ids, text_mask, tokens_grid)
         tokens_BNC = torch.zeros(images, positions, channels, device=model.device)
-        for turn in plan(positions, steps, cfg, cfg_schedule):
+        for done, turn in enumerate(plan(positions, steps, cfg, cfg_schedule), 1):
             if turn.masked_next == turn.masked:
                 continue
             visible_BM = order_BN[:, turn.masked :].sort(1).values
@@ -202,11 +204,16 @@ def generate(
             noise_TBPC = draws.noise(chain_length, images, drawn_BP.shape[1], channels).to(model.device)
             drawn_BPC = draw_tokens(model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, respacing, temperature, clip_x0)
             tokens_BNC = tokens_BNC.scatter(1, drawn_BP.unsqueeze(-1).expand_as(drawn_BPC), drawn_BPC)
+            if on_step:
+                on_step(done, model.to_latents(tokens_BNC, tokens_grid))
     return model.to_latents(tokens_BNC, tokens_grid)
 
 
-def answer_logits(model: Harmon, latents: Tensor | None, input_ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
-    """Logits [B, V] float32 of one token after another, each token the most likely; without end.
+def answer_logits(
+    model: Harmon, latents: Tensor | None, input_ids: Tensor, mask: Tensor
+) -> Generator[Tensor, Tensor | None, None]:
+    """Logits [B, V] float32 of one token after another; without end. Each token is the one that was sent in
+    answer to its logits, int64 [B], or the most likely.
 
     `latents` [B, channels, h, w] fill the image slots of `input_ids` [B, L]; None for text alone. Prompts may
     be padded on either side, as `mask` [B, L] says; positions count real tokens.
@@ -227,43 +234,15 @@ def answer_logits(model: Harmon, latents: Tensor | None, input_ids: Tensor, mask
         ).last_hidden_state
         rows_B = torch.arange(len(hidden), device=hidden.device)
         logits: Tensor = model.llm.lm_head(hidden[rows_B, last_B]).float()
-        yield logits
-        embeddings = model.llm.model.embed_tokens(logits.argmax(-1, keepdim=True))
+        sent_B = yield logits
+        spoken_B = logits.argmax(-1) if sent_B is None else sent_B
+        embeddings = model.llm.model.embed_tokens(spoken_B.unsqueeze(1))
         last_B = torch.zeros_like(last_B)
         seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], 1)
 
 
-@torch.no_grad()
-def answer(
-    model: Harmon,
-    latents: Tensor | None,
-    input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    max_new_tokens: int = 1024,
-    eos_ids: Collection[int] = (151645,),
-) -> list[list[int]]:
-    """Greedy answers: the new ids of each prompt, up to but without the first of `eos_ids` (Qwen's).
-
-    Prompts as `answer_logits` takes them; no `attention_mask` means no padding.
-    """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    answers: list[list[int]] = [[] for _ in input_ids]
-    open_rows = set(range(len(answers)))
-    with _evaluating(model):
-        for _, logits in zip(range(max_new_tokens), answer_logits(model, latents, input_ids, mask)):
-            for row, token in enumerate(logits.argmax(-1).tolist()):
-                if token in eos_ids:
-                    open_rows.discard(row)
-                elif row in open_rows:
-                    answers[row].append(token)
-            if not open_rows:
-                break
-    return answers
-
-
 @contextmanager
-def _evaluating(model: Harmon) -> Iterator[None]:
+def evaluating(model: Harmon) -> Iterator[None]:
     """Drop-out off inside, and afterwards as it was."""
     training = model.training
     model.eval()

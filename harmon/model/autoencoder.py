@@ -220,7 +220,7 @@ class KlAutoencoder(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 config = KlConfig.model_validate_json((file.metadata() or {})["config"])
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+                state = {key.removeprefix("vae."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except (OSError, SafetensorError, KeyError, ValidationError) as error:
             raise HarmonError(f"{path} is no autoencoder ({error}); write one with KlAutoencoder.save") from error
         autoencoder = cls(config)

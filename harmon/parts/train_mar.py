@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harmon.evaluation.sight import see
-from harmon.latents import centre_crop
 from harmon.model.config import TRAIN_STEPS, HarmonConfig
 from harmon.model.diffusion import ancestral_step, guided, tables
 from harmon.model.mar import Grid, Mar, masked_count, take
 from harmon.model.patch_latent import PatchLatent
+from harmon.pictures import centre_crop
 from pipelines.scenes import COLOURS, SHAPES, Scene, make_scene, render
 from pipelines.scenes.scene import trained_pairs
 

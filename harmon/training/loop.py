@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmon.model.harmon import Harmon
+from harmon.seeds import stream
 from harmon.text import ChatText
 from harmon.training.checkpoint import (
     MODEL,
@@ -29,7 +30,6 @@ from harmon.training.checkpoint import (
     save_checkpoint,
 )
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.draws import stream
 from harmon.training.job import DONE, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import FlatGradient, make_optimiser, rate_factor, set_rates, trained_parameters

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
 
+from harmon.answering import AnswerConfig, answer
 from harmon.model.harmon import Harmon
 from harmon.model.mar import Grid
-from harmon.sampling import PromptedImage, answer, generate, plan
+from harmon.sampling import PromptedImage, generate, plan
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import ConfigurationError
 
@@ -165,7 +166,7 @@ def test_padded_batches_answer_as_each_prompt_alone(side: str) -> None:
     ids = torch.cat([torch.nn.functional.pad(row, pad, value=7) for row, pad in zip(rows, padding)])
     mask = torch.cat([torch.nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, padding)])
     expected = [uncached_answer(model, latents[i : i + 1], row, 6) for i, row in enumerate(rows)]
-    assert answer(model, latents, ids, mask, max_new_tokens=6, eos_ids=()) == expected
+    assert answer(model, latents, ids, mask, AnswerConfig(max_new_tokens=6), eos_ids=()) == expected
 
 
 @torch.no_grad()
@@ -174,6 +175,6 @@ def test_an_answer_ends_before_its_first_end_token() -> None:
     ids = torch.randint(VOCABULARY, (1, 5), generator=torch.Generator().manual_seed(9))
     whole = uncached_answer(model, None, ids, 8)
     end = whole[3]
-    [short] = answer(model, None, ids, max_new_tokens=8, eos_ids={end})
+    [short] = answer(model, None, ids, config=AnswerConfig(max_new_tokens=8), eos_ids={end})
     assert short == whole[: whole.index(end)]
-    assert answer(model, None, ids, max_new_tokens=0) == [[]]
+    assert answer(model, None, ids, config=AnswerConfig(max_new_tokens=0)) == [[]]
