@@ -160,16 +160,11 @@ def open_run(run: Path) -> Contents:
         HarmonError: its weights are damaged or do not fit.
     """
     _, stage, checkpoint = newest_checkpoint(run)
-    return load_checkpoint_of(run, stage, checkpoint, device)
+    return open_run_at(run, stage, checkpoint)
 
 
-def load_checkpoint_of(run: Path, stage: TrainedStage, checkpoint: Path, device: str = "cpu") -> Trained:
-    """The model of one complete checkpoint of `stage`, ready for use.
-
-    Raises:
-        ConfigurationError: `run` is no run folder.
-        HarmonError: the weights are damaged or do not fit.
-    """
+def open_run_at(run: Path, stage: TrainedStage, checkpoint: Path) -> Contents:
+    """One complete checkpoint of `stage` of the run folder `run`; raises as `open_run`."""
     described = description_of(run)
     folder = run / "model"
     autoencoder = load_autoencoder(folder / AUTOENCODER)
@@ -206,7 +201,11 @@ def load(
     except (RuntimeError, AssertionError) as error:
         first = str(error).split("\n")[0]
         raise ConfigurationError(f"There is no device {device!r} here ({first}); name another with --device.") from None
-    contents = open_checkpoint(checkpoint, named)
+    return made_ready(open_checkpoint(checkpoint, named), device, dtype)
+
+
+def made_ready(contents: Contents, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Trained:
+    """The model of an opened checkpoint. Raises ConfigurationError where it has no tokenizer."""
     tokenizer = contents.named_tokenizer()
     with no_init_weights():  # every weight is loaded: drawing random ones first would take seconds
         model = Harmon(contents.config)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harmon.evaluation.run import EvaluationConfig, quick_scores
-from harmon.trained import TrainedStage, description_of, load_checkpoint_of
+from harmon.trained import TrainedStage, description_of, made_ready, open_run_at
 from harmon.training.checkpoint import complete_checkpoints
 from harmon.training.job import metrics_lines
 
@@ -26,7 +26,7 @@ def write_curve(run: Path, config: EvaluationConfig, device: str = "cpu") -> lis
     for stage in description_of(run).stages:
         clock = training_seconds(run, stage)
         for checkpoint in complete_checkpoints(run / "train" / stage.folder / "checkpoints"):
-            trained = load_checkpoint_of(run, stage, checkpoint, device)
+            trained = made_ready(open_run_at(run, stage, checkpoint), device)
             pictures, _ = quick_scores(trained, config)
             line: dict[str, Any] = {"label": f"{stage.folder} {trained.step}"}
             line["minutes"] = round((before + clock[trained.step]) / 60, 2)
