@@ -24,10 +24,12 @@ UNSOUND = {
     "key_duplicated": "two rows have the same key",
     "index_differs": "a shard's index does not belong to its archive",
     "members_differ": "an archive's members do not match the rows of source",
+    "image_damaged": "an image does not decode, or not to what its row says: reject its row in a new dataset",
     "foreign_file": "nothing lists this file and no attempt left it: move it out of the dataset",
 }
 HARMLESS = {
     "leftover_temporary": "an unfinished put of a killed attempt: it may be deleted",
+    "leftover_upload": "a large upload that was never completed: invisible, and paid for; --repair drops it",
     "leftover_work": "journals and temporaries of an attempt: deleted when the step is committed",
     "leftover_uncommitted": "finished work of a step that is not committed: a rerun adopts it",
     "upstream_unreachable": "a dataset that this one was made from is not beside it",

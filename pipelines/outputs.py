@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.canonical import keys_sha256
-from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, read_keys, read_schema, write_columns
+from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, read_keys, schema_of, write_columns
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import (
@@ -98,7 +99,7 @@ class ShardOutput:
         path = self._folder / f"{group}.parquet"
         write_columns(table, path)
         keys = table.column("key").to_pylist()
-        self._columns[group] = _Columns(path, keys, read_schema(path), _failures(group, table))
+        self._columns[group] = _Columns(path, keys, schema_of(pq.read_schema(path)), _failures(group, table))
 
     def rejects(self, table: pa.Table) -> None:
         """Add rows that leave here (REJECT_SCHEMA, a reason each); may be called several times."""
@@ -222,7 +223,12 @@ class ShardOutput:
         target = group_path(group, self._key, self._shard)
         if is_volatile(group) and self._dataset.store.exists(target):
             return self._adopt(group, target, keys)
-        stored = self._dataset.store.take(target, path, sha256 or file_sha256(path))
+        try:
+            stored = self._dataset.store.take(target, path, sha256 or file_sha256(path))
+        except OtherBytes:
+            if not is_volatile(group):
+                raise
+            return self._adopt(group, target, keys)  # another process was faster by a moment
         return FileEntry(
             group=group,
             shard=self._shard,
@@ -235,16 +241,18 @@ class ShardOutput:
 
     def _adopt(self, group: str, target: str, keys: Sequence[str]) -> FileEntry:
         """Telemetry of a killed attempt stands: the first facts stay if they are about the same rows."""
-        path = self._dataset.store.local(target)
-        if read_keys(path) != list(keys):
-            raise HarmonError(f"{path} is telemetry of other rows than {self._where} has; move it away and run again")
+        store = self._dataset.store
+        if read_keys(store.readable(target)) != list(keys):
+            raise HarmonError(
+                f"{store.where(target)} is telemetry of other rows than {self._where} has; move it away and run again"
+            )
         return FileEntry(
             group=group,
             shard=self._shard,
             path=target,
             rows=len(keys),
-            bytes=path.stat().st_size,
-            sha256=file_sha256(path),
+            bytes=store.size(target) or 0,
+            sha256=store.sha256(target),
             keys_sha256=keys_sha256(keys),
         )
 

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.canonical import sha256_hex
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.storage import OtherBytes, Store, StoredFile, is_temporary
+from pipelines.storage import LocalStore as Store
+from pipelines.storage import OtherBytes, StoredFile, is_temporary
 
 
 def test_put_creates_the_file_and_says_what_it_holds(tmp_path: Path) -> None:
