@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
@@ -107,9 +106,7 @@ def _in_order(look: Callable[[FileEntry], _Seen], entries: Sequence[FileEntry], 
                 waiting.append(pool.submit(look, entry))
 
 
-def _look(
-    dataset: Dataset, head: Commit, entry: FileEntry, sizes: Mapping[str, int | None], depth: Depth
-) -> _Seen:
+def _look(dataset: Dataset, head: Commit, entry: FileEntry, sizes: Mapping[str, int | None], depth: Depth) -> _Seen:
     size = sizes.get(entry.path)
     if size is None:
         detail = f"shard {entry.shard} of {entry.group} is absent or only a link"

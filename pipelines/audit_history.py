@@ -53,9 +53,7 @@ def _check_link(path: str, number: int, commit: Commit, data: bytes, before: byt
         yield found("chain_broken", path, f"its parent {str(commit.parent)[:12]} is not the commit before it")
 
 
-def check_history(
-    dataset: Dataset, commits: Sequence[Commit], sizes: Mapping[str, int | None]
-) -> Iterator[Finding]:
+def check_history(dataset: Dataset, commits: Sequence[Commit], sizes: Mapping[str, int | None]) -> Iterator[Finding]:
     """Everything that one commit has to satisfy, given the one before it; `sizes` is what stands in the folder."""
     standing: dict[tuple[str, int], FileEntry] = {}
     for commit in commits:

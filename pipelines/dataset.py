@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from pipelines.columns import REJECT_SCHEMA, read_columns
 from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.location import S3Url
 from pipelines.manifest import (
     IMAGES,
     INDEX,
@@ -22,7 +23,6 @@ from pipelines.manifest import (
     manifest_path,
 )
 from pipelines.shards import ImageShard
-from pipelines.location import S3Url
 from pipelines.storage import LocalStore, open_store
 
 MANIFEST = re.compile(r"manifest/(\d{6})\.json")

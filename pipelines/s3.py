@@ -27,6 +27,7 @@ PART = 16 << 20  # bytes of a part of a larger one; Amazon S3 wants at least 5 M
 MAX_PARTS = 10_000  # Amazon S3 User Guide, "Multipart upload limits"
 AHEAD = 8 << 20  # bytes fetched at once when a file is read in order
 PARALLEL = 4  # parts under way at a time
+ATTEMPTS = 8  # tries at a request, with growing pauses; the client makes them
 READS = 4  # tries at a body that breaks off
 CONFLICTS = 8  # tries while another writer of the same name is under way (409)
 
@@ -118,9 +119,7 @@ class S3Store(Store):
             return _condition(problem)
         return None
 
-    def _send_parts(
-        self, path: str, stream: BinaryIO, upload: str, size: int, sha256: str
-    ) -> list[dict[str, Any]]:
+    def _send_parts(self, path: str, stream: BinaryIO, upload: str, size: int, sha256: str) -> list[dict[str, Any]]:
         """Send the stream in parts of `size` bytes. Raises HarmonError where it has not the told checksum."""
         digest = hashlib.sha256()
         parts: list[dict[str, Any]] = []
@@ -243,7 +242,9 @@ class S3Store(Store):
 
     def work(self, folder: str) -> Path:
         """Below HARMON_SCRATCH, else the user's cache folder: a place of its own for each dataset and server."""
-        base = os.environ.get("HARMON_SCRATCH") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "harmon", "scratch")
+        base = os.environ.get("HARMON_SCRATCH") or Path(
+            os.environ.get("XDG_CACHE_HOME", "~/.cache"), "harmon", "scratch"
+        )
         place = hashlib.sha256(f"{_endpoint()}\n{self.root}".encode()).hexdigest()[:16]
         return Path(base).expanduser().absolute() / place / self.checked(folder)
 
@@ -340,7 +341,7 @@ def _client(pid: int, endpoint: str) -> Any:
     from botocore.config import Config
 
     settings = Config(
-        retries={"mode": "standard", "max_attempts": 8},
+        retries={"mode": "standard", "max_attempts": ATTEMPTS},
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=32,

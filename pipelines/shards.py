@@ -180,7 +180,9 @@ class ImageShard:
         try:
             index = idx_path.read_bytes()
         except OSError as problem:
-            raise HarmonError(f"the index {idx_path} cannot be read: {problem.strerror}; run `harmon audit`") from problem
+            raise HarmonError(
+                f"the index {idx_path} cannot be read: {problem.strerror}; run `harmon audit`"
+            ) from problem
         self._begin(mapped(tar_path), index, str(tar_path))
 
     @classmethod
