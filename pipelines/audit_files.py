@@ -130,9 +130,10 @@ def _fetched(dataset: Dataset, entry: FileEntry, deep: bool) -> tuple[Path | Bin
     if not deep:
         return store.readable(entry.path), entry.sha256
     if entry.bytes <= HELD:
-        data = io.BytesIO(store.read(entry.path))
-        data.name = store.where(entry.path)  # type: ignore[attr-defined]  # what messages call it
-        return data, sha256_hex(data.getbuffer())  # type: ignore[arg-type]  # any buffer
+        data = store.read(entry.path)
+        stream = io.BytesIO(data)
+        stream.name = store.where(entry.path)  # what messages call it
+        return stream, sha256_hex(data)
     return store.readable(entry.path), store.sha256(entry.path)
 
 
@@ -218,8 +219,8 @@ def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Findi
     for commit in commits:
         own = written_by(commit)
         try:
-            counted = {"rejected": (_rejected(dataset, own), commit.rejected)}
-            if (failed := _failed(dataset, commit, own)) is not None:
+            counted = {"rejected": (count_rejected(dataset, own), commit.rejected)}
+            if (failed := count_failed(dataset, commit, own)) is not None:
                 counted["failed"] = (failed, commit.failed)
         except DAMAGE:
             continue  # unreadable: check_files reports it
@@ -229,12 +230,13 @@ def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Findi
                 yield found("reasons_differ", manifest_path(commit.number), detail)
 
 
-def _rejected(dataset: Dataset, own: Sequence[FileEntry]) -> Mapping[str, int]:
+def count_rejected(dataset: Dataset, own: Sequence[FileEntry]) -> Mapping[str, int]:
+    """Rows by reason in the rejects files among `own`."""
     files = [dataset.store.readable(entry.path) for entry in own if entry.group.startswith(REJECTS)]
     return Counter(reason for file in files for reason in read_columns(file, ["reason"]).column(0).to_pylist())
 
 
-def _failed(dataset: Dataset, commit: Commit, own: Sequence[FileEntry]) -> Mapping[str, int] | None:
+def count_failed(dataset: Dataset, commit: Commit, own: Sequence[FileEntry]) -> Mapping[str, int] | None:
     """Reasons of the failed rows, each once, as ShardOutput counts them; None where the files do not say.
 
     A step that makes shards rejects and fails nothing; one without `status` has told its counts itself.

@@ -223,8 +223,15 @@ class ShardOutput:
         target = group_path(group, self._key, self._shard)
         if is_volatile(group) and self._dataset.store.exists(target):
             return self._adopt(group, target, keys)
+        sha256 = sha256 or file_sha256(path)
+        standing = self._dataset.entry(group, self._shard)
+        if standing and standing.path == target and standing.sha256 != sha256 and not is_volatile(group):
+            raise HarmonError(
+                f"group {group} of {self._where} came out differently than the commit that stands says "
+                f"(sha256 {sha256[:12]}, not {standing.sha256[:12]}); put back a copy of {target}"
+            )
         try:
-            stored = self._dataset.store.take(target, path, sha256 or file_sha256(path))
+            stored = self._dataset.store.take(target, path, sha256)
         except OtherBytes:
             if not is_volatile(group):
                 raise

@@ -88,7 +88,7 @@ class S3Store(Store):
 
     def _put_whole(self, path: str, stream: BinaryIO, sha256: str) -> int | None:
         """One PutObject, its checksum verified by the server; the status if the condition failed."""
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
         told = base64.b64encode(bytes.fromhex(sha256)).decode()
         try:
@@ -338,7 +338,7 @@ def _endpoint() -> str:
 def _client(pid: int, endpoint: str) -> Any:
     """One client a process, which its threads share; a fork gets connections of its own."""
     from boto3.session import Session
-    from botocore.config import Config
+    from botocore.config import Config  # type: ignore[import-untyped]
 
     settings = Config(
         retries={"mode": "standard", "max_attempts": ATTEMPTS},

@@ -230,12 +230,12 @@ class ImageShard:
         # a map is matched and sliced in place; from afar comes the whole sample, once
         block, at = (self._data, start) if self._mapped else (self._data[start:end], 0)
         limit = at + end - start
-        image = HEADER.match(block, at)  # type: ignore[call-overload]  # any buffer
+        image = HEADER.match(block, at)  # type: ignore[arg-type]  # a map, or bytes
         if image is not None:
             data_at = at + BLOCK
             data_end = data_at + int(image[3], 8)
             view_at = data_end + -data_end % BLOCK
-            view = HEADER.match(block, view_at) if view_at < limit else None  # type: ignore[call-overload]
+            view = HEADER.match(block, view_at) if view_at < limit else None  # type: ignore[arg-type]
             if view is not None and view[1] == image[1] and view[2] == b"json":
                 view_end = view_at + BLOCK + int(view[3], 8)
                 if view_end <= limit:

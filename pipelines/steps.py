@@ -12,8 +12,9 @@ from typing import Any
 
 from pipelines.dataset import Dataset
 from pipelines.drafts import draft_commit
+from pipelines.errors import HarmonError
 from pipelines.identity import Reads, Step
-from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path
+from pipelines.manifest import Commit, Receipt, group_path, manifest_path, receipt_path, step_path
 from pipelines.outputs import ShardOutput
 from pipelines.storage import OtherBytes, remove_folder
 from pipelines.workspace import WORK, Journal, Workspace
@@ -58,8 +59,17 @@ class StepRun:
 
     @property
     def committed(self) -> Commit | None:
-        """The commit of this step's key, if one exists: then there is nothing to do."""
-        return self.dataset.commit_of(self.step.key)
+        """The commit of this step's key, if one exists and every shard of it stands: then there is nothing to do.
+
+        A repair that set a damaged file aside took the shard's receipt too; running the step again writes it.
+        """
+        commit = self.dataset.commit_of(self.step.key)
+        return None if commit is None or self._missing(commit) else commit
+
+    def _missing(self, commit: Commit) -> list[int]:
+        """Shards that this step wrote and that have no receipt now."""
+        own = (e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard))
+        return sorted({entry.shard for entry in own} - set(self.finished()))
 
     def finished(self) -> list[int]:
         """Shards with a receipt, ascending."""
@@ -128,7 +138,12 @@ class StepRun:
             receipts = list(pool.map(self._receipt, self.finished()))
         while True:
             head = self.dataset.newest()  # looked up before `committed`, so a head without our key is without our files
-            if (commit := self.committed) is not None:
+            if (commit := self.dataset.commit_of(self.step.key)) is not None:
+                if missing := self._missing(commit):
+                    raise HarmonError(
+                        f"step {self.step.name} of {self.dataset.root} is under repair and {len(missing)} shards have "
+                        f"no receipt yet (first {missing[0]}); run it again to finish them"
+                    )
                 break
             draft = draft_commit(self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began)
             try:

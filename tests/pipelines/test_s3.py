@@ -207,7 +207,7 @@ def test_errors_are_one_sentence_that_says_what_to_do(store: S3Store, monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
-    with pytest.raises(HarmonError, match="cannot be reached.*check AWS_ENDPOINT_URL"):
+    with pytest.raises(HarmonError, match=r"cannot be reached.*check AWS_ENDPOINT_URL"):
         store.read("a")
 
 
