@@ -24,6 +24,8 @@ from pipelines.storage import ByteView, Store, mapped
 
 BLOCK = 512  # POSIX.1-1988 (ustar): headers and data are padded to blocks of 512 bytes
 PIECE = 1 << 18  # bytes read at a time: small enough for a processor's cache, large enough to cost no calls
+BATCH = 1 << 20  # bytes that wait to be written together: the kernel takes larger pieces more cheaply
+IOV = 1000  # parts that wait at most; Linux takes 1024 a call
 END = bytes(2 * BLOCK)  # two zero blocks end an archive
 MAX_MEMBER = 8**11 - 1  # largest size that the 11 octal digits of a ustar header hold, in bytes
 
@@ -102,6 +104,8 @@ class ShardWriter:
         self._known: set[str] = set()
         self._offsets: list[int] = []
         self._end = 0
+        self._waiting: list[bytes] = []
+        self._held = 0
         self._digest = hashlib.sha256()
         try:
             self._stream = path.open("xb", buffering=0)
@@ -126,22 +130,30 @@ class ShardWriter:
         self._write(_header(f"{key}.{extension}", len(image)), image, b"".join(beside))
 
     def _write(self, *parts: bytes) -> None:
-        """Append the parts with one system call, which may fall short of it: then the rest follows."""
-        length = sum(map(len, parts))
-        written = os.writev(self._stream.fileno(), parts)
+        self._waiting += parts
+        for part in parts:
+            self._digest.update(part)
+            self._end += len(part)
+            self._held += len(part)
+        if self._held >= BATCH or len(self._waiting) >= IOV:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hand over what waits with one system call, which may fall short of it: then the rest follows."""
+        parts, length = self._waiting, self._held
+        self._waiting, self._held = [], 0
+        written = os.writev(self._stream.fileno(), parts) if parts else 0
         if written < length:
             rest = memoryview(b"".join(parts))[written:]
             while rest:
                 rest = rest[self._stream.write(rest) :]
-        for part in parts:
-            self._digest.update(part)
-        self._end += length
 
     def close(self) -> int:
         """Write the end marker and the index; returns the number of samples. Closing twice is fine."""
         if not self._stream.closed:
             index = np.array([*self._offsets, self._end], dtype="<u8").tobytes()
             self._write(END)
+            self._flush()
             self._stream.close()
             with index_path(self.path).open("xb") as stream:
                 stream.write(index)

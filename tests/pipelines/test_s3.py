@@ -8,16 +8,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
-from small_datasets import ROWS, SHARDS, score_step, write_all, write_images, write_scores
+from small_datasets import ROWS, SHARDS, score_step, source_row, write_all, write_images, write_scores
 
 from pipelines import s3
 from pipelines.audit import audit
 from pipelines.canonical import sha256_hex
+from pipelines.columns import SOURCE_SCHEMA, read_columns, write_columns
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.s3 import S3Store
+from pipelines.steps import Reads, Step, StepRun
 from pipelines.storage import OtherBytes, Store, StoredFile, open_store
 
 
@@ -272,3 +277,62 @@ def test_a_shard_is_resumed_from_a_journal_on_local_disk(s3_root: str) -> None:
     write_scores(dataset)
     assert dataset.store.work("x").is_relative_to(os.environ["HARMON_SCRATCH"])
     assert dataset.commit_of(score_step(dataset).key) is not None
+
+
+def test_reading_one_column_fetches_that_column_alone(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 100_000
+    draw = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "key": [f"{number:032x}" for number in range(rows)],
+            "text": [draw.bytes(40).hex() for _ in range(rows)],
+            "score": draw.random(rows),
+            "other": draw.random(rows),
+        }
+    )
+    write_columns(table, tmp_path / "file")
+    store.put("a", tmp_path / "file")
+    metadata = pq.read_metadata(tmp_path / "file")
+    (column,) = [
+        metadata.row_group(group).column(number).total_compressed_size
+        for group in range(metadata.num_row_groups)
+        for number in range(4)
+        if metadata.schema.names[number] == "score"
+    ]
+    count = Counting(store, monkeypatch)
+    assert read_columns(store.readable("a"), ["score"])["score"].equals(table["score"])
+    footer = 64 << 10  # what Parquet readers fetch from the end, to find the footer in it
+    assert column <= count.got <= column + footer
+    assert count.got < (store.size("a") or 0) / 5
+    assert count.calls.count("get_object") <= 3
+
+
+def test_a_caption_version_of_100_shards_writes_little(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset(f"{s3_root}/toys")
+    run, draw = StepRun(dataset, Step("download", 1, {})), random.Random(0)
+    for shard in run.pending(range(100)):
+        out = run.shard(shard)
+        rows = [source_row(shard, row) | {"task": "text2image"} for row in range(4)]
+        for row in rows:
+            out.images().add(row["key"], draw.randbytes(100_000), "jpg", {})  # a photograph of 0.5 megapixels
+        out.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
+        out.finish(rows_in=len(rows))
+    run.commit({"toys": {}})
+    whole = sum(size or 0 for size in dataset.store.sizes().values())
+    count = Counting(dataset.store, monkeypatch)
+    again = Dataset(dataset.root)
+    run = StepRun(again, Step("rewrite", 1, {"prompt": "v1"}, (Reads(again, ("source",)),)))
+    for shard in run.pending(again.shard_numbers):
+        keys = again.table("source", shard, ["key"])
+        out = run.shard(shard)
+        captions = pa.array([draw.randbytes(60).hex() for _ in range(keys.num_rows)])
+        out.columns("caption.v1-tiny-00000000", keys.append_column("text", captions))
+        out.finish(rows_in=keys.num_rows)
+    run.commit()
+    after = sum(size or 0 for size in dataset.store.sizes().values())
+    assert count.sent == after - whole
+    assert count.sent < 0.02 * whole
+    assert not [call for call in count.calls if "multipart" in call]
+    assert audit(again).sound
