@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def deep(folder: Path, images: int) -> None:
     head = dataset.head
     assert head is not None
     files = [dataset.store.local(entry.path) for entry in head.files]
+    audit(dataset, deep=True)  # so that what is imported at its first use is
     shares = []
     for _ in range(ROUNDS):
         bare = _cpu(lambda: [file_sha256(path) for path in files])
@@ -107,7 +109,7 @@ def deep(folder: Path, images: int) -> None:
     shutil.rmtree(folder / "pictures")
 
 
-def _cpu(work: Any) -> float:
+def _cpu(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -136,19 +138,22 @@ def make_dataset(root: Path, shards: int) -> Dataset:
     """A dataset of two commits: rows with (hollow) archives, and a column of scores."""
     dataset = Dataset(root)
     download = Step("download", 1, {"source": "synthetic"})
-    facts = [_shard(root, download.key, shard) for shard in range(shards)]
-    _commit(dataset, download, [(entries, ROWS_PER_SHARD) for entries, _, _ in facts], facts[0][2], None)
+    files = [_shard(root, download.key, shard) for shard in range(shards)]
+    _commit(dataset, download, files, {SOURCE: schema_of(SOURCE_SCHEMA)}, None)
     score = Step("score", 1, {"head": "synthetic"}, (Reads(dataset, (SOURCE,)),))
-    columns = [_scores(root, score.key, shard, keys, entries[0]) for shard, (entries, keys, _) in enumerate(facts)]
-    schemas = {SCORE: {"key": "string", "score": "double"}}
-    _commit(dataset, score, [((entry,), ROWS_PER_SHARD) for entry in columns], schemas, dataset.head)
+    columns = [(_scores(root, score.key, shard, entries[0]),) for shard, entries in enumerate(files)]
+    _commit(dataset, score, columns, {SCORE: {"key": "string", "score": "double"}}, dataset.head)
     return dataset
 
 
-def _shard(root: Path, key: str, shard: int) -> tuple[tuple[FileEntry, ...], bytes, dict[str, dict[str, str]]]:
-    """One shard's files: source, index, and an archive that is a hole. Returns entries, keys, schemas."""
-    raw = np.random.default_rng(shard).bytes(16 * ROWS_PER_SHARD)
-    text = raw.hex().encode()
+def _keys(shard: int) -> bytes:
+    """The keys of one shard, one after the other."""
+    return np.random.default_rng(shard).bytes(16 * ROWS_PER_SHARD).hex().encode()
+
+
+def _shard(root: Path, key: str, shard: int) -> tuple[FileEntry, ...]:
+    """One shard's files: source, index, and an archive that is a hole."""
+    text = _keys(shard)
     table = _source(text)
     source = root / group_path(SOURCE, key, shard)
     source.parent.mkdir(parents=True, exist_ok=True)
@@ -174,12 +179,11 @@ def _shard(root: Path, key: str, shard: int) -> tuple[tuple[FileEntry, ...], byt
             keys_sha256=keys_hash,
         )
 
-    entries = (
+    return (
         entry(SOURCE, source, file_sha256(source)),
         entry(IMAGES, tar, "0" * 64),
         entry(INDEX, index, file_sha256(index)),
     )
-    return entries, text, {SOURCE: schema_of(table.schema)}
 
 
 def _key_column(text: bytes) -> pa.Array:
@@ -195,38 +199,42 @@ def _source(text: bytes) -> pa.Table:
     return pa.table(columns, schema=SOURCE_SCHEMA)
 
 
-def _scores(root: Path, key: str, shard: int, text: bytes, source: FileEntry) -> FileEntry:
+def _scores(root: Path, key: str, shard: int, source: FileEntry) -> FileEntry:
     path = root / group_path(SCORE, key, shard)
     path.parent.mkdir(parents=True, exist_ok=True)
     score = np.random.default_rng(shard).integers(0, 100, ROWS_PER_SHARD) / 10
-    write_columns(pa.table({"key": _key_column(text), "score": score}), path)
+    write_columns(pa.table({"key": _key_column(_keys(shard)), "score": score}), path)
     size, sha256 = path.stat().st_size, file_sha256(path)
     relative = path.relative_to(root).as_posix()
     return source.model_copy(update={"group": SCORE, "path": relative, "bytes": size, "sha256": sha256})
 
 
 def _commit(
-    dataset: Dataset, step: Step, shards: list[Any], schemas: dict[str, dict[str, str]], head: Commit | None
+    dataset: Dataset,
+    step: Step,
+    shards: Sequence[tuple[FileEntry, ...]],
+    schemas: dict[str, dict[str, str]],
+    head: Commit | None,
 ) -> None:
     """Receipts and manifest, written as plainly as the files: no fsync, since nobody keeps them."""
     root = Path(str(dataset.root))
     _write(root / step_path(step.key), step.identity)
-    for shard, (files, rows) in enumerate(shards):
+    for shard, files in enumerate(shards):
         receipt = Receipt(
             step=step.name,
             step_key=step.key,
             shard=shard,
             files=files,
-            rows_in=rows,
-            rows_out=rows,
+            rows_in=ROWS_PER_SHARD,
+            rows_out=ROWS_PER_SHARD,
             rejected={},
             failed={},
             schemas=schemas,
             context={"seconds": 1.0},
         )
         _write(root / receipt_path(step.key, shard), receipt.to_bytes())
-    total = sum(rows for _, rows in shards)
-    new = [entry for files, _ in shards for entry in files]
+    total = len(shards) * ROWS_PER_SHARD
+    new = [entry for files in shards for entry in files]
     before = dataset.store.read(manifest_path(head.number)) if head else None
     commit = Commit(
         number=head.number + 1 if head else 0,
