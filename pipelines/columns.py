@@ -121,3 +121,8 @@ def read_keys(file: Path | BinaryIO) -> list[str]:
 def schema_of(schema: pa.Schema) -> dict[str, str]:
     """Column name to type, as manifests record it."""
     return {field.name: str(field.type) for field in schema}
+
+
+def read_schema(path: Path) -> dict[str, str]:
+    """Column name to type of a local group file, as manifests record it."""
+    return schema_of(pq.read_schema(path))

@@ -40,6 +40,8 @@ class Dataset:
         self.store = open_store(root)
         self.root = self.store.root
         self._commits: dict[int, Commit] = {}
+        self._seen: int | None = None
+        """Number of the newest commit when `_looked` (a moment of the monotonic clock)."""
         self._looked = float("-inf")
 
     def __repr__(self) -> str:
@@ -55,8 +57,9 @@ class Dataset:
     def commit_numbers(self) -> list[int]:
         """Numbers of the manifests present, ascending."""
         found = (MANIFEST.fullmatch(path) for path in self.store.list("manifest"))
-        self._looked = time.monotonic()
-        return sorted(int(match[1]) for match in found if match)
+        numbers = sorted(int(match[1]) for match in found if match)
+        self._seen, self._looked = numbers[-1] if numbers else None, time.monotonic()
+        return numbers
 
     def commit(self, number: int) -> Commit:
         """The commit of this number. Raises HarmonError where it is absent or no manifest."""
@@ -72,8 +75,8 @@ class Dataset:
     @property
     def head(self) -> Commit | None:
         """The newest commit, or None for an empty dataset."""
-        if self._commits and time.monotonic() - self._looked < self.store.lag:
-            return self._commits[max(self._commits)]
+        if self._seen is not None and time.monotonic() - self._looked < self.store.lag:
+            return self.commit(self._seen)
         return self.newest()
 
     def newest(self) -> Commit | None:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.canonical import keys_sha256
-from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, read_keys, schema_of, write_columns
+from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, read_keys, read_schema, write_columns
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import (
@@ -99,7 +98,7 @@ class ShardOutput:
         path = self._folder / f"{group}.parquet"
         write_columns(table, path)
         keys = table.column("key").to_pylist()
-        self._columns[group] = _Columns(path, keys, schema_of(pq.read_schema(path)), _failures(group, table))
+        self._columns[group] = _Columns(path, keys, read_schema(path), _failures(group, table))
 
     def rejects(self, table: pa.Table) -> None:
         """Add rows that leave here (REJECT_SCHEMA, a reason each); may be called several times."""

@@ -233,6 +233,19 @@ def test_a_dataset_in_s3_equals_the_local_one(s3_root: str, tmp_path: Path) -> N
     assert not remote.store.work(".work").exists()
 
 
+def test_a_dataset_asks_for_new_commits_at_most_once_a_second(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(Dataset(f"{s3_root}/toys"))
+    dataset = Dataset(f"{s3_root}/toys")
+    clock = 100.0
+    monkeypatch.setattr("pipelines.dataset.time.monotonic", lambda: clock)
+    assert (dataset.head.number if dataset.head else None) == 0
+    write_scores(Dataset(f"{s3_root}/toys"))
+    assert (dataset.head.number if dataset.head else None) == 0
+    assert (newest.number if (newest := dataset.newest()) else None) == 1
+    dataset.commit(0)
+    assert (dataset.head.number if dataset.head else None) == 1
+
+
 def test_one_image_is_one_ranged_read(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Dataset(f"{s3_root}/toys")
     write_images(dataset)
