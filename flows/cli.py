@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from flows.model_commands import ask, convert, generate
-from pipelines.errors import HarmonError
+from pipelines.errors import ConfigurationError, HarmonError
 
 
 class Program(click.Group):
@@ -53,17 +53,26 @@ def run(
 
 
 @main.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset")
 @click.option("--deep", is_flag=True, help="Read every byte again and compare it with its checksum.")
+@click.option("--decode", default=0.0, metavar="SHARE", help="With --deep: decode this share of the images, 0 to 1.")
+@click.option("--history", is_flag=True, help="List the commits instead: step, configuration, rows, bytes, who, where.")
+@click.option("--repair", is_flag=True, help="Plan what would mend the dataset; --apply does it.")
+@click.option("--apply", is_flag=True, help="With --repair: do what the plan says, then audit again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def audit(dataset: Path, deep: bool, as_json: bool) -> None:
-    """Prove that DATASET is what its manifest says; exit 0 when sound, 1 when not."""
-    from pipelines.audit import audit as audit_dataset
-    from pipelines.dataset import Dataset
+def audit(dataset: str, deep: bool, decode: float, history: bool, repair: bool, apply: bool, as_json: bool) -> None:
+    """Prove that DATASET (a folder or s3://bucket/prefix) is what its manifest says; exit 0 when sound, 1 when not."""
+    from flows.audit import audit_command, history_command, repair_command
 
-    report = audit_dataset(Dataset(dataset), deep=deep)
-    click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
-    sys.exit(0 if report.sound else 1)
+    if apply and not repair:
+        raise ConfigurationError("--apply belongs to --repair; add --repair, or look at its plan first.")
+    if history and (deep or decode or repair):
+        raise ConfigurationError("--history lists commits and checks nothing; leave the other options out.")
+    if history:
+        sys.exit(history_command(dataset, as_json))
+    if repair:
+        sys.exit(repair_command(dataset, deep, decode, apply, as_json))
+    sys.exit(audit_command(dataset, deep, decode, as_json))
 
 
 for command in (convert, generate, ask):

@@ -15,6 +15,7 @@ from harmon.training.stage import Departure
 from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
+from pipelines.location import Location, location
 from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
@@ -102,7 +103,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     data: str
-    """Folder of the datasets."""
+    """Folder of the datasets, or s3://bucket/prefix."""
     runs: str
     """Folder of logs, checkpoints and reports."""
     web: WebSettings
@@ -129,14 +130,15 @@ class Recipe(Settings):
     stand_ins: tuple[StandIn, ...] = ()
     """Parts of this run that take the place of the paper's."""
 
-    def dataset(self, name: str) -> Path:
-        """Folder of a source's dataset or of a training set."""
-        return _anchored(self.data) / name
+    def dataset(self, name: str) -> Location:
+        """Where a source's dataset or a training set lies."""
+        return location(self.data).absolute() / name
 
     @property
     def web_folder(self) -> Path:
-        """Folder of the stand-in internet."""
-        return _anchored(self.data) / "web"
+        """Folder of the stand-in internet: beside the datasets, or in the run's folder where those are in S3."""
+        data = location(self.data).absolute()
+        return data / "web" if isinstance(data, Path) else self.run_folder / "web"
 
     @property
     def run_folder(self) -> Path:

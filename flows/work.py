@@ -37,7 +37,7 @@ from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
-from pipelines.steps import ProgressCallback, Step
+from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.web import is_published, planted, publish
 from recaption.engines import Engine, open_engine
 from recaption.language_model import language_model
@@ -245,7 +245,7 @@ def _dataset_work(
     do: Callable[[ProgressCallback], None],
     subject: str | None = None,
 ) -> Work:
-    return Work(name, subject or dataset.name, lambda: dataset.commit_of(step().key) is not None, do)
+    return Work(name, subject or dataset.name, lambda: StepRun(dataset, step()).committed is not None, do)
 
 
 def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[MixtureSource, ...]:

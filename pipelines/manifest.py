@@ -89,6 +89,11 @@ class Commit(Record):
         view["schemas"] = {group: schema for group, schema in view["schemas"].items() if not is_volatile(group)}
         return sha256_hex(canonical_json(view))
 
+    @property
+    def configuration_sha256(self) -> str:
+        """Hash of what was computed, by which runs of one step are told apart."""
+        return sha256_hex(canonical_json(self.configuration))
+
     @cached_property
     def by_place(self) -> Mapping[tuple[str, int], FileEntry]:
         """The files by (group, shard)."""
