@@ -1,6 +1,7 @@
 """Runs every benchmark, one after the other: `make bench`."""
 
-from benchmarks import dataset_io
+from benchmarks import audit, dataset_io
 
 if __name__ == "__main__":
-    dataset_io.main()
+    for benchmark in (dataset_io, audit):
+        benchmark.main()
