@@ -10,6 +10,7 @@ d width of a head.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -22,8 +23,7 @@ _GROWTH = 2  # factor by which full memory grows, so that a long answer copies e
 class KeyValues:
     """Keys and values of every layer for rows that go on being extended, in memory allocated ahead.
 
-    Nothing is copied on use: a layer writes behind `length` and attends over a view. Setting `length` back
-    forgets what lies behind it. For use without gradients.
+    Nothing is copied on use: a layer writes behind `length` and attends over a view. For use without gradients.
     """
 
     def __init__(self, llm: Any, rows: int, room: int) -> None:
@@ -32,6 +32,12 @@ class KeyValues:
         shape = (2, config.num_hidden_layers, rows, config.num_key_value_heads, room)
         self.memory = torch.zeros(*shape, config.hidden_size // config.num_attention_heads).to(weight)
         self.length = 0
+
+    def first(self, rows: int) -> KeyValues:
+        """The first `rows` rows as they stand, on the same memory: extending them leaves this as it is."""
+        part = copy.copy(self)
+        part.memory = self.memory[:, :, :rows]
+        return part
 
     def reserve(self, extra: int) -> None:
         """Make room for `extra` positions behind `length`."""
@@ -93,6 +99,11 @@ def read_causally(
     return norm(llm.norm, x_BTH)
 
 
+def positions_of(seen_BT: Tensor) -> Tensor:
+    """Position ids [B, T] int64 where `seen_BT` (bool) says what is real: each row counts its own, from 0."""
+    return (seen_BT.long().cumsum(1) - 1).clamp(min=0)
+
+
 def norm(module: Any, x: Tensor) -> Tensor:
     """Transformers' Qwen2RMSNorm in PyTorch's own kernel."""
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
@@ -137,7 +148,10 @@ def _causal_mask(x_BTH: Tensor, before: int, seen: Tensor | None) -> Tensor:
     """Which keys each of the T new positions sees: bool [B or 1, 1, T, before + T]."""
     length = x_BTH.shape[1]
     mask = torch.ones(length, before + length, dtype=torch.bool, device=x_BTH.device).tril(before)
-    return mask[None, None] if seen is None else mask & seen[:, None, None, :]
+    if seen is None:
+        return mask[None, None]
+    itself = torch.eye(length, dtype=torch.bool, device=x_BTH.device)  # or a padded query would see nothing
+    return (mask & seen[:, None, None, :]) | F.pad(itself, (before, 0))
 
 
 def _rows_of_mask(mask: Tensor | None, read_BR: Tensor, before: int, keys: int) -> Tensor:

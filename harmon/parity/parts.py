@@ -19,6 +19,7 @@ from harmon.model.diffusion import (
     tables,
     train_alphas_cumprod,
 )
+from harmon.model.language import positions_of
 from harmon.parity.golden import Golden, Line
 
 
@@ -50,8 +51,9 @@ def encoders_and_decoder(golden: Golden) -> Iterator[Line]:
         yield golden.line(f"vis.{shape}.masked.x_enc", x)
         yield golden.line(f"vis.{shape}.masked.z_enc", image)
         ids, text_mask = (golden.tensor(f"in.text.{name}")[: len(x)] for name in ("input_ids", "attention_mask"))
-        hidden, positions = model.read_after_text(ids, text_mask, image)
-        yield golden.line(f"mae_enc.{shape}.position_ids", positions)
+        hidden = model.read_after_text(ids, text_mask, image)
+        seen = torch.cat([text_mask.bool(), text_mask.new_ones(image.shape[:2], dtype=torch.bool)], 1)
+        yield golden.line(f"mae_enc.{shape}.position_ids", positions_of(seen))
         yield golden.line(f"mae_enc.{shape}.llm_hidden_image_part", hidden)
         yield golden.line(f"mae_enc.{shape}.x_enc", model.inform(x, hidden))
         informed = golden.tensor(f"out.mae_enc.{shape}.x_enc")

@@ -114,7 +114,7 @@ def test_the_cached_prompt_gives_what_the_training_path_gives() -> None:
         prompted = PromptedImage(model, ids, mask, grid)
         for shown in (visible[:, :1], visible):  # twice: the first image must leave no trace in the cache
             x, image = model.visual_features(tokens, grid, shown)
-            hidden, _ = model.read_after_text(ids, mask, image.repeat(2, 1, 1))
+            hidden = model.read_after_text(ids, mask, image.repeat(2, 1, 1))
             torch.testing.assert_close(
                 prompted.encode(tokens, shown), model.inform(x.repeat(2, 1, 1), hidden), atol=1e-5, rtol=1e-4
             )
