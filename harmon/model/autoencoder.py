@@ -43,6 +43,10 @@ class KlConfig(BaseModel):
         """Pixels on a side of one latent position: every level but the last halves the sides."""
         return int(2 ** (len(self.channel_multipliers) - 1))
 
+    def attends(self, level: int) -> bool:
+        """Whether an encoder level has attention: the one that is 16 x 16 for a 256 px image."""
+        return 256 >> level == _ATTENTION_SIDE
+
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
@@ -160,7 +164,7 @@ class Encoder(nn.Module):
                 inputs,
                 outputs,
                 config.res_blocks,
-                attention=256 >> i == _ATTENTION_SIDE,
+                attention=config.attends(i),
                 down=i < len(widths) - 1,
             )
             for i, (inputs, outputs) in enumerate(zip((config.base_channels, *widths), widths))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from harmon.model.config import TRAIN_STEPS, HeadConfig
 from harmon.model.diffusion import bound_rows, diffuse, mse_rows, tables
 
-_FREQUENCIES = 256  # width of the sinusoid that a timestep becomes
+FREQUENCIES = 256  # width of the sinusoid that a timestep becomes
 _MAX_PERIOD = 10000.0
 _EPS = 1e-6
 
@@ -26,7 +26,7 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def reset_parameters(self) -> None:
         for layer in self.mlp:
@@ -35,7 +35,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Timesteps [R] -> [R, W]."""
-        half = _FREQUENCIES // 2
+        half = FREQUENCIES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
         angles = timesteps.float().unsqueeze(-1) * torch.exp(-math.log(_MAX_PERIOD) * exponent)
         waves = torch.cat([angles.cos(), angles.sin()], -1)
