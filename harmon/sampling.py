@@ -177,10 +177,10 @@ def draw_tokens(
             clean_BPC = clean_BPC.clamp(-clip_x0, clip_x0)
         if noise_BPC is None:
             return clean_BPC
-        tokens_BPC, earlier = (
-            solver_step(here, chain.at(index - 1), tokens_BPC, clean_BPC, earlier, temperature * noise_BPC),
-            (here, clean_BPC),
-        )
+        # The last stride is several times the one before: from so near, the second order would overshoot.
+        before = earlier if index > 1 else None
+        tokens_BPC = solver_step(here, chain.at(index - 1), tokens_BPC, clean_BPC, before, temperature * noise_BPC)
+        earlier = (here, clean_BPC)
     return tokens_BPC
 
 
