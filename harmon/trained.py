@@ -46,7 +46,7 @@ class RunDescription(Settings):
     model: HarmonConfig
     stages: tuple[TrainedStage, ...]
     sampling: Mapping[str, Any] = Field(default_factory=dict)
-    """How its pictures are drawn, as harmon.generate.SamplingConfig; empty: as the paper draws them."""
+    """How its pictures are drawn, as harmon.sampling_config.SamplingConfig; empty: as the paper draws them."""
 
 
 @dataclass(frozen=True)

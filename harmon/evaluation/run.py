@@ -29,7 +29,8 @@ from harmon.evaluation.scenes import (
     score_pictures,
     wanted_of,
 )
-from harmon.generate import SamplingConfig, draw_pictures
+from harmon.generate import draw_pictures
+from harmon.sampling_config import SamplingConfig
 from harmon.trained import Trained, load_run, newest_checkpoint
 from harmon.training.checkpoint import MODEL
 from harmon.training.draws import stream

@@ -134,7 +134,8 @@ def _attend(
 
 
 def _heads(linear: nn.Linear, x_BTH: Tensor, width: int) -> Tensor:
-    return linear(x_BTH).view(*x_BTH.shape[:2], -1, width).transpose(1, 2)
+    out: Tensor = linear(x_BTH)
+    return out.view(*x_BTH.shape[:2], -1, width).transpose(1, 2)
 
 
 def _rotated(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -89,7 +89,7 @@ class Golden:
 
     def given(self, name: str) -> Tensor:
         """An input that the model itself would have computed, in the type of its weights."""
-        return self.tensor(name).to(self.model.proj_in[0].weight.dtype)
+        return self.tensor(name).to(self.model.mar.fake_latent.dtype)
 
     def tolerance(self, kind: str) -> float:
         """The manifest's, which has none for gradients alone; with bfloat16 weights that of BF16_BOUNDS."""

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from harmon.ask import answer_questions, ask_file
 from harmon.evaluation.run import PROMPTS, EvaluationConfig, evaluate_run, quick_scores
-from harmon.generate import SamplingConfig, draw_pictures, generate_file
+from harmon.generate import draw_pictures, generate_file
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
+from harmon.sampling_config import SamplingConfig
 from harmon.trained import RunDescription, Trained, TrainedStage, describe_run, load_run
 from pipelines.errors import ConfigurationError
 from pipelines.scenes import HELD_OUT_PAIRS, make_scene, render
