@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from harmon.model.diffusion import ancestral_step, clean_from_epsilon, guided, solver_step, tables
 from harmon.model.harmon import Harmon
@@ -124,16 +125,24 @@ class PromptedImage:
         positions_L = torch.arange(self.prompt, device=text_ids.device)
         read_causally(llm, llm.embed_tokens(text_ids), positions=positions_L, read_BR=nothing_G0, past=self.past)
 
-    def encode(self, tokens_BNC: Tensor, visible_BM: Tensor, copies: int | None = None) -> Tensor:
+    def encode(
+        self, tokens_BNC: Tensor, visible_BM: Tensor, copies: int | None = None, padded: int | None = None
+    ) -> Tensor:
         """Encoder outputs informed by the prompts, [G, S, D]; the encoder runs once an image.
 
-        `copies` of each image are read, behind the first `copies` * B prompts; None: behind all.
+        `copies` of each image are read, behind the first `copies` * B prompts; None: behind all. The visible
+        tokens are computed as `padded` of them, for a shape that comes again.
         """
-        x_BSD, image_BSH = self.model.visual_features(tokens_BNC, self.grid, visible_BM)
+        real, buffers = visible_BM.shape[1], self.model.config.mar.buffer_size
+        size = real if padded is None else padded
+        x_BSD, image_BSH = self.model.visual_features(
+            tokens_BNC, self.grid, F.pad(visible_BM, (0, size - real)), None if size == real else real
+        )
         copies = copies or len(self.text_mask_GL) // len(x_BSD)
         rows = copies * len(x_BSD)
         image_GSH = image_BSH.repeat(copies, 1, 1)
         seen_GT = torch.cat([self.text_mask_GL[:rows], image_GSH.new_ones(image_GSH.shape[:2], dtype=torch.bool)], 1)
+        seen_GT[:, self.prompt + real : self.prompt + size] = False
         hidden_GSH = read_causally(
             self.model.llm.model,
             image_GSH,
@@ -141,7 +150,12 @@ class PromptedImage:
             seen=seen_GT,
             past=self.past.first(rows),
         )
-        return self.model.inform(x_BSD.repeat(copies, 1, 1), hidden_GSH)
+        return self.model.inform(x_BSD.repeat(copies, 1, 1), hidden_GSH)[:, : buffers + real]
+
+
+def bucket(count: int) -> int:
+    """The power of two from 8 on that holds `count`: the shapes that compiled regions see are these alone."""
+    return max(8, 1 << (count - 1).bit_length()) if count else 8
 
 
 def draw_tokens(
@@ -153,15 +167,20 @@ def draw_tokens(
     temperature: float = 1.0,
     clip_x0: float | None = None,
     sampler: Sampler = "ddpm",
+    padded: int | None = None,
 ) -> Tensor:
     """Tokens [B, P, C] float32 for decoder outputs of B rows, or of B conditional then B unconditional ones.
+    They are computed as `padded` of them, for a shape that comes again.
 
     The state stays float32 under any weights. The first reverse step of a respaced chain multiplies an error
     of epsilon by hundreds; `clip_x0` (None: the paper) bounds the predicted clean token and with it that
     error.
     """
     chain = tables(diffusion_steps, z_GPZ.device)
-    steps, images = noise_TBPC.shape[:2]
+    steps, images, real = noise_TBPC.shape[:3]
+    if padded is not None:
+        z_GPZ = F.pad(z_GPZ, (0, 0, 0, padded - real))
+        noise_TBPC = F.pad(noise_TBPC, (0, 0, 0, padded - real))
     rows = z_GPZ.view(-1, images, *z_GPZ.shape[1:])  # [1 or 2, B, P, Z]
     embedded, times_TW = head.net.cond_embed(rows), head.net.time_embed(chain.timesteps)
     tokens_BPC, earlier = noise_TBPC[0], None
@@ -176,12 +195,12 @@ def draw_tokens(
         if clip_x0 is not None:
             clean_BPC = clean_BPC.clamp(-clip_x0, clip_x0)
         if noise_BPC is None:
-            return clean_BPC
+            return clean_BPC[:, :real]
         # The last stride is several times the one before: from so near, the second order would overshoot.
         before = earlier if index > 1 else None
         tokens_BPC = solver_step(here, chain.at(index - 1), tokens_BPC, clean_BPC, before, temperature * noise_BPC)
         earlier = (here, clean_BPC)
-    return tokens_BPC
+    return tokens_BPC[:, :real]
 
 
 @torch.no_grad()
@@ -201,6 +220,7 @@ def generate(
     sampler: Sampler = "ddpm",
     cfg_interval: tuple[float, float] = (0.0, 1.0),
     cfg_every: int = 1,
+    buckets: bool = False,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     draws: Draws | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
@@ -211,7 +231,9 @@ def generate(
     B prompts and then their B unconditional ones. `steps` is K, the AR steps; `diffusion_steps` defaults to
     the model's; the approximations are those of `harmon.sampling_config.SamplingConfig`. `generator` is one CPU
     generator, or one for each image, which then depends on nothing else in the batch; `draws` replaces them all.
-    `on_step` is called after each AR step with the number done and the latents so far, zero where nothing is drawn
+    `buckets` pads the numbers of visible and of drawn tokens to powers of two, exactly: for a model whose regions
+    are compiled (`harmon.model.compiled`). `on_step` is called after each AR step with the number done and the
+    latents so far, zero where nothing is drawn
     yet. ConfigurationError where the arguments do not fit.
     """
     guide = cfg != 1
@@ -230,7 +252,9 @@ def generate(
     draws = draws or GeneratorDraws.of(generator, images)
     with _evaluating(model):
         order_BN = draws.orders(images, positions).to(model.device)
-        conditions = _Conditions(model, PromptedImage(model, text_ids, text_mask, tokens_grid), images, cfg_every)
+        conditions = _Conditions(
+            model, PromptedImage(model, text_ids, text_mask, tokens_grid), images, cfg_every, buckets
+        )
         tokens_BNC = torch.zeros(images, positions, channels, device=model.device)
         for k, turn in enumerate(plan(positions, steps, cfg, cfg_schedule, cfg_interval)):
             if turn.masked_next < turn.masked:
@@ -240,8 +264,9 @@ def generate(
                 chain = annealed(respacing, diffusion_steps_last, k, steps)
                 length = len(tables(chain, model.device).timesteps)
                 noise_TBPC = draws.noise(length, images, drawn_BP.shape[1], channels).to(model.device)
+                padded = bucket(drawn_BP.shape[1]) if buckets else None
                 drawn_BPC = draw_tokens(
-                    model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, chain, temperature, clip_x0, sampler
+                    model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, chain, temperature, clip_x0, sampler, padded
                 )
                 tokens_BNC = tokens_BNC.scatter(1, drawn_BP.unsqueeze(-1).expand_as(drawn_BPC), drawn_BPC)
             if on_step is not None:
@@ -255,7 +280,8 @@ class _Conditions:
     Between those, a position's unconditional output is its conditional one plus the difference last seen there.
     """
 
-    def __init__(self, model: Harmon, prompted: PromptedImage, images: int, every: int) -> None:
+    def __init__(self, model: Harmon, prompted: PromptedImage, images: int, every: int, buckets: bool) -> None:
+        self.buckets = buckets
         self.model, self.prompted, self.images, self.every = model, prompted, images, every
         self.gap_BNZ: Tensor | None = None
         self.age = 0
@@ -273,7 +299,8 @@ class _Conditions:
         return take(z_GNZ, drawn_BP.repeat(2, 1))
 
     def _decode(self, tokens_BNC: Tensor, visible_BM: Tensor, drawn_BP: Tensor | None, copies: int) -> Tensor:
-        x_GSD = self.prompted.encode(tokens_BNC, visible_BM, copies)
+        padded = bucket(visible_BM.shape[1]) if self.buckets else None
+        x_GSD = self.prompted.encode(tokens_BNC, visible_BM, copies, padded)
         drawn_GP = None if drawn_BP is None else drawn_BP.repeat(copies, 1)
         return self.model.mar.decode(x_GSD, self.prompted.grid, visible_BM.repeat(copies, 1), drawn_GP)
 

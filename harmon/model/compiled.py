@@ -11,7 +11,8 @@ def compile_regions(model: Harmon) -> None:
     """Compile, in place and at their first use: MAR's blocks, the LLM's MLPs, and the diffusion head.
 
     Names of parameters stay. On a GPU the head, which generation calls hundreds of times for each AR step, replays
-    CUDA graphs (`reduce-overhead`). Sizes vary with the share that is masked, so graphs are made for any size.
+    CUDA graphs (`reduce-overhead`), of which there is one for each shape: generate with `buckets`. All else is
+    compiled for any size.
     """
     net = model.mar.diffloss.net
     mode = "reduce-overhead" if model.device.type == "cuda" else None

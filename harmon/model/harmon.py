@@ -122,14 +122,15 @@ class Harmon(nn.Module):
     # -- forward passes --------------------------------------------------------------------------------------
 
     def visual_features(
-        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None
+        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None, real: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last.
+        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last; `real` as in
+        `Mar.encode`.
 
         The language model is causal: at the end of the image the buffers see every visible token.
         """
         buffers = self.config.mar.buffer_size
-        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM)
+        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM, real)
         return x_BSD, self.proj_in(torch.cat([x_BSD[:, buffers:], x_BSD[:, :buffers]], 1))
 
     def inform(self, x_BSD: Tensor, hidden_BSH: Tensor) -> Tensor:

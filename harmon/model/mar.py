@@ -55,8 +55,11 @@ class Attention(nn.Module):
         batch, length, _ = packed_BSE.shape
         return packed_BSE.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x_BSD: Tensor, queries_BQD: Tensor | None = None) -> Tensor:
-        """Every position of x_BSD attends to every one, [B, S, D]; or only `queries_BQD` do, [B, Q, D]."""
+    def forward(self, x_BSD: Tensor, queries_BQD: Tensor | None = None, keys_S: Tensor | None = None) -> Tensor:
+        """Every position of x_BSD attends to every one, [B, S, D]; or only `queries_BQD` do, [B, Q, D].
+
+        Where `keys_S` (bool) is given, it says which positions serve as keys.
+        """
         if queries_BQD is None:
             q_BHQd, k_BHSd, v_BHSd = self._heads_first(self.qkv(x_BSD), 3)
         else:
@@ -65,7 +68,9 @@ class Attention(nn.Module):
             (q_BHQd,) = self._heads_first(F.linear(queries_BQD, weight[:width], bias[:width]), 1)
             k_BHSd, v_BHSd = self._heads_first(F.linear(x_BSD, weight[width:], bias[width:]), 2)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed_BHQd = F.scaled_dot_product_attention(q_BHQd, k_BHSd, v_BHSd, dropout_p=dropout)
+        mixed_BHQd = F.scaled_dot_product_attention(
+            q_BHQd, k_BHSd, v_BHSd, attn_mask=None if keys_S is None else keys_S[None, None, None], dropout_p=dropout
+        )
         out: Tensor = self.proj_drop(self.proj(mixed_BHQd.transpose(1, 2).flatten(2)))
         return out
 
@@ -93,13 +98,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=_EPS)
         self.mlp = Mlp(width, config)
 
-    def forward(self, x_BSD: Tensor, read_BP: Tensor | None = None) -> Tensor:
-        """[B, S, D], or [B, P, D] at positions `read_BP`: the others then serve as keys alone."""
+    def forward(self, x_BSD: Tensor, read_BP: Tensor | None = None, keys_S: Tensor | None = None) -> Tensor:
+        """[B, S, D], or [B, P, D] at positions `read_BP`: the others then serve as keys alone. `keys_S` as in
+        Attention.
+        """
         normed_BSD = self.norm1(x_BSD)
         if read_BP is None:
-            x_BSD = x_BSD + self.attn(normed_BSD)
+            x_BSD = x_BSD + self.attn(normed_BSD, None, keys_S)
         else:
-            x_BSD = take(x_BSD, read_BP) + self.attn(normed_BSD, take(normed_BSD, read_BP))
+            x_BSD = take(x_BSD, read_BP) + self.attn(normed_BSD, take(normed_BSD, read_BP), keys_S)
         out: Tensor = x_BSD + self.mlp(self.norm2(x_BSD))
         return out
 
@@ -153,8 +160,13 @@ class Mar(nn.Module):
             nn.init.normal_(table, std=0.02)
         self.diffloss.net.reset_parameters()
 
-    def encode(self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None) -> Tensor:
-        """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions."""
+    def encode(
+        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None, real: int | None = None
+    ) -> Tensor:
+        """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions.
+
+        Of the M only the first `real` are (None: all); the others pad the shape and are no keys.
+        """
         table_1TD = self._positional_table(self.encoder_pos_embed_learned, grid)
         buffer_1UD, image_1ND = _split(table_1TD, self.config.buffer_size)
         if visible_BM is not None:
@@ -162,8 +174,11 @@ class Mar(nn.Module):
         image_BMD = self.z_proj(tokens_BNC.to(self.z_proj.weight.dtype)) + image_1ND
         buffer_BUD = (self.fake_latent + buffer_1UD).expand(len(tokens_BNC), -1, -1)
         x_BSD = self.z_proj_ln(torch.cat([buffer_BUD, image_BMD], 1))
+        keys_S = None
+        if real is not None:
+            keys_S = torch.arange(x_BSD.shape[1], device=x_BSD.device) < self.config.buffer_size + real
         for block in self.encoder_blocks:
-            x_BSD = block(x_BSD)
+            x_BSD = block(x_BSD, None, keys_S)
         out: Tensor = self.encoder_norm(x_BSD)
         return out
 

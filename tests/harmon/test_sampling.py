@@ -11,7 +11,7 @@ from torch import Tensor
 from harmon.model.diffusion import tables
 from harmon.model.harmon import Harmon
 from harmon.model.mar import Grid
-from harmon.sampling import PromptedImage, annealed, answer, draw_tokens, generate, plan
+from harmon.sampling import PromptedImage, annealed, answer, bucket, draw_tokens, generate, plan
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import ConfigurationError
 
@@ -136,6 +136,18 @@ def test_prompts_steps_and_generators_that_do_not_fit_are_refused(rows: int, opt
     ids, mask = prompts([4] * rows)
     with pytest.raises(ConfigurationError):
         generate(odd_model(), ids, mask, (2, 2), **options)
+
+
+def test_shapes_padded_to_buckets_change_nothing() -> None:
+    model = odd_model()
+    ids, mask = prompts([6, 3, 5, 4])
+    options = {"steps": 4, "diffusion_steps": 5, "clip_x0": 3.0}
+    exact, padded = (
+        generate(model, ids, mask, (3, 7), generator=generators(1, 2), buckets=buckets, **options)
+        for buckets in (False, True)
+    )
+    torch.testing.assert_close(padded, exact, atol=1e-3, rtol=1e-3)  # a chain of 5 steps multiplies rounding
+    assert [bucket(count) for count in (0, 1, 8, 9, 16, 17, 256)] == [8, 8, 8, 16, 16, 32, 256]
 
 
 # -- approximations ------------------------------------------------------------------------------------------
