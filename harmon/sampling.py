@@ -120,7 +120,7 @@ class PromptedImage:
         self.text_mask_GL = text_mask.bool()
         rows, self.prompt = text_ids.shape
         llm = model.llm.model
-        self.past = KeyValues(llm, rows, self.prompt + grid.positions + model.config.mar.buffer_size)
+        self.past = KeyValues(llm, rows, self.prompt + bucket(grid.positions) + model.config.mar.buffer_size)
         nothing_G0 = text_ids.new_zeros(rows, 1)  # of the prompts only keys and values are wanted
         positions_L = torch.arange(self.prompt, device=text_ids.device)
         read_causally(llm, llm.embed_tokens(text_ids), positions=positions_L, read_BR=nothing_G0, past=self.past)
