@@ -215,7 +215,8 @@ class Harmon(nn.Module):
 
         `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
         and are right padded, as `attention_mask` says: there causal attention keeps padding out by itself, and the
-        mask is not read. `labels` [B, L] hold `harmon.text.IGNORED` where nothing is learned. The gradient into the visual features is multiplied by `grad_scale` (None: not).
+        mask is not read. `labels` [B, L] hold `harmon.text.IGNORED` where nothing is learned. The gradient into the
+        visual features is multiplied by `grad_scale` (None: not).
         """
         image_BSH = None
         if latents is not None:
