@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.audit_files import check_files, check_reasons, check_sources, check_unlisted
+from pipelines.audit_forgotten import check_forgotten
 from pipelines.audit_history import check_history, read_history
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
@@ -115,5 +116,6 @@ def audit(dataset: Dataset, deep: bool = False) -> AuditReport:
         findings += check_sources(dataset, commits[-1])
     if deep:
         findings += check_reasons(dataset, commits)
+    findings += check_forgotten(dataset, commits)
     findings += check_unlisted(dataset, commits)
     return AuditReport(str(dataset.root), deep, tuple(findings), tuple(commits))

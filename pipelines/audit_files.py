@@ -25,6 +25,7 @@ from pipelines.manifest import (
     is_volatile,
     manifest_path,
     receipt_path,
+    rejects_group,
     step_path,
 )
 from pipelines.shards import END, KEY, scan
@@ -124,7 +125,8 @@ def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Findi
     for commit in commits:
         own = _written_by(commit)
         try:
-            counted = {"rejected": (_rejected(dataset, own), commit.rejected)}
+            rejects = [entry for entry in own if entry.group == rejects_group(commit.step, commit.step_key)]
+            counted = {"rejected": (_rejected(dataset, rejects), commit.rejected)}
             if (failed := _failed(dataset, own)) is not None:
                 counted["failed"] = (failed, commit.failed)
         except (HarmonError, ArrowException, OSError, ValueError):
@@ -140,8 +142,8 @@ def _written_by(commit: Commit) -> list[FileEntry]:
     return [e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard)]
 
 
-def _rejected(dataset: Dataset, own: Sequence[FileEntry]) -> Mapping[str, int]:
-    paths = [dataset.store.local(entry.path) for entry in own if entry.group.startswith(REJECTS)]
+def _rejected(dataset: Dataset, rejects: Sequence[FileEntry]) -> Mapping[str, int]:
+    paths = [dataset.store.local(entry.path) for entry in rejects]
     return Counter(reason for path in paths for reason in read_columns(path, ["reason"]).column(0).to_pylist())
 
 

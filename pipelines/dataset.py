@@ -32,8 +32,9 @@ class Dataset:
     `head` looks again each time, so a commit by another process is seen.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, until: int | None = None) -> None:
         self.store = Store(root)
+        self._until = until
         self.root = self.store.root
         self._commits: dict[int, Commit] = {}
 
@@ -50,7 +51,17 @@ class Dataset:
     def commit_numbers(self) -> list[int]:
         """Numbers of the manifests present, ascending."""
         found = (MANIFEST.fullmatch(path) for path in self.store.list("manifest"))
-        return sorted(int(match[1]) for match in found if match)
+        numbers = sorted(int(match[1]) for match in found if match)
+        return [number for number in numbers if self._until is None or number <= self._until]
+
+    def at(self, number: int) -> "Dataset":
+        """The dataset as commit `number` describes it; files that were forgotten since cannot be read.
+
+        Raises HarmonError where there is no such commit.
+        """
+        if number not in (numbers := self.commit_numbers()):
+            raise HarmonError(f"the dataset {self.root} has no commit {number}; it has {numbers or 'none'}")
+        return Dataset(self.root, until=number)
 
     def commit(self, number: int) -> Commit:
         """The commit of this number. Raises HarmonError where it is absent or no manifest."""

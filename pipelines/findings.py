@@ -24,6 +24,8 @@ UNSOUND = {
     "key_duplicated": "two rows have the same key",
     "index_differs": "a shard's index does not belong to its archive",
     "members_differ": "an archive's members do not match the rows of source",
+    "forgotten_file": "a file with forgotten samples still stands: run the same `harmon forget` again to finish",
+    "forgotten_row": "a forgotten sample is back in the dataset: forget it again",
     "foreign_file": "nothing lists this file and no attempt left it: move it out of the dataset",
 }
 HARMLESS = {

@@ -15,6 +15,7 @@ from pipelines.identity import Reads, Step
 from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path
 from pipelines.outputs import ShardOutput
 from pipelines.storage import OtherBytes
+from pipelines.tombstones import standing
 from pipelines.workspace import WORK, Journal, Workspace
 
 __all__ = ["Journal", "Progress", "ProgressCallback", "Reads", "ShardOutput", "Step", "StepRun"]
@@ -55,8 +56,8 @@ class StepRun:
 
     @property
     def committed(self) -> Commit | None:
-        """The commit of this step's key, if one exists: then there is nothing to do."""
-        return self.dataset.commit_of(self.step.key)
+        """The commit of this step's key, or one that only forgetting sets apart: then there is nothing to do."""
+        return standing(self.dataset, self.step)
 
     def finished(self) -> list[int]:
         """Shards with a receipt, ascending."""

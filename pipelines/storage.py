@@ -158,6 +158,16 @@ class Store:
             raise HarmonError(f"{path!r} is no path inside {self.root}: it must be relative and without '..'")
         return self.root.joinpath(*parts)
 
+    def remove(self, path: str) -> None:
+        """Delete a file; absent is fine. Only for what forgetting takes away."""
+        target = self.local(path)
+        try:
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                _sync_folder(target.parent)
+        except OSError as problem:
+            raise HarmonError(f"{target} cannot be deleted: {problem.strerror}; mend that and run again") from problem
+
     def remove_folder(self, folder: str) -> None:
         """Delete a folder of temporaries; absent is fine, and what cannot be deleted stays a leftover."""
         shutil.rmtree(self.local(folder), ignore_errors=True)

@@ -1,0 +1,39 @@
+"""Audit of what was forgotten: the files that held it are gone, and it has not come back."""
+
+from collections.abc import Iterator, Sequence
+
+from pyarrow import ArrowException
+
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
+from pipelines.findings import Finding, found
+from pipelines.manifest import FORGET, SOURCE, Commit, manifest_path
+from pipelines.tombstones import tombstoned_files, tombstones_of
+
+
+def check_forgotten(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Finding]:
+    """Tombstoned files that still stand, and rows of the newest commit whose key is in a tombstone."""
+    keys: set[str] = set()
+    for commit in commits:
+        if commit.step != FORGET:
+            continue
+        try:
+            keys |= tombstones_of(commit).keys
+            files = tombstoned_files(commit)
+        except HarmonError as problem:
+            yield found("manifest_altered", manifest_path(commit.number), str(problem))
+            continue
+        for path in files:
+            if dataset.store.exists(path):
+                yield found("forgotten_file", path, f"commit {commit.number} took it away")
+    if not keys:
+        return
+    for entry in commits[-1].files:
+        if entry.group != SOURCE:
+            continue
+        try:
+            back = keys.intersection(dataset.table(SOURCE, entry.shard, ["key"]).column("key").to_pylist())
+        except (HarmonError, ArrowException, OSError, ValueError):
+            continue  # unreadable: check_files reports it
+        if back:
+            yield found("forgotten_row", entry.path, f"{len(back)} forgotten samples are in it, first {min(back)}")
