@@ -59,8 +59,10 @@ def derived(dataset: Dataset) -> list[Dataset]:
 
 
 def lineage(dataset: Dataset) -> Lineage:
-    """The commits of `dataset`, of everything it was made from, and of everything made from it."""
+    """The commits of `dataset`, of everything it was made from, and of everything made from it; of other datasets
+    that those were made from too, the commits that were read."""
     family = {one.name: one for one in [*upstream(dataset), dataset, *derived(dataset)]}
+    beside = {one.name: one for one in neighbours(dataset)}
     vertices = {(name, c.number): Vertex(name, c.number, c) for name, one in family.items() for c in one.commits()}
     edges: list[tuple[tuple[str, int], tuple[str, int]]] = []
     for place, vertex in list(vertices.items()):
@@ -70,14 +72,20 @@ def lineage(dataset: Dataset) -> Lineage:
         for entry in vertex.commit.inputs:
             read = (entry.dataset, entry.commit)
             if entry.dataset != vertex.dataset:
-                vertices.setdefault(read, Vertex(*read, None))
+                vertices.setdefault(read, Vertex(*read, _commit(beside.get(entry.dataset), entry.commit)))
                 edges.append((read, place))
     names = {vertex.dataset for vertex in vertices.values()}
-    sources = {name: made_from(family[name]) & names if name in family else set() for name in names}
+    known = beside | family
+    sources = {name: made_from(known[name]) & names if name in known else set() for name in names}
     ordered = tuple(_ordered(sources, dataset))
     rank = {name: position for position, name in enumerate(ordered)}
     listed = sorted(vertices.values(), key=lambda vertex: (rank[vertex.dataset], vertex.number))
     return Lineage(ordered, tuple(listed), tuple(edge for edge in edges if edge[0] in vertices))
+
+
+def _commit(dataset: Dataset | None, number: int) -> Commit | None:
+    """The commit of this number, or None where it cannot be found."""
+    return dataset.commit(number) if dataset is not None and number in dataset.commit_numbers() else None
 
 
 def _sources(dataset: Dataset) -> dict[str, set[str]]:

@@ -56,6 +56,16 @@ def read_request(kind: Kind, file: Path) -> Request:
     return Request(**{kind: items})
 
 
+def read_requests(**files: Path | None) -> Request:
+    """One request from the files that are given, by kind. Raises ConfigurationError as `read_request` does, and
+    where none is given."""
+    given = [read_request(kind, file) for kind, file in files.items() if file is not None]  # type: ignore[arg-type]
+    if not given:
+        raise ConfigurationError("nothing is named to forget; give --keys, --urls or --sha256 with a file")
+    parts = zip(*((one.keys, one.urls, one.sha256) for one in given), strict=True)
+    return Request(*(frozenset().union(*part) for part in parts))
+
+
 def asked(rows: pa.Table, request: Request) -> pa.Array:
     """Mask of the rows that a request means, judged by those of the FACTS that the table has."""
     mask = among(rows.column("key"), request.keys)

@@ -55,15 +55,16 @@ def build_page(dataset: Dataset, settings: ShowSettings) -> str:
     head = dataset.head
     if head is None:
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
-    parts = [_overview(dataset, head), _funnel(dataset), _reasons(dataset, head), _histograms(dataset)]
+    parts = [_overview(dataset, head)]
     parts += [lineage_section(dataset)] if settings.lineage else []
-    parts += [gallery(dataset, settings.samples), _commits(dataset), _terms(head)]
+    parts += [_funnel(dataset), _reasons(dataset, head), gallery(dataset, settings.samples)]
+    parts += [_histograms(dataset), _commits(dataset), _terms(head)]
     page = Page(
         title=dataset.name,
         kicker="Harmon · a dataset",
         summary=_summary(dataset, head),
         sections=parts,
-        footer=f"Commit {head.number}, content {head.content_hash}. Captions and links are shown as text, as they came.",
+        footer=f"Commit {head.number}, content {head.content_hash}. Captions and links are shown as they came.",
         script=SCRIPT.read_text(encoding="utf-8"),
     )
     return page.render()
@@ -109,7 +110,8 @@ def _funnel(dataset: Dataset) -> Section:
         lost = commit.rejected or commit.failed
         reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(lost.items(), key=lambda one: -one[1]))
         passages.append(Passage(f"{commit.number} {commit.step}"[:20], commit.rows_in, commit.rows_out, reasons))
-    lead = "Rows into and out of each commit. A step that adds columns loses no row: the others have no value there."
+    lead = "Rows into and out of each commit. A step that adds columns loses no row: the others have no "
+    lead += "value there. Forgetting counts the shards that it wrote anew."
     return Section("Funnel", [funnel(f"Rows through the commits of {dataset.name}", passages)], lead)
 
 

@@ -1,7 +1,7 @@
 """The searchable gallery: a card for each chosen sample, with its captions, scores and provenance."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -65,21 +65,21 @@ def _picture(sample: Sample) -> Markup:
     except (*BROKEN, Image.DecompressionBombError):
         return element("div", "cannot be decoded", class_="bare failed")
     uri = f"data:{small.mime};base64,{base64.b64encode(small.data).decode('ascii')}"
-    return Markup(f'<img src="{uri}" alt="{element_text(sample)}" loading="lazy">')
+    return Markup(f'<img src="{uri}" alt="{_said(sample)}" loading="lazy">')
 
 
-def element_text(sample: Sample) -> Markup:
+def _said(sample: Sample) -> Markup:
     """What a screen reader says of a picture."""
     return join(_cut(sample.source.get("caption") or f"sample {sample.key}")[:200])
 
 
-def _text(values: dict[str, Any] | Any) -> Markup | str:
+def _text(values: Mapping[str, Any]) -> Markup | str:
     if values.get("text") is not None:
         return _cut(values["text"])
     return element("span", f"no text: {values.get('reason') or 'unknown reason'}", class_="failed")
 
 
-def _scores(group: str, values: Any) -> Iterable[tuple[str, object]]:
+def _scores(group: str, values: Mapping[str, Any]) -> Iterable[tuple[str, object]]:
     for name, value in values.items():
         if name in ("key", "status", "reason") or value is None:
             continue
