@@ -83,7 +83,20 @@ def compare_captions(
         f"WHERE a IS NOT NULL AND b IS NOT NULL ORDER BY key LIMIT {MEASURED}))"
     ).fetchall()[0]
     examples = run(f"SELECT key, left(a, 200), left(b, 200) FROM texts WHERE a <> b ORDER BY key LIMIT {EXAMPLES}")
-    return CaptionChange(*groups, *counts, *lengths, *edits, tuple((k, a, b) for k, a, b in examples.fetchall()))
+    return CaptionChange(
+        before=groups[0],
+        after=groups[1],
+        pairs=counts[0],
+        only_before=counts[1],
+        only_after=counts[2],
+        changed=counts[3],
+        mean_length_before=lengths[0],
+        mean_length_after=lengths[1],
+        measured=edits[0],
+        mean_edit_distance=edits[1],
+        mean_edit_share=edits[2],
+        examples=tuple((key, before, after) for key, before, after in examples.fetchall()),
+    )
 
 
 def _load(table: str, dataset: Dataset, group: str, database: duckdb.DuckDBPyConnection) -> None:

@@ -2,6 +2,7 @@
 
 import graphlib
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
@@ -44,6 +45,12 @@ def made_from(dataset: Dataset) -> set[str]:
     return {entry.dataset for commit in dataset.commits() for entry in commit.inputs} - {dataset.name}
 
 
+def _born_from(dataset: Dataset) -> set[str]:
+    """Names of the other datasets that its first commit read. Later commits may read what was made from it."""
+    first = next(iter(dataset.commits()), None)
+    return {entry.dataset for entry in first.inputs} - {dataset.name} if first else set()
+
+
 def upstream(dataset: Dataset) -> list[Dataset]:
     """Every dataset of the folder that `dataset` was made from, directly or not, each after its own sources."""
     return _closure(dataset, _sources(dataset))
@@ -76,7 +83,11 @@ def lineage(dataset: Dataset) -> Lineage:
                 edges.append((read, place))
     names = {vertex.dataset for vertex in vertices.values()}
     known = beside | family
-    sources = {name: made_from(known[name]) & names if name in known else set() for name in names}
+    sources = {name: _born_from(known[name]) & names if name in known else set() for name in names}
+    before: dict[tuple[str, int], set[tuple[str, int]]] = {place: set() for place in vertices}
+    for start, end in edges:
+        before[end].add(start)
+    _prepare(graphlib.TopologicalSorter(before), dataset)
     ordered = tuple(_ordered(sources, dataset))
     rank = {name: position for position, name in enumerate(ordered)}
     listed = sorted(vertices.values(), key=lambda vertex: (rank[vertex.dataset], vertex.number))
@@ -103,7 +114,7 @@ def _closure(dataset: Dataset, leads_to: dict[str, set[str]]) -> list[Dataset]:
             reached.add(name)
             pending.append(name)
     found = [known[name] for name in reached if name in known]
-    order = _ordered({one.name: made_from(one) & reached for one in found}, dataset)
+    order = _ordered({one.name: _born_from(one) & reached for one in found}, dataset)
     return [known[name] for name in order if name in known]
 
 
@@ -111,15 +122,19 @@ def _ordered(sources: dict[str, set[str]], dataset: Dataset) -> list[str]:
     """Names with every one after its sources, otherwise by name. Raises HarmonError for a circle."""
     sorter = graphlib.TopologicalSorter(sources)
     order: list[str] = []
-    try:
-        sorter.prepare()
-    except graphlib.CycleError as problem:
-        circle = " from ".join(str(name) for name in problem.args[1])
-        raise HarmonError(
-            f"the manifests beside {dataset.root} say that {circle}: no dataset is made from itself; run `harmon audit`"
-        ) from None
+    _prepare(sorter, dataset)
     while sorter.is_active():
         ready = sorted(sorter.get_ready())
         order += ready
         sorter.done(*ready)
     return order
+
+
+def _prepare(sorter: "graphlib.TopologicalSorter[Any]", dataset: Dataset) -> None:
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as problem:
+        circle = " from ".join(str(name) for name in problem.args[1])
+        raise HarmonError(
+            f"the manifests beside {dataset.root} say that {circle}: nothing is made from itself; run `harmon audit`"
+        ) from None

@@ -1,5 +1,6 @@
 """The graph of commits across datasets, drawn as SVG: a lane for each dataset, time from left to right."""
 
+import graphlib
 from collections.abc import Mapping
 
 from pipelines import svg
@@ -65,13 +66,11 @@ def _said(vertex: Vertex) -> tuple[str, int, int]:
 
 
 def _depths(graph: Lineage) -> Mapping[tuple[str, int], int]:
-    """Longest way from a first commit to each. Edges only lead to later datasets or later commits, so one pass
-    over the vertices in their order is enough."""
-    before: dict[tuple[str, int], list[tuple[str, int]]] = {}
+    """Longest way from a first commit to each."""
+    before: dict[tuple[str, int], set[tuple[str, int]]] = {(v.dataset, v.number): set() for v in graph.vertices}
     for start, end in graph.edges:
-        before.setdefault(end, []).append(start)
+        before[end].add(start)
     depth: dict[tuple[str, int], int] = {}
-    for vertex in graph.vertices:
-        place = (vertex.dataset, vertex.number)
-        depth[place] = max((depth[start] + 1 for start in before.get(place, ()) if start in depth), default=0)
+    for place in graphlib.TopologicalSorter(before).static_order():
+        depth[place] = max((depth[start] + 1 for start in before[place]), default=0)
     return depth
