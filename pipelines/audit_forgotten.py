@@ -19,13 +19,12 @@ def check_forgotten(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Fin
             continue
         try:
             keys |= tombstones_of(commit).keys
-            files = tombstoned_files(commit)
+            files = [path for path in tombstoned_files(commit) if dataset.store.exists(path)]
         except HarmonError as problem:
             yield found("manifest_altered", manifest_path(commit.number), str(problem))
             continue
         for path in files:
-            if dataset.store.exists(path):
-                yield found("forgotten_file", path, f"commit {commit.number} took it away")
+            yield found("forgotten_file", path, f"commit {commit.number} took it away")
     if not keys:
         return
     for entry in commits[-1].files:

@@ -76,7 +76,7 @@ def _check_files(
     if len(commit.by_place) != len(commit.files):
         yield found("manifest_altered", path, "it lists two files for the same group and shard")
     gone = [entry.path for place, entry in standing.items() if commit.by_place.get(place) != entry]
-    if commit.step == FORGET and sorted(gone) == sorted(commit.configuration.get("files", ())):
+    if commit.step == FORGET and sorted(gone) == commit.configuration.get("files"):
         gone = [entry.path for place, entry in standing.items() if place not in commit.by_place]  # each has a successor
     if gone:
         yield found("file_dropped", path, f"{len(gone)} files of the commit before are not in it, first {gone[0]}")
