@@ -10,10 +10,13 @@ export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test soak check format bench env img2dataset vllm clean-env
+.PHONY: demo demo-long test soak check format bench env img2dataset vllm clean-env
 
 demo: env img2dataset
 	.venv/bin/harmon run $(RECIPE)
+
+demo-long: env img2dataset
+	.venv/bin/harmon run flows/recipes/demo-long.yaml
 
 test: env img2dataset vllm check
 	$(PY) -m pytest

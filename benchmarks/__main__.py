@@ -1,6 +1,9 @@
 """Runs every benchmark, one after the other: `make bench`."""
 
-from benchmarks import dataset_io
+from benchmarks import audit, dataset_io, generation, training_step
 
 if __name__ == "__main__":
     dataset_io.main()
+    audit.main()
+    training_step.main([])
+    generation.main([])

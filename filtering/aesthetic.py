@@ -110,13 +110,17 @@ def read_tensors(path: Path) -> dict[str, Array]:
     return {str(name): tensor.double().numpy() for name, tensor in found.items()}
 
 
+def aesthetic_step(dataset: Dataset, head: AestheticHead, embeddings: str) -> Step:
+    """The step that writes the column group `head.group` of `dataset` from the group `embeddings`."""
+    configuration = {"head": head.sha256, "embeddings": embeddings}
+    return Step("aesthetic", STEP_VERSION, configuration, (Reads(dataset, (embeddings,)),))
+
+
 def score_aesthetics(
     dataset: Dataset, head: AestheticHead, embeddings: str, on_progress: ProgressCallback | None = None
 ) -> Commit:
     """Write the column group `head.group` from the embeddings in the group `embeddings`, and commit it."""
-    configuration = {"head": head.sha256, "embeddings": embeddings}
-    step = Step("aesthetic", STEP_VERSION, configuration, (Reads(dataset, (embeddings,)),))
-    run = StepRun(dataset, step, on_progress)
+    run = StepRun(dataset, aesthetic_step(dataset, head, embeddings), on_progress)
     if run.committed:
         return run.committed
     for shard in run.pending(dataset.shard_numbers):

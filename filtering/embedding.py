@@ -5,6 +5,8 @@ Used only where the weights are present as a file: nothing is fetched.
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,72 +26,121 @@ ARCHITECTURE = "ViT-L-14-quickgelu"  # OpenAI's CLIP ViT-L/14 was trained with Q
 BATCH = 16
 
 
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model by its file, not loaded: enough to name its column group and its step."""
+
+    weights: Path
+    """A state dict (.safetensors, or .pt read without unpickling code) of the whole model."""
+    architecture: str = ARCHITECTURE
+    """open_clip's name of the network."""
+
+    @property
+    def group(self) -> str:
+        """Name of the column group that its embeddings are kept in."""
+        return f"clip.{self.architecture.lower()}-float32"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights file. Raises ConfigurationError where there is none."""
+        if not self.weights.is_file():
+            raise ConfigurationError(f"The CLIP weights {self.weights} are absent; name a file of {self.architecture}.")
+        return file_sha256(self.weights)
+
+
 class ClipEmbedder:
     """Turns pictures into L2-normalised float32 embeddings, with open_clip's own preprocessing."""
 
-    def __init__(self, weights: Path, architecture: str = ARCHITECTURE) -> None:
-        """`weights`: a state dict (.safetensors, or .pt read without unpickling code) of the whole CLIP
-        model.
+    def __init__(self, clip: Clip) -> None:
+        """Load `clip`.
 
         Raises:
             ConfigurationError: the file is absent or does not fit the architecture.
         """
-        if not weights.is_file():
-            raise ConfigurationError(f"The CLIP weights {weights} are absent; name a file of {architecture}.")
+        if not clip.weights.is_file():
+            raise ConfigurationError(f"The CLIP weights {clip.weights} are absent; name a file of {clip.architecture}.")
         import open_clip
 
         try:
             model, _, self._preprocess = open_clip.create_model_and_transforms(
-                architecture, pretrained=str(weights), weights_only=True
+                clip.architecture, pretrained=str(clip.weights), weights_only=True
             )
         except RuntimeError as problem:
             first = str(problem).splitlines()[0]
-            raise ConfigurationError(f"{weights} does not hold the weights of {architecture}: {first}") from problem
+            raise ConfigurationError(
+                f"{clip.weights} does not hold the weights of {clip.architecture}: {first}"
+            ) from problem
         self._model: Any = model.eval()
-        self.sha256 = file_sha256(weights)
-        self.group = f"clip.{architecture.lower()}-float32"
 
-    def embed(self, pictures: Sequence[bytes]) -> NDArray[np.float32]:
-        """Embeddings [B, D] of encoded pictures, each of length 1."""
+    def embed(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Embeddings [B, D] of pictures, each of length 1."""
         import torch
 
-        batch = torch.stack([self._preprocess(Image.open(io.BytesIO(data))) for data in pictures])
+        batch = torch.stack([self._preprocess(picture) for picture in pictures])
         with torch.inference_mode():
             found: NDArray[np.float32] = self._model.encode_image(batch, normalize=True).float().numpy()
         return found
 
 
-def embed_images(dataset: Dataset, embedder: ClipEmbedder, on_progress: ProgressCallback | None = None) -> Commit:
-    """Write the column group `embedder.group` (embedding: fp16[D], null without an image) and commit it."""
-    configuration = {"weights": embedder.sha256, "group": embedder.group, "dtype": "float32"}
-    step = Step("embed", STEP_VERSION, configuration, (Reads(dataset, (SOURCE, IMAGES)),))
-    run = StepRun(dataset, step, on_progress)
+def embed_step(dataset: Dataset, clip: Clip) -> Step:
+    """The step that writes the column group `clip.group` of `dataset`."""
+    configuration = {"weights": clip.sha256, "group": clip.group, "dtype": "float32"}
+    groups = (SOURCE, IMAGES) if dataset.entries(IMAGES) else (SOURCE,)
+    return Step("embed", STEP_VERSION, configuration, (Reads(dataset, groups),))
+
+
+def embed_images(dataset: Dataset, clip: Clip, on_progress: ProgressCallback | None = None) -> Commit:
+    """Write the column group `clip.group` (embedding: fp16[D]) and commit it.
+
+    Rows without an image are failed with the reason `no_image`, undecodable ones with `undecodable`.
+
+    Raises:
+        ConfigurationError: the weights are absent or do not fit the architecture.
+    """
+    run = StepRun(dataset, embed_step(dataset, clip), on_progress)
     if run.committed:
         return run.committed
+    embedder = ClipEmbedder(clip)
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
         keys = dataset.table(SOURCE, shard, ["key"]).column("key").to_pylist()
-        found = dict(_embedded(dataset, shard, keys, embedder))
-        output.columns(embedder.group, _table(keys, found))
+        output.columns(clip.group, _table(keys, *_embedded(dataset, shard, keys, embedder)))
         output.finish(len(keys))
     return run.commit()
 
 
 def _embedded(
     dataset: Dataset, shard: int, keys: Sequence[str], embedder: ClipEmbedder
-) -> Iterator[tuple[str, NDArray[np.float16]]]:
+) -> tuple[dict[str, NDArray[np.float16]], set[str]]:
+    """Embeddings by key, and the keys of pictures that cannot be decoded."""
+    found: dict[str, NDArray[np.float16]] = {}
+    undecodable: set[str] = set()
+    for batch in _batches(dataset, shard, keys):
+        pictures = {}
+        for key, data in batch:
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    pictures[key] = image.convert("RGB")
+            except (OSError, ValueError, Image.DecompressionBombError):
+                undecodable.add(key)
+        if pictures:
+            vectors = embedder.embed(list(pictures.values())).astype(np.float16)
+            found.update(zip(pictures, vectors, strict=True))
+    return found, undecodable
+
+
+def _batches(dataset: Dataset, shard: int, keys: Sequence[str]) -> Iterator[list[tuple[str, bytes]]]:
+    """Keys and encoded pictures of the rows that have one, BATCH at a time."""
     if dataset.entry(IMAGES, shard) is None:
         return
     images = dataset.images(shard)
-    members = [key for key in keys if images.find(key)]
-    for start in range(0, len(members), BATCH):
-        batch = members[start : start + BATCH]
-        pictures = [image.data for key in batch if (image := images.find(key))]
-        yield from zip(batch, embedder.embed(pictures).astype(np.float16), strict=True)
+    with_image = [key for key in keys if images.find(key)]
+    for start in range(0, len(with_image), BATCH):
+        yield [(key, image.data) for key in with_image[start : start + BATCH] if (image := images.find(key))]
 
 
-def _table(keys: Sequence[str], found: dict[str, NDArray[np.float16]]) -> pa.Table:
-    reasons = [None if key in found else "no_image" for key in keys]
+def _table(keys: Sequence[str], found: dict[str, NDArray[np.float16]], undecodable: set[str]) -> pa.Table:
+    reasons = [None if key in found else "undecodable" if key in undecodable else "no_image" for key in keys]
     return pa.table(
         {
             "key": pa.array(keys, pa.string()),

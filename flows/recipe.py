@@ -6,14 +6,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from filtering.embedding import ARCHITECTURE
 from filtering.select import Selection
 from flows.report.inputs import Goals, StandIn
 from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
 from pipelines.download import DownloadSettings
+from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
-from pipelines.settings import Settings, parse, read_yaml, with_override
+from pipelines.location import Location, location
+from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
 
@@ -31,6 +34,17 @@ class RecaptionSettings(EngineSettings):
     """Folder of the language model."""
     model_name: str
     """Short name that the caption group carries."""
+
+
+class AestheticSettings(Settings):
+    """LAION's aesthetic predictor: a score of every image, in the group `aesthetic.<head>`, for a set's thresholds."""
+
+    clip: str
+    """File with the weights of CLIP ViT-L/14."""
+    head: str
+    """File with the weights of the predictor, V1 or V2."""
+    architecture: str = ARCHITECTURE
+    """open_clip's name of the network in `clip`."""
 
 
 class MixtureEntry(Settings):
@@ -79,6 +93,8 @@ class TrainingSettings(Settings):
     """Train steps from one line of metrics to the next."""
     checkpoint_every: int = 500
     """Train steps from one checkpoint to the next."""
+    keep: int = 2
+    """Newest checkpoints of each stage that stay."""
     stages: tuple[StageSettings, ...]
 
 
@@ -87,7 +103,7 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     data: str
-    """Folder of the datasets."""
+    """Folder of the datasets, or s3://bucket/prefix."""
     runs: str
     """Folder of logs, checkpoints and reports."""
     web: WebSettings
@@ -97,11 +113,15 @@ class Recipe(Settings):
     fetch: FetchSettings = FetchSettings()
     """How links are fetched."""
     recaption: RecaptionSettings
+    aesthetic: AestheticSettings | None = None
+    """The aesthetic predictor, where its weights are present; None: images have no aesthetic score."""
     sets: Mapping[str, Selection]
     """Training sets, by name: which rows are kept and how they are sharded."""
     training: TrainingSettings
     evaluation: EvaluationConfig = EvaluationConfig()
     """Prompts and questions that the trained model is measured with."""
+    curve: EvaluationConfig | None = None
+    """What every kept checkpoint is measured with, for a curve over training; None: no curve."""
 
     goals: Goals = Goals()
     """What the report holds the scores against."""
@@ -110,14 +130,15 @@ class Recipe(Settings):
     stand_ins: tuple[StandIn, ...] = ()
     """Parts of this run that take the place of the paper's."""
 
-    def dataset(self, name: str) -> Path:
-        """Folder of a source's dataset or of a training set."""
-        return _anchored(self.data) / name
+    def dataset(self, name: str) -> Location:
+        """Where a source's dataset or a training set lies."""
+        return location(self.data).absolute() / name
 
     @property
     def web_folder(self) -> Path:
-        """Folder of the stand-in internet."""
-        return _anchored(self.data) / "web"
+        """Folder of the stand-in internet: beside the datasets, or in the run's folder where those are in S3."""
+        data = location(self.data).absolute()
+        return data / "web" if isinstance(data, Path) else self.run_folder / "web"
 
     @property
     def run_folder(self) -> Path:
@@ -131,10 +152,23 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigurationError: naming the wrong key and the nearest known one.
     """
-    data = read_yaml(path)
+    data = _read(path)
     for setting in settings:
         with_override(data, setting)
     return parse(Recipe, data, str(path))
+
+
+def _read(path: Path, deeper: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `path`, laid over that of the recipe beside it that its key `extends` names, if it has one."""
+    if path in deeper:
+        raise ConfigurationError(f"{path} extends itself; remove one `extends`.")
+    data = read_yaml(path)
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigurationError(f"{path}: extends: name one recipe file beside this one.")
+    return laid_over(_read(path.parent / base, (*deeper, path)), data)
 
 
 def part(path: str) -> Path:

@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,13 +40,18 @@ class Outcome:
         return f"{self.recipe}: {did}." + (f" The report is {self.report}" if self.report else "")
 
 
-def run_recipe(recipe: Recipe, first: str | None = None, last: str | None = None) -> Outcome:
+def run_recipe(recipe: Recipe, first: str | None = None, last: str | None = None, redo: str | None = None) -> Outcome:
     """Do every step of `recipe` between `first` and `last` that is not done; Prefect starts only if there is one.
 
+    The results of step `redo` are taken away first: it is done again, and what was made from it after it.
+
     Raises:
-        ConfigurationError: a step's name that the recipe does not have, or `first` while a step before it is not done.
+        ConfigurationError: a step's name that the recipe does not have, `first` while a step before it is not done, or
+            a step to redo whose result stands in a dataset.
     """
     chosen = _chosen(work_of(recipe), first, last)
+    if redo:
+        _undo([work for work in chosen if work.step == redo], redo, chosen)
     undone = next((number for number, work in enumerate(chosen) if not work.is_done()), None)
     did: tuple[str, ...] = ()
     if undone is not None:
@@ -67,6 +73,26 @@ def _chosen(works: list[Work], first: str | None, last: str | None) -> list[Work
     if before is not None:
         raise ConfigurationError(f"--from {first}: the step {before.name} before it is not done; leave --from out.")
     return [work for work in works if begin <= names.index(work.step) <= end]
+
+
+def _undo(works: Sequence[Work], redo: str, chosen: Sequence[Work]) -> None:
+    """Take away what `works`, the steps called `redo`, have made; the last first, since each knows those before it."""
+    if not works:
+        names = list(dict.fromkeys(work.step for work in chosen))
+        raise ConfigurationError(f"--redo: this run has no step '{redo}'; {nearest(redo, names)}.")
+    undoing = [(work, work.undo) for work in works if work.undo]
+    if not undoing:
+        raise ConfigurationError(
+            f"--redo {redo}: its result stands in a dataset, where nothing is overwritten; "
+            "change what it computes, or name a new folder with --set data=FOLDER."
+        )
+    standing = []
+    for work, undo in undoing:
+        if not work.is_done():
+            break
+        standing.append(undo)
+    for undo in reversed(standing):
+        undo()
 
 
 def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
@@ -97,12 +123,19 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
             _note_time(recipe.run_folder / "timings.jsonl", work, started, time.perf_counter() - clock)
 
         def flow() -> list[str]:
-            did = []
-            for work in works:
-                if work.is_done():
-                    continue
-                prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
-                did.append(work.name)
+            did: list[str] = []
+            session: Callable[[], AbstractContextManager[None]] | None = None
+            with ExitStack() as opened:
+                for work in works:
+                    if work.is_done():
+                        continue
+                    if work.session is not session:
+                        opened.close()
+                        session = work.session
+                        if session is not None:
+                            opened.enter_context(session())
+                    prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
+                    did.append(work.name)
             return did
 
         for name in ("prefect.flow_runs", "prefect.task_runs"):

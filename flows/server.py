@@ -5,7 +5,6 @@ kernel ends with us.
 """
 
 import os
-import socket
 import sys
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from pipelines.children import spawn, stop
 from pipelines.errors import HarmonError
+from pipelines.loopback import free_port
 
 START_SECONDS = 120  # measured 9-17 s on two idle cores; a busy machine takes several times that
 
@@ -34,7 +34,7 @@ def prefect_server(log: Path) -> Iterator[str]:
     if given:
         yield given
         return
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -66,9 +66,3 @@ def _healthy(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -6,23 +6,28 @@ done ends the asking.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from filtering.aesthetic import aesthetic_step, load_head, score_aesthetics
 from filtering.clarity import clarity_step, score_clarity
+from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import Selection, select, select_step
-from flows.recipe import Recipe, StageSettings, part
+from flows.recipe import AestheticSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
-from harmon.evaluation.run import evaluate_run, is_evaluated
+from harmon.evaluation.curve import CURVE, write_curve
+from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
 from harmon.model.config import HarmonConfig, changed_defaults
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
-from harmon.training.launch import train_stage
+from harmon.training.launch import ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.stage import TASKS, Departure, departures, load_stage
@@ -32,7 +37,7 @@ from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
-from pipelines.steps import ProgressCallback, Step
+from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.tombstones import standing
 from pipelines.web import is_published, planted, publish
 from recaption.engines import Engine, open_engine
@@ -52,6 +57,10 @@ class Work:
     is_done: Callable[[], bool]
     """Asked only when everything before it is done."""
     do: Callable[[ProgressCallback], None]
+    undo: Callable[[], None] | None = None
+    """Takes the result away, so that it is made again; None: it stands in a dataset, where nothing is overwritten."""
+    session: Callable[[], AbstractContextManager[None]] | None = None
+    """What stays open from the first step with this session to the last: one Ray for all stages."""
 
     @property
     def name(self) -> str:
@@ -61,14 +70,18 @@ class Work:
 
 def work_of(recipe: Recipe) -> list[Work]:
     """Every step of `recipe`, in order."""
+    ray = partial(ray_session, recipe.training.launch)
     return [
         _publish(recipe),
         *(_download(recipe, name) for name in recipe.sources),
         *(_rewrite(recipe, name) for name in recipe.recaption.datasets),
         *(_clarity(recipe, name) for name in recipe.sources),
+        *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
+        *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
         *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
-        *(_train(recipe, number) for number in range(len(recipe.training.stages))),
+        *(_train(recipe, number, ray) for number in range(len(recipe.training.stages))),
+        *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
         _audit(recipe),
         _report(recipe),
@@ -113,6 +126,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         runs=str(recipe.run_folder / "train"),
         log_every=training.log_every,
         checkpoint_every=training.checkpoint_every,
+        keep=training.keep,
         device=training.device,
     )
 
@@ -154,6 +168,32 @@ def _clarity(recipe: Recipe, name: str) -> Work:
         score_clarity(dataset, progress)
 
     return _dataset_work("clarity", dataset, lambda: clarity_step(dataset), do)
+
+
+def clip_of(settings: AestheticSettings) -> Clip:
+    """The recipe's CLIP."""
+    return Clip(part(settings.clip), settings.architecture)
+
+
+def _embed(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
+    dataset = Dataset(recipe.dataset(name))
+
+    def do(progress: ProgressCallback) -> None:
+        embed_images(dataset, clip_of(settings), progress)
+
+    return _dataset_work("embed", dataset, lambda: embed_step(dataset, clip_of(settings)), do)
+
+
+def _aesthetic(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
+    dataset, embeddings = Dataset(recipe.dataset(name)), clip_of(settings).group
+
+    def do(progress: ProgressCallback) -> None:
+        score_aesthetics(dataset, load_head(part(settings.head)), embeddings, progress)
+
+    def step() -> Step:
+        return aesthetic_step(dataset, load_head(part(settings.head)), embeddings)
+
+    return _dataset_work("aesthetic", dataset, step, do)
 
 
 def _select(recipe: Recipe, name: str) -> Work:
@@ -206,7 +246,7 @@ def _dataset_work(
     do: Callable[[ProgressCallback], None],
     subject: str | None = None,
 ) -> Work:
-    return Work(name, subject or dataset.name, lambda: standing(dataset, step()) is not None, do)
+    return Work(name, subject or dataset.name, lambda: StepRun(dataset, step()).committed is not None, do)
 
 
 def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[MixtureSource, ...]:
@@ -223,17 +263,21 @@ def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[Mixtur
     )
 
 
-def _train(recipe: Recipe, number: int) -> Work:
+def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:
     def is_done() -> bool:
         job = job_of(recipe, number)
         key = training_key(job)
         return done(stage_folder(job, key), key) is not None
 
+    def undo() -> None:
+        job = job_of(recipe, number)
+        shutil.rmtree(stage_folder(job, training_key(job)))
+
     def do(_: ProgressCallback) -> None:
         _describe(recipe, number + 1)
         train_stage(job_of(recipe, number), recipe.training.launch)
 
-    return Work("train", recipe.training.stages[number].stage, is_done, do)
+    return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray)
 
 
 def _description(recipe: Recipe, stages: int) -> RunDescription:
@@ -262,7 +306,28 @@ def _evaluate(recipe: Recipe) -> Work:
         _describe(recipe, stages)
         evaluate_run(recipe.run_folder, recipe.evaluation)
 
-    return Work("evaluate", recipe.name, is_done, do)
+    def undo() -> None:
+        shutil.rmtree(recipe.run_folder / "evaluation")
+
+    return Work("evaluate", recipe.name, is_done, do, undo)
+
+
+def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
+    page, record = recipe.run_folder / CURVE, recipe.run_folder / "curve.json"
+
+    def made_from() -> dict[str, Any]:
+        return {
+            "run": _description(recipe, len(recipe.training.stages)).model_dump(mode="json"),
+            "of": config.model_dump(mode="json"),
+        }
+
+    def do(_: ProgressCallback) -> None:
+        _describe(recipe, len(recipe.training.stages))
+        record.unlink(missing_ok=True)
+        write_curve(recipe.run_folder, config)
+        _record(record, made_from())
+
+    return Work("curve", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do, record.unlink)
 
 
 def _audit(recipe: Recipe) -> Work:
@@ -280,14 +345,14 @@ def _audit(recipe: Recipe) -> Work:
         if unsound:
             raise HarmonError(f"The audit found {', '.join(unsound)} unsound; run `harmon audit --deep` on it.")
 
-    return Work("audit", "datasets", is_done, do)
+    return Work("audit", "datasets", is_done, do, record.unlink)
 
 
 def _report(recipe: Recipe) -> Work:
     page, record = recipe.run_folder / "report.html", recipe.run_folder / "report.json"
 
     def made_from() -> dict[str, str]:
-        files = ("evaluation/scores.json", "audit.json", "model/model.json")
+        files = ["evaluation/scores.json", "audit.json", "model/model.json", *([CURVE] if recipe.curve else [])]
         return {file: file_hash(recipe.run_folder / file) for file in files} | {"recipe": recipe.model_dump_json()}
 
     def do(_: ProgressCallback) -> None:
@@ -295,7 +360,7 @@ def _report(recipe: Recipe) -> Work:
         build_report(report_of(recipe), page)
         _record(record, made_from())
 
-    return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do)
+    return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do, record.unlink)
 
 
 def report_of(recipe: Recipe) -> ReportInput:

@@ -1,16 +1,22 @@
 """Answers to questions about pictures: what `harmon ask` and the evaluation do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
 
-from harmon.latents import padded_square
-from harmon.sampling import answer
-from harmon.trained import Trained, load_run, padded
+from harmon.answering import AnswerConfig, answer, speak
+from harmon.pictures import padded_square
+from harmon.prompts import padded
+from harmon.trained import Trained
 from pipelines.errors import ConfigurationError
+
+SHORT = AnswerConfig(max_new_tokens=64)
 
 
 def answer_questions(
@@ -18,37 +24,111 @@ def answer_questions(
     pictures: Sequence[Image.Image],
     questions: Sequence[str],
     px: int | None = None,
-    max_new_tokens: int = 64,
+    config: AnswerConfig = SHORT,
     batch: int = 64,
+    seeds: Sequence[int] | None = None,
 ) -> list[str]:
-    """The greedy answer to each question about the RGB picture beside it.
+    """The answer to each question about the RGB picture beside it, drawn (if not greedy) with the seed beside
+    it, 0 where `seeds` is None.
 
     Pictures are padded with grey to a square and resized to `px` (None: as the last stage trained), as for
-    training.
+    training. An answer does not depend on the others.
     """
-    side = px or trained.px
+    side = _side(trained, px)
     answers: list[str] = []
     for start in range(0, len(questions), batch):
-        shown, asked = pictures[start : start + batch], questions[start : start + batch]
-        pixels = torch.from_numpy(np.stack([padded_square(picture, side) for picture in shown]))
-        prompts = [trained.text.question_prompt(question, trained.slots(side)) for question in asked]
+        part = slice(start, start + batch)
+        prompts = [trained.text.question_prompt(question, trained.slots(side)) for question in questions[part]]
+        for prompt in prompts:
+            _check_room(trained, len(prompt), config)
         ids, mask = padded(prompts, trained.text.pad, trained.model.device)
-        with torch.no_grad():
-            latents = trained.autoencoder.encode(pixels.to(trained.model.device))
-        spoken = answer(trained.model, latents, ids, mask, max_new_tokens=max_new_tokens, eos_ids=(trained.text.eos,))
+        spoken = answer(
+            trained.model,
+            _encoded(trained, pictures[part], side),
+            ids,
+            mask,
+            config,
+            seeds=None if seeds is None else seeds[part],
+            eos_ids=(trained.text.eos,),
+        )
         answers += [trained.text.decode(tokens) for tokens in spoken]
     return answers
 
 
-def ask_file(image: Path, question: str, checkpoint: Path, max_new_tokens: int = 256, device: str = "cpu") -> str:
-    """The answer of the run folder `checkpoint` to one question about the picture in file `image`.
+@dataclass
+class Conversation:
+    """Questions about one picture, each asked with all that was said before in view.
 
-    Raises:
-        ConfigurationError: no checkpoint there, or `image` is no picture.
+    `latents` [1, C, h, w] are the picture's, and `slots` the image slots they fill in the first question.
     """
+
+    trained: Trained
+    latents: Tensor
+    slots: int
+    said: list[int] = field(default_factory=list)
+    """Token ids of all turns so far, answers closed."""
+
+    @classmethod
+    def about(cls, trained: Trained, picture: Image.Image, px: int | None = None) -> "Conversation":
+        """A conversation about an RGB picture, which is prepared as `answer_questions` does."""
+        side = _side(trained, px)
+        return cls(trained, _encoded(trained, [picture], side), trained.slots(side))
+
+    def ask(self, question: str, config: AnswerConfig, seed: int = 0) -> Iterator[str]:
+        """The answer, piece by piece as it is spoken; it counts as said once the iterator has ended.
+
+        Raises:
+            ConfigurationError: the conversation has become too long for the model.
+        """
+        text = self.trained.text
+        turn = (
+            [*text.newline, *text.question_prompt(question, 0)]
+            if self.said
+            else text.question_prompt(question, self.slots)
+        )
+        prompt = [*self.said, *turn]
+        _check_room(self.trained, len(prompt), config)
+        ids, mask = padded([prompt], text.pad, self.trained.model.device)
+        stream = DecodeStream(skip_special_tokens=True)
+        answered: list[int] = []
+        spoken = speak(self.trained.model, self.latents, ids, mask, config, seeds=[seed], eos_ids=(text.eos,))
+        for (token,) in spoken:
+            assert token is not None  # a batch of one ends with its only answer
+            answered.append(token)
+            piece = stream.step(text.tokenizer, token)
+            if piece:
+                yield piece
+        self.said = [*prompt, *answered, text.eos]
+
+
+def read_picture(file: Path) -> Image.Image:
+    """The picture in `file`, RGB. Raises ConfigurationError where it is none."""
     try:
-        with Image.open(image) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConfigurationError(f"{image} cannot be read as a picture ({error}); name a PNG or JPEG file.") from None
-    return answer_questions(load_run(checkpoint, device), [picture], [question], None, max_new_tokens)[0]
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ConfigurationError(f"{file} cannot be read as a picture ({error}); name a PNG or JPEG file.") from None
+
+
+def _encoded(trained: Trained, pictures: Sequence[Image.Image], side: int) -> Tensor:
+    pixels = torch.from_numpy(np.stack([padded_square(picture, side) for picture in pictures]))
+    with torch.no_grad():
+        latents: Tensor = trained.autoencoder.encode(pixels.to(trained.model.device))
+    return latents
+
+
+def _side(trained: Trained, px: int | None) -> int:
+    side = px or trained.px
+    unit = trained.autoencoder.stride * trained.model.config.mar.patch_size
+    if side <= 0 or side % unit:
+        raise ConfigurationError(f"A picture cannot be read at {side} px: choose a multiple of {unit} px.")
+    return side
+
+
+def _check_room(trained: Trained, tokens: int, config: AnswerConfig) -> None:
+    room = trained.model.config.llm.max_position_embeddings
+    if tokens + config.max_new_tokens > room:
+        raise ConfigurationError(
+            f"A prompt of {tokens} tokens and an answer of up to {config.max_new_tokens} exceed the {room} that the "
+            "model reads; ask less, allow fewer new tokens, or show the picture at fewer px."
+        )

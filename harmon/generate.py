@@ -1,43 +1,25 @@
 """Pictures from prompts: what `harmon generate` and the evaluation do."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from torch import Tensor
 
-from harmon.sampling import CfgSchedule, generate
-from harmon.trained import Trained, load_run, padded
-from harmon.training.draws import stream
-from harmon.training.stage import Departure
+from harmon.drawing import draw_latents
+from harmon.picture_files import PictureRecord, finished, save_animation, save_picture
+from harmon.pictures import levels
+from harmon.prompts import padded
+from harmon.sampling_config import SamplingConfig
+from harmon.trained import Trained
 from pipelines.errors import ConfigurationError
-from pipelines.settings import Settings, parse
 
-
-class SamplingConfig(Settings):
-    """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults)."""
-
-    ar_steps: int = Field(default=64, gt=0)
-    """K: iterations in which the tokens of a picture are drawn."""
-    cfg: float = Field(default=3.0, ge=1)
-    """Classifier-free guidance; 1 is none."""
-    cfg_schedule: CfgSchedule = "constant"
-    """`linear` raises the guidance from 1 with the share of tokens drawn."""
-    diffusion_steps: str = Field(default="100", pattern=r"^\d+(,\d+)*$")
-    """T: steps of the diffusion head for each token."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Factor on the noise of every diffusion step."""
-    clip_x0: float | None = Field(default=None, gt=0)
-    """Bound on the predicted clean token at every diffusion step. The paper has none; models of a few million
-    parameters need one, because the first of few steps multiplies their errors by hundreds."""
-
-    def departures(self) -> list[Departure]:
-        """What differs from the paper's sampling."""
-        paper, here = SamplingConfig().model_dump(), self.model_dump()
-        return [Departure(f"sampling.{key}", paper[key], here[key]) for key in here if here[key] != paper[key]]
+PREVIEW_FRAMES = 24  # canvases of one --steps-preview at most; each costs a decoding
 
 
 def draw_pictures(
@@ -47,73 +29,198 @@ def draw_pictures(
     sampling: SamplingConfig,
     px: int | None = None,
     batch: int = 32,
+    *,
+    size: tuple[int, int] | None = None,
+    negatives: Sequence[str | None] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> NDArray[np.uint8]:
-    """One picture for each prompt, uint8 [n, px, px, 3] RGB; px None: as the last stage trained.
+    """One picture for each prompt, uint8 [n, H, W, 3] RGB of `size` (W, H), else of `px` a side, else as the
+    last stage trained.
 
-    A picture depends on its prompt, its seed and `sampling` alone, not on the batch it is drawn in.
-    """
-    side = px or trained.px
-    stride = trained.autoencoder.stride
-    if side % stride or side <= 0:
-        raise ConfigurationError(f"A picture of {side} px cannot be drawn: choose a multiple of {stride} px.")
-    drawn = [
-        _draw(trained, prompts[start : start + batch], seeds[start : start + batch], sampling, side)
-        for start in range(0, len(prompts), batch)
-    ]
-    return np.concatenate(drawn) if drawn else np.zeros((0, side, side, 3), np.uint8)
-
-
-def generate_file(
-    prompt: str,
-    checkpoint: Path,
-    out: Path,
-    sampling: SamplingConfig | None = None,
-    seed: int = 0,
-    px: int | None = None,
-    device: str = "cpu",
-) -> Path:
-    """Draw one picture with the run folder `checkpoint` and write it to `out` (the suffix names the format).
-
-    `sampling` None: as the run says its pictures are drawn.
+    A picture depends on its prompt, its negative prompt (None: the prompt without a caption), its seed, its
+    size and `sampling` alone, not on the batch it is drawn in. `on_step` is told after each AR step of a
+    batch how many are done, and the batch's latents so far.
 
     Raises:
-        ConfigurationError: no checkpoint there, a size that does not fit, or a format that Pillow lacks.
+        ConfigurationError: a size that the model cannot draw.
     """
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise ConfigurationError(f"{out} has no picture format: end it in .png or .jpg.")
-    trained = load_run(checkpoint, device)
-    sampling = sampling or parse(SamplingConfig, trained.sampling, f"{checkpoint}/model")
-    pixels = draw_pictures(trained, [prompt], [seed], sampling, px)[0]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(out)
-    return out
+    width, height = size or (px or trained.px,) * 2
+    _check_size(trained, width, height)
+    against = negatives or [None] * len(prompts)
+    drawn = []
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        ids, mask = _prompts(trained, prompts[part], against[part], sampling.cfg != 1)
+        stride = trained.autoencoder.stride
+        latents = draw_latents(
+            trained.model,
+            ids,
+            mask,
+            (height // stride, width // stride),
+            seeds[part],
+            sampling.model_dump(),
+            on_step,
+        )
+        drawn.append(decoded(trained, latents))
+    return np.concatenate(drawn) if drawn else np.zeros((0, height, width, 3), np.uint8)
 
 
-def _draw(
-    trained: Trained, prompts: Sequence[str], seeds: Sequence[int], sampling: SamplingConfig, side: int
-) -> NDArray[np.uint8]:
-    asked = [trained.text.generation_prompt(prompt) for prompt in prompts]
-    if sampling.cfg != 1:
-        asked += [trained.text.generation_prompt(None)] * len(prompts)
-    device = trained.model.device
-    ids, mask = padded(asked, trained.text.pad, device)
-    grid = side // trained.autoencoder.stride
-    latents = generate(
-        trained.model,
-        ids,
-        mask,
-        (grid, grid),
-        steps=sampling.ar_steps,
-        cfg=sampling.cfg,
-        cfg_schedule=sampling.cfg_schedule,
-        diffusion_steps=sampling.diffusion_steps,
-        temperature=sampling.temperature,
-        clip_x0=sampling.clip_x0,
-        generator=[torch.Generator().manual_seed(stream(seed, "picture") % 2**63) for seed in seeds],
-    )
+def decoded(trained: Trained, latents: Tensor) -> NDArray[np.uint8]:
+    """Latents [B, C, h, w] as pictures uint8 [B, H, W, 3]."""
     with torch.no_grad():
-        pixels = trained.autoencoder.decode(latents).permute(0, 2, 3, 1)
-    # a sampler that diverged gives values that are not numbers: they become grey, not undefined integers
-    levels = ((pixels.nan_to_num(0.0, 1.0, -1.0) + 1) * 127.5).clamp(0, 255).round()
-    result: NDArray[np.uint8] = levels.to(torch.uint8).cpu().numpy()
-    return result
+        pixels: NDArray[np.uint8] = levels(trained.autoencoder.decode(latents)).cpu().numpy()
+    return pixels
+
+
+def generate_files(
+    trained: Trained,
+    records: Sequence[PictureRecord],
+    folder: Path,
+    *,
+    batch: int = 8,
+    preview: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Draw each record into its own PNG below `folder`, whose metadata holds the record; the paths in order.
+
+    A picture that is already there is not drawn again. `preview` also writes the canvas after AR steps, as an
+    animated WebP beside the picture. `on_progress` is told AR steps done and in all.
+
+    Raises:
+        ConfigurationError: a record asks for a size that the model cannot draw, or is of other weights.
+    """
+    for record in records:
+        if record.weights != trained.fingerprint:
+            raise ConfigurationError(
+                f"The picture {record.prompt!r} was drawn with other weights ({record.weights}, these are "
+                f"{trained.fingerprint}); name the checkpoint that drew it."
+            )
+        _check_size(trained, record.width, record.height)
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = [record for record in dict.fromkeys(records) if not finished(record, folder, preview)]
+    batches = list(_batches(todo, batch))
+    total, done = sum(one[0].sampling.ar_steps for one in batches), 0
+    for some in batches:
+        _draw_files(trained, some, folder, preview, _shifted(on_progress, done, total))
+        done += some[0].sampling.ar_steps
+        if on_progress:
+            on_progress(done, total)
+    return [folder / record.file_name for record in records]
+
+
+def picture_size(trained: Trained, px: int | None, size: str | None, aspect: str | None) -> tuple[int, int]:
+    """(width, height) in pixels: `size` as WIDTHxHEIGHT, or `aspect` as W:H with about px * px pixels, or a
+    square of `px` (None: as the last stage trained).
+
+    Raises:
+        ConfigurationError: two of them contradict, one is not written so, or the model cannot draw that size.
+    """
+    side, unit = px or trained.px, _unit(trained)
+    if size and (px or aspect):
+        raise ConfigurationError("--size says width and height, so leave --px and --aspect out.")
+    if size:
+        width, height = _two_numbers(size, "x", "--size", "768x512")
+    elif aspect:
+        across, down = _two_numbers(aspect, ":", "--aspect", "3:2")
+        width = max(1, round(side * math.sqrt(across / down) / unit)) * unit
+        height = max(1, round(side * math.sqrt(down / across) / unit)) * unit
+    else:
+        width = height = side
+    _check_size(trained, width, height)
+    return width, height
+
+
+def contact_sheet(pictures: Sequence[Path], columns: int, gap: int = 4) -> Image.Image:
+    """The pictures in rows of `columns`, each in a cell of the largest one's size, on white."""
+    opened = [Image.open(path).convert("RGB") for path in pictures]
+    width, height = (max(picture.size[side] for picture in opened) for side in (0, 1))
+    rows = math.ceil(len(opened) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for index, picture in enumerate(opened):
+        row, column = divmod(index, columns)
+        sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
+    return sheet
+
+
+def _batches(records: Sequence[PictureRecord], size: int) -> Iterator[Sequence[PictureRecord]]:
+    """Neighbours that one call can draw: of one shape and one way of sampling, at most `size` of them."""
+    for _, group in groupby(records, key=lambda record: (record.width, record.height, record.sampling)):
+        alike = list(group)
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def _draw_files(
+    trained: Trained,
+    records: Sequence[PictureRecord],
+    folder: Path,
+    preview: bool,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Draw records of one size and sampling as one batch."""
+    first = records[0]
+    every = math.ceil(first.sampling.ar_steps / PREVIEW_FRAMES)
+    frames: list[NDArray[np.uint8]] = []
+
+    def step(done: int, latents: Tensor) -> None:
+        if preview and (done % every == 0 or done == 1) and done < first.sampling.ar_steps:
+            frames.append(decoded(trained, latents))
+        on_progress(done)
+
+    pixels = draw_pictures(
+        trained,
+        [record.caption for record in records],
+        [record.seed for record in records],
+        first.sampling,
+        batch=len(records),
+        size=(first.width, first.height),
+        negatives=[record.negative for record in records],
+        on_step=step,
+    )
+    for row, record in enumerate(records):
+        if preview:
+            save_animation([*(frame[row] for frame in frames), pixels[row]], folder / record.animation_name)
+        save_picture(pixels[row], record, folder)
+
+
+def _prompts(
+    trained: Trained, prompts: Sequence[str], negatives: Sequence[str | None], guided: bool
+) -> tuple[Tensor, Tensor]:
+    asked = [trained.text.generation_prompt(prompt) for prompt in prompts]
+    if guided:
+        asked += [trained.text.generation_prompt(negative) for negative in negatives]
+    return padded(asked, trained.text.pad, trained.model.device)
+
+
+def _shifted(on_progress: Callable[[int, int], None] | None, before: int, total: int) -> Callable[[int], None]:
+    def report(done: int) -> None:
+        if on_progress:
+            on_progress(before + done, total)
+
+    return report
+
+
+def _unit(trained: Trained) -> int:
+    """Pixels on a side of one token."""
+    return trained.autoencoder.stride * trained.model.config.mar.patch_size
+
+
+def _check_size(trained: Trained, width: int, height: int) -> None:
+    unit = _unit(trained)
+    if width <= 0 or height <= 0 or width % unit or height % unit:
+        shape = f"{width} px" if width == height else f"{width} x {height} px"
+        raise ConfigurationError(f"A picture of {shape} cannot be drawn: choose a multiple of {unit} px.")
+    config = trained.model.config
+    tokens = (width // unit) * (height // unit) + config.mar.buffer_size
+    if tokens >= config.llm.max_position_embeddings:
+        raise ConfigurationError(
+            f"A picture of {width} x {height} px is {tokens} tokens, and the language model reads "
+            f"{config.llm.max_position_embeddings}; ask for a smaller one."
+        )
+
+
+def _two_numbers(text: str, between: str, option: str, example: str) -> tuple[int, int]:
+    first, found, second = text.partition(between)
+    if not found or not first.isdecimal() or not second.isdecimal() or int(first) == 0 or int(second) == 0:
+        raise ConfigurationError(f"{option} {text}: write it as {example}.")
+    return int(first), int(second)

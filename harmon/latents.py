@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from harmon.convert.autoencoders import Autoencoder
 from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.patch_latent import PatchLatent
+from harmon.pictures import centre_crop, padded_square
 from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
@@ -34,22 +36,18 @@ from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 
 VERSION = 2  # 2: rows without a picture are failed
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
-GREY = (127, 127, 127)  # release: colour of the padding
-
-
-Autoencoder = KlAutoencoder | PatchLatent
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
-    """The autoencoder in a safetensors file: a patch latent if it holds a patch latent's tensors, else a KL
-    one.
+    """The autoencoder in a safetensors file, a run's or the vae.safetensors of a Hugging Face folder: a patch
+    latent if it holds a patch latent's tensors, else a KL one.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             names = set(file.keys())
     except (OSError, SafetensorError) as error:
         raise HarmonError(f"The autoencoder {path} cannot be read ({error}); name a safetensors file.") from None
-    kind = PatchLatent if names == {"mean", "basis", "scale"} else KlAutoencoder
+    kind = PatchLatent if {name.removeprefix("vae.") for name in names} == {"mean", "basis", "scale"} else KlAutoencoder
     return kind.from_file(path)
 
 
@@ -97,22 +95,6 @@ def write_latents(
             rows_failed={reason: failed.count(reason) for reason in sorted(set(failed))},
         )
     return run.commit()
-
-
-def centre_crop(image: Image.Image, px: int) -> tuple[NDArray[np.float32], tuple[int, int, int, int]]:
-    """The centre square resized to `px` (bicubic), [3, px, px] in [-1, 1], and its box in the picture."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return _pixels(image.crop(box), px), box
-
-
-def padded_square(image: Image.Image, px: int) -> NDArray[np.float32]:
-    """The whole picture centred on a grey square and resized to `px` (bicubic), [3, px, px] in [-1, 1]."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), GREY)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return _pixels(square, px)
 
 
 def latents_array(column: pa.ChunkedArray) -> NDArray[np.float16]:
@@ -192,11 +174,6 @@ def _prepared(data: bytes, px: int) -> _Picture:
         return _Picture(reason="undecodable")
     crop, box = centre_crop(image, px)
     return _Picture(crop, box, None if image.width == image.height else padded_square(image, px))
-
-
-def _pixels(image: Image.Image, px: int) -> NDArray[np.float32]:
-    resized = np.asarray(image.resize((px, px), Image.Resampling.BICUBIC), dtype=np.float32)
-    return np.ascontiguousarray((2 * (resized / 255) - 1).transpose(2, 0, 1))
 
 
 def _encoded(pixels: Sequence[NDArray[np.float32] | None], model: Autoencoder) -> list[NDArray[np.float16] | None]:

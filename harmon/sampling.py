@@ -12,22 +12,25 @@ diffusion steps, D encoder width, Z decoder width, H LLM width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn import functional as F
 
-from harmon.model.diffusion import ancestral_step, guided, tables
+from harmon.model.diffusion import ancestral_step, clean_from_epsilon, guided, solver_step, tables
 from harmon.model.harmon import Harmon
 from harmon.model.head import DiffusionHead
-from harmon.model.mar import Grid
+from harmon.model.language import KeyValues, positions_of, read_causally
+from harmon.model.mar import Grid, take
 from pipelines.errors import ConfigurationError
 
 CfgSchedule = Literal["constant", "linear"]
+Sampler = Literal["ddpm", "dpm++"]
+_ANSWER_ROOM = 64  # new tokens that an answer's memory holds at first
 
 
 class Draws(Protocol):
@@ -66,18 +69,24 @@ class GeneratorDraws:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one AR step does: of `masked` positions it leaves `masked_next`, under guidance `cfg`."""
+    """What one AR step does: of `masked` positions it leaves `masked_next`, under guidance `cfg` (1: none)."""
 
     masked: int
     masked_next: int
     cfg: float
 
 
-def plan(positions: int, steps: int, cfg: float, cfg_schedule: CfgSchedule) -> list[Iteration]:
+def plan(
+    positions: int,
+    steps: int,
+    cfg: float,
+    cfg_schedule: CfgSchedule,
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
+) -> list[Iteration]:
     """The iterations of K = `steps` over `positions`: the share still masked follows a cosine.
 
     Each but the last leaves at least one position, so with more steps than positions the superfluous ones
-    draw nothing. "linear" guidance grows with the share drawn.
+    draw nothing. "linear" guidance grows with the share drawn; outside `cfg_interval` of the steps it is 1.
     """
     iterations = []
     masked = positions
@@ -86,6 +95,8 @@ def plan(positions: int, steps: int, cfg: float, cfg_schedule: CfgSchedule) -> l
         masked_next = max(1, min(masked - 1, math.floor(positions * share)))
         drawn = (positions - masked_next) / positions
         scale = cfg if cfg_schedule == "constant" else 1 + (cfg - 1) * drawn
+        if not cfg_interval[0] <= k / steps < cfg_interval[1]:
+            scale = 1.0
         if k == steps - 1:
             masked_next = 0
         iterations.append(Iteration(masked, masked_next, scale))
@@ -93,31 +104,59 @@ def plan(positions: int, steps: int, cfg: float, cfg_schedule: CfgSchedule) -> l
     return iterations
 
 
+def annealed(diffusion_steps: str, last: int | None, step: int, steps: int) -> str:
+    """Respacing of AR step `step` of `steps`: from `diffusion_steps` in the first to `last` in the last, on a
+    line (DiSA, arXiv 2505.20297); `last` None: always `diffusion_steps`.
+    """
+    if last is None or steps == 1:
+        return diffusion_steps
+    return str(int((steps - 1 - step) / (steps - 1) * (int(diffusion_steps) - last)) + last)
+
+
 class PromptedImage:
     """Right-padded prompts whose keys and values the LLM keeps, before images that change behind them."""
 
     def __init__(self, model: Harmon, text_ids: Tensor, text_mask: Tensor, grid: Grid) -> None:
         self.model, self.grid = model, grid
-        self.text_mask_GL = text_mask.long()
-        self.cache = DynamicCache(config=model.llm.config)
-        model.llm.model(input_ids=text_ids, past_key_values=self.cache, use_cache=True)
+        self.text_mask_GL = text_mask.bool()
+        rows, self.prompt = text_ids.shape
+        llm = model.llm.model
+        self.past = KeyValues(llm, rows, self.prompt + bucket(grid.positions) + model.config.mar.buffer_size)
+        nothing_G0 = text_ids.new_zeros(rows, 1)  # of the prompts only keys and values are wanted
+        positions_L = torch.arange(self.prompt, device=text_ids.device)
+        read_causally(llm, llm.embed_tokens(text_ids), positions=positions_L, read_BR=nothing_G0, past=self.past)
 
-    def encode(self, tokens_BNC: Tensor, visible_BM: Tensor) -> Tensor:
-        """Encoder outputs informed by the prompts, [G, S, D]; the encoder runs once an image."""
-        x_BSD, image_BSH = self.model.visual_features(tokens_BNC, self.grid, visible_BM)
-        copies = len(self.text_mask_GL) // len(x_BSD)
+    def encode(
+        self, tokens_BNC: Tensor, visible_BM: Tensor, copies: int | None = None, padded: int | None = None
+    ) -> Tensor:
+        """Encoder outputs informed by the prompts, [G, S, D]; the encoder runs once an image.
+
+        `copies` of each image are read, behind the first `copies` * B prompts; None: behind all. The visible
+        tokens are computed as `padded` of them, for a shape that comes again.
+        """
+        real, buffers = visible_BM.shape[1], self.model.config.mar.buffer_size
+        size = real if padded is None else padded
+        x_BSD, image_BSH = self.model.visual_features(
+            tokens_BNC, self.grid, F.pad(visible_BM, (0, size - real)), None if size == real else real
+        )
+        copies = copies or len(self.text_mask_GL) // len(x_BSD)
+        rows = copies * len(x_BSD)
         image_GSH = image_BSH.repeat(copies, 1, 1)
-        seen_GT = torch.cat([self.text_mask_GL, self.text_mask_GL.new_ones(image_GSH.shape[:2])], 1)
-        length = image_GSH.shape[1]
-        hidden_GSH = self.model.llm.model(
-            inputs_embeds=image_GSH,
-            attention_mask=seen_GT,
-            position_ids=(seen_GT.cumsum(1) - 1).clamp(min=0)[:, -length:],
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self.cache.crop(-length)
-        return self.model.inform(x_BSD.repeat(copies, 1, 1), hidden_GSH)
+        seen_GT = torch.cat([self.text_mask_GL[:rows], image_GSH.new_ones(image_GSH.shape[:2], dtype=torch.bool)], 1)
+        seen_GT[:, self.prompt + real : self.prompt + size] = False
+        hidden_GSH = read_causally(
+            self.model.llm.model,
+            image_GSH,
+            positions=positions_of(seen_GT)[:, self.prompt :],
+            seen=seen_GT,
+            past=self.past.first(rows),
+        )
+        return self.model.inform(x_BSD.repeat(copies, 1, 1), hidden_GSH)[:, : buffers + real]
+
+
+def bucket(count: int) -> int:
+    """The power of two from 8 on that holds `count`: the shapes that compiled regions see are these alone."""
+    return max(8, 1 << (count - 1).bit_length()) if count else 8
 
 
 def draw_tokens(
@@ -128,26 +167,41 @@ def draw_tokens(
     diffusion_steps: str,
     temperature: float = 1.0,
     clip_x0: float | None = None,
+    sampler: Sampler = "ddpm",
+    padded: int | None = None,
 ) -> Tensor:
     """Tokens [B, P, C] float32 for decoder outputs of B rows, or of B conditional then B unconditional ones.
+    They are computed as `padded` of them, for a shape that comes again.
 
     The state stays float32 under any weights. The first reverse step of a respaced chain multiplies an error
     of epsilon by hundreds; `clip_x0` (None: the paper) bounds the predicted clean token and with it that
     error.
     """
     chain = tables(diffusion_steps, z_GPZ.device)
-    steps, images = noise_TBPC.shape[:2]
+    steps, images, real = noise_TBPC.shape[:3]
+    if padded is not None:
+        z_GPZ = F.pad(z_GPZ, (0, 0, 0, padded - real))
+        noise_TBPC = F.pad(noise_TBPC, (0, 0, 0, padded - real))
     rows = z_GPZ.view(-1, images, *z_GPZ.shape[1:])  # [1 or 2, B, P, Z]
-    embedded = head.net.cond_embed(rows)
-    tokens_BPC = noise_TBPC[0]
+    embedded, times_TW = head.net.cond_embed(rows), head.net.time_embed(chain.timesteps)
+    tokens_BPC, earlier = noise_TBPC[0], None
     for index in reversed(range(steps)):
-        output = head.net(tokens_BPC, chain.timesteps[index], embedded).float()
+        output = head.net.predict(tokens_BPC, times_TW[index] + embedded).float()
         combined = guided(output[0], output[1], cfg) if len(output) == 2 else output[0]
-        noise_BPC = noise_TBPC[steps - index] if index else None
-        tokens_BPC, _ = ancestral_step(
-            chain.at(index), tokens_BPC, combined, noise_BPC, temperature=temperature, clip_x0=clip_x0
-        )
-    return tokens_BPC
+        here, noise_BPC = chain.at(index), noise_TBPC[steps - index] if index else None
+        if sampler == "ddpm":
+            tokens_BPC, _ = ancestral_step(here, tokens_BPC, combined, noise_BPC, temperature, clip_x0)
+            continue
+        clean_BPC = clean_from_epsilon(here, tokens_BPC, combined.chunk(2, -1)[0])
+        if clip_x0 is not None:
+            clean_BPC = clean_BPC.clamp(-clip_x0, clip_x0)
+        if noise_BPC is None:
+            return clean_BPC[:, :real]
+        # The last stride is several times the one before: from so near, the second order would overshoot.
+        before = earlier if index > 1 else None
+        tokens_BPC = solver_step(here, chain.at(index - 1), tokens_BPC, clean_BPC, before, temperature * noise_BPC)
+        earlier = (here, clean_BPC)
+    return tokens_BPC[:, :real]
 
 
 @torch.no_grad()
@@ -163,15 +217,25 @@ def generate(
     diffusion_steps: int | str | None = None,
     temperature: float = 1.0,
     clip_x0: float | None = None,
+    diffusion_steps_last: int | None = None,
+    sampler: Sampler = "ddpm",
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
+    cfg_every: int = 1,
+    buckets: bool = False,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     draws: Draws | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw latents [B, channels, h, w] float32, `grid` being (h, w); defaults are the paper's.
 
     With `cfg` 1 `text_ids` [G, L] (right padded, mask [G, L] true at real tokens) holds B prompts; otherwise
     B prompts and then their B unconditional ones. `steps` is K, the AR steps; `diffusion_steps` defaults to
-    the model's. `generator` is one CPU generator, or one for each image, which then depends on nothing else
-    in the batch; `draws` replaces them all. ConfigurationError where the arguments do not fit.
+    the model's; the approximations are those of `harmon.sampling_config.SamplingConfig`. `generator` is one CPU
+    generator, or one for each image, which then depends on nothing else in the batch; `draws` replaces them all.
+    `buckets` pads the numbers of visible and of drawn tokens to powers of two, exactly: for a model whose regions
+    are compiled (`harmon.model.compiled`). `on_step` is called after each AR step with the number done and the
+    latents so far, zero where nothing is drawn
+    yet. ConfigurationError where the arguments do not fit.
     """
     guide = cfg != 1
     if len(text_ids) % (1 + guide) or not len(text_ids) or steps < 1:
@@ -179,91 +243,96 @@ def generate(
             f"{len(text_ids)} prompts cannot be drawn with guidance {cfg} in {steps} AR steps; give at least "
             "one prompt and one step, and unless guidance is 1 as many unconditional prompts behind them"
         )
-    copies = 1 + guide
-    images = len(text_ids) // copies
+    images = len(text_ids) // (1 + guide)
     patch = model.config.mar.patch_size
     tokens_grid = Grid(grid[0] // patch, grid[1] // patch)
     positions, channels = tokens_grid.positions, model.config.mar.token_channels
     respacing = str(diffusion_steps or model.config.head.sampling_steps)
-    chain_length = len(tables(respacing, model.device).timesteps)
+    if diffusion_steps_last is not None and not respacing.isdigit():
+        raise ConfigurationError(f"diffusion steps {respacing!r} cannot be annealed; give a single number of them")
     draws = draws or GeneratorDraws.of(generator, images)
-    with _evaluating(model):
+    with evaluating(model):
         order_BN = draws.orders(images, positions).to(model.device)
-        prompted = PromptedImage(model, text_ids, text_mask, tokens_grid)
+        conditions = _Conditions(
+            model, PromptedImage(model, text_ids, text_mask, tokens_grid), images, cfg_every, buckets
+        )
         tokens_BNC = torch.zeros(images, positions, channels, device=model.device)
-        for turn in plan(positions, steps, cfg, cfg_schedule):
-            if turn.masked_next == turn.masked:
-                continue
-            visible_BM = order_BN[:, turn.masked :].sort(1).values
-            drawn_BP = order_BN[:, turn.masked_next : turn.masked].sort(1).values
-            x_GSD = prompted.encode(tokens_BNC, visible_BM)
-            visible_GM, drawn_GP = visible_BM.repeat(copies, 1), drawn_BP.repeat(copies, 1)
-            z_GPZ = model.mar.decode(x_GSD, tokens_grid, visible_GM, drawn_GP)
-            noise_TBPC = draws.noise(chain_length, images, drawn_BP.shape[1], channels).to(model.device)
-            drawn_BPC = draw_tokens(model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, respacing, temperature, clip_x0)
-            tokens_BNC = tokens_BNC.scatter(1, drawn_BP.unsqueeze(-1).expand_as(drawn_BPC), drawn_BPC)
+        for k, turn in enumerate(plan(positions, steps, cfg, cfg_schedule, cfg_interval)):
+            if turn.masked_next < turn.masked:
+                visible_BM = order_BN[:, turn.masked :].sort(1).values
+                drawn_BP = order_BN[:, turn.masked_next : turn.masked].sort(1).values
+                z_GPZ = conditions.decode(tokens_BNC, visible_BM, drawn_BP, guide and turn.cfg != 1)
+                chain = annealed(respacing, diffusion_steps_last, k, steps)
+                length = len(tables(chain, model.device).timesteps)
+                noise_TBPC = draws.noise(length, images, drawn_BP.shape[1], channels).to(model.device)
+                padded = bucket(drawn_BP.shape[1]) if buckets else None
+                drawn_BPC = draw_tokens(
+                    model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, chain, temperature, clip_x0, sampler, padded
+                )
+                tokens_BNC = tokens_BNC.scatter(1, drawn_BP.unsqueeze(-1).expand_as(drawn_BPC), drawn_BPC)
+            if on_step is not None:
+                on_step(k + 1, model.to_latents(tokens_BNC, tokens_grid))
     return model.to_latents(tokens_BNC, tokens_grid)
 
 
-def answer_logits(model: Harmon, latents: Tensor | None, input_ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
-    """Logits [B, V] float32 of one token after another, each token the most likely; without end.
+class _Conditions:
+    """Decoder outputs under the prompts; the unconditional half is computed anew in every `every`-th guided step.
+
+    Between those, a position's unconditional output is its conditional one plus the difference last seen there.
+    """
+
+    def __init__(self, model: Harmon, prompted: PromptedImage, images: int, every: int, buckets: bool) -> None:
+        self.buckets = buckets
+        self.model, self.prompted, self.images, self.every = model, prompted, images, every
+        self.gap_BNZ: Tensor | None = None
+        self.age = 0
+
+    def decode(self, tokens_BNC: Tensor, visible_BM: Tensor, drawn_BP: Tensor, guided: bool) -> Tensor:
+        """[B, P, Z] at the positions drawn, or [2B, P, Z] where `guided`: conditional first."""
+        if guided and self.gap_BNZ is not None and self.age < self.every:
+            self.age += 1
+            z_BPZ = self._decode(tokens_BNC, visible_BM, drawn_BP, 1)
+            return torch.cat([z_BPZ, z_BPZ + take(self.gap_BNZ, drawn_BP)])
+        if not guided or self.every == 1:
+            return self._decode(tokens_BNC, visible_BM, drawn_BP, 1 + guided)
+        z_GNZ = self._decode(tokens_BNC, visible_BM, None, 2)
+        self.gap_BNZ, self.age = z_GNZ[self.images :] - z_GNZ[: self.images], 1
+        return take(z_GNZ, drawn_BP.repeat(2, 1))
+
+    def _decode(self, tokens_BNC: Tensor, visible_BM: Tensor, drawn_BP: Tensor | None, copies: int) -> Tensor:
+        padded = bucket(visible_BM.shape[1]) if self.buckets else None
+        x_GSD = self.prompted.encode(tokens_BNC, visible_BM, copies, padded)
+        drawn_GP = None if drawn_BP is None else drawn_BP.repeat(copies, 1)
+        return self.model.mar.decode(x_GSD, self.prompted.grid, visible_BM.repeat(copies, 1), drawn_GP)
+
+
+def answer_logits(
+    model: Harmon, latents: Tensor | None, input_ids: Tensor, mask: Tensor
+) -> Generator[Tensor, Tensor | None, None]:
+    """Logits [B, V] float32 of one token after another; without end. Each token is the one that was sent in
+    answer to its logits, int64 [B], or the most likely.
 
     `latents` [B, channels, h, w] fill the image slots of `input_ids` [B, L]; None for text alone. Prompts may
     be padded on either side, as `mask` [B, L] says; positions count real tokens.
     """
     image_BSH = None if latents is None else model.visual_features(*model.to_tokens(latents))[1]
-    seen_BT = mask.long()
+    llm, seen_BT = model.llm.model, mask.bool()
     embeddings = model.prompt_embeddings(input_ids, image_BSH)
-    last_B = (seen_BT * torch.arange(seen_BT.shape[1], device=seen_BT.device)).argmax(1)
-    cache = DynamicCache(config=model.llm.config)
+    last_B1 = (seen_BT * torch.arange(seen_BT.shape[1], device=seen_BT.device)).argmax(1, keepdim=True)
+    past = KeyValues(llm, len(input_ids), input_ids.shape[1] + _ANSWER_ROOM)
     while True:
-        positions = (seen_BT.cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        hidden = model.llm.model(
-            inputs_embeds=embeddings,
-            attention_mask=seen_BT,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        rows_B = torch.arange(len(hidden), device=hidden.device)
-        logits: Tensor = model.llm.lm_head(hidden[rows_B, last_B]).float()
-        yield logits
-        embeddings = model.llm.model.embed_tokens(logits.argmax(-1, keepdim=True))
-        last_B = torch.zeros_like(last_B)
+        positions = positions_of(seen_BT)[:, past.length :]
+        hidden_B1H = read_causally(llm, embeddings, positions=positions, read_BR=last_B1, seen=seen_BT, past=past)
+        logits: Tensor = model.llm.lm_head(hidden_B1H[:, 0]).float()
+        sent_B = yield logits
+        spoken_B = logits.argmax(-1) if sent_B is None else sent_B
+        embeddings = llm.embed_tokens(spoken_B.unsqueeze(1))
+        last_B1 = torch.zeros_like(last_B1)
         seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(seen_BT), 1)], 1)
 
 
-@torch.no_grad()
-def answer(
-    model: Harmon,
-    latents: Tensor | None,
-    input_ids: Tensor,
-    attention_mask: Tensor | None = None,
-    *,
-    max_new_tokens: int = 1024,
-    eos_ids: Collection[int] = (151645,),
-) -> list[list[int]]:
-    """Greedy answers: the new ids of each prompt, up to but without the first of `eos_ids` (Qwen's).
-
-    Prompts as `answer_logits` takes them; no `attention_mask` means no padding.
-    """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    answers: list[list[int]] = [[] for _ in input_ids]
-    open_rows = set(range(len(answers)))
-    with _evaluating(model):
-        for _, logits in zip(range(max_new_tokens), answer_logits(model, latents, input_ids, mask)):
-            for row, token in enumerate(logits.argmax(-1).tolist()):
-                if token in eos_ids:
-                    open_rows.discard(row)
-                elif row in open_rows:
-                    answers[row].append(token)
-            if not open_rows:
-                break
-    return answers
-
-
 @contextmanager
-def _evaluating(model: Harmon) -> Iterator[None]:
+def evaluating(model: Harmon) -> Iterator[None]:
     """Drop-out off inside, and afterwards as it was."""
     training = model.training
     model.eval()

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.audit_files import check_files, check_reasons, check_sources, check_unlisted
+from pipelines.audit_files import Depth, Progress, check_files, check_reasons
+from pipelines.audit_folder import check_unlisted
 from pipelines.audit_forgotten import check_forgotten
 from pipelines.audit_history import check_history, read_history
 from pipelines.dataset import Dataset
-from pipelines.errors import HarmonError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.findings import Finding
 from pipelines.manifest import SOURCE, Commit
 
@@ -97,25 +98,28 @@ def _step_json(commit: Commit) -> dict[str, Any]:
     }
 
 
-def audit(dataset: Dataset, deep: bool = False) -> AuditReport:
+def audit(dataset: Dataset, deep: bool = False, decode: float = 0.0, progress: Progress | None = None) -> AuditReport:
     """Check a dataset without changing it.
 
     Shallow: every listed file exists with its size, footers say the recorded rows and schema, the keys of
-    `source` are unique and hash as recorded, groups are aligned, commits chain, counts add up, and nothing
-    foreign lies in the folder. Deep: besides, every byte and every key is read again, every archive is
-    walked against its index and its rows, and reasons are counted again.
+    `source` are unique and hash as recorded, groups are aligned, commits chain, counts add up, terms are recorded,
+    and nothing foreign lies in the folder. Deep: besides, every byte and every key is read again, every archive
+    is walked against its index and its rows, reasons are counted again, and the share `decode` of the images
+    (0 to 1) is decoded.
 
-    Raises HarmonError where there is no such folder.
+    Raises HarmonError where there is no such folder, ConfigurationError for a share without `deep`.
     """
-    if not dataset.root.is_dir():
+    if not 0 <= decode <= 1 or (decode and not deep):
+        raise ConfigurationError(f"--decode {decode:g}: decoding is part of a deep audit, its share 0 to 1; add --deep")
+    if not dataset.store.is_there():
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
+    sizes = dataset.store.sizes()
     commits, findings = read_history(dataset)
-    findings += check_history(dataset, commits)
+    findings += check_history(dataset, commits, sizes)
     if commits:
-        findings += check_files(dataset, commits[-1], deep)
-        findings += check_sources(dataset, commits[-1])
+        findings += check_files(dataset, commits[-1], sizes, Depth(deep, decode), progress)
     if deep:
         findings += check_reasons(dataset, commits)
-    findings += check_forgotten(dataset, commits)
-    findings += check_unlisted(dataset, commits)
+    findings += check_forgotten(dataset, commits, sizes)
+    findings += check_unlisted(dataset, commits, sizes)
     return AuditReport(str(dataset.root), deep, tuple(findings), tuple(commits))

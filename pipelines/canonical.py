@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.errors import HarmonError
 
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical_json(value: object) -> bytes:
     """UTF-8 JSON with sorted keys and no whitespace.
@@ -15,8 +17,7 @@ def canonical_json(value: object) -> bytes:
     """
     _refuse_ambiguous(value, "$")
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return text.encode()
+        return ENCODER.encode(value).encode()
     except (TypeError, ValueError) as problem:  # UnicodeEncodeError is a ValueError
         raise HarmonError(f"this value has no canonical JSON ({problem}); use plain finite JSON values") from problem
 

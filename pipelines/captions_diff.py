@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
-from pipelines.history import table_then
 from pipelines.manifest import SOURCE
+from pipelines.past import table_then
 
 EXAMPLES = 5
 MEASURED = 20_000  # pairs whose edit distance is taken: those of the smallest keys, and keys are hashes

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,25 +88,41 @@ def write_columns(table: pa.Table, path: Path) -> None:
         raise HarmonError(f"{path} could not be written: {problem}") from problem
 
 
-def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table, or only the named columns (only their bytes are read)."""
+def read_columns(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table, or only the named columns: then only their bytes (and the footer's) are read.
+
+    `file` is a local path, or a stream that seeks; Store.readable gives the right one.
+    """
+    name = file if isinstance(file, Path) else file.name
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            names = file.schema_arrow.names
+        with parquet_file(file) as parquet:
+            names = parquet.schema_arrow.names
             unknown = [name for name in columns or () if name not in names]
             if unknown:
-                raise HarmonError(f"{path} has no column {unknown}; it has {names}")
-            return file.read(columns=list(columns) if columns is not None else None)
+                raise HarmonError(f"{name} has no column {unknown}; it has {names}")
+            return parquet.read(columns=list(columns) if columns is not None else None)
     except (pa.ArrowException, OSError) as problem:
-        raise HarmonError(f"{path} cannot be read as Parquet: {problem}; run `harmon audit --deep`") from problem
+        raise HarmonError(f"{name} cannot be read as Parquet: {problem}; run `harmon audit --deep`") from problem
 
 
-def read_keys(path: Path) -> list[str]:
+def parquet_file(file: Path | BinaryIO) -> pq.ParquetFile:
+    """A Parquet file opened for reading: a map of a local one, few coalesced reads of another."""
+    if isinstance(file, Path):
+        return pq.ParquetFile(file, memory_map=True)
+    return pq.ParquetFile(pa.PythonFile(file, mode="r"), pre_buffer=True)
+
+
+def read_keys(file: Path | BinaryIO) -> list[str]:
     """The ordered keys of one group file."""
-    keys: list[str] = read_columns(path, ["key"]).column("key").to_pylist()
+    keys: list[str] = read_columns(file, ["key"]).column("key").to_pylist()
     return keys
 
 
+def schema_of(schema: pa.Schema) -> dict[str, str]:
+    """Column name to type, as manifests record it."""
+    return {field.name: str(field.type) for field in schema}
+
+
 def read_schema(path: Path) -> dict[str, str]:
-    """Column name to type of a group file, as manifests record it."""
-    return {field.name: str(field.type) for field in pq.read_schema(path)}
+    """Column name to type of a local group file, as manifests record it."""
+    return schema_of(pq.read_schema(path))

@@ -1,13 +1,16 @@
 """A dataset as it is read: commits, shards, column groups and images."""
 
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.columns import REJECT_SCHEMA, read_columns
 from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.location import S3Url
 from pipelines.manifest import (
     IMAGES,
     INDEX,
@@ -20,23 +23,30 @@ from pipelines.manifest import (
     manifest_path,
 )
 from pipelines.shards import ImageShard
-from pipelines.storage import Store
+from pipelines.storage import LocalStore, open_store
 
 MANIFEST = re.compile(r"manifest/(\d{6})\.json")
 
 
 class Dataset:
-    """A folder of numbered shards, seen through its newest commit.
+    """A folder of numbered shards, local or s3://bucket/prefix, seen through its newest commit.
 
     A folder that does not exist yet is an empty dataset. Commits never change, so they are kept once read;
-    `head` looks again each time, so a commit by another process is seen.
+    `head` looks again each time (in S3 at most once a second), so a commit by another process is seen.
     """
 
-    def __init__(self, root: str | Path, until: int | None = None) -> None:
-        self.store = Store(root)
+    def __init__(self, root: str | Path | S3Url, until: int | None = None) -> None:
+        """`until`: the newest commit to see, as `at` does.
+
+        Raises ConfigurationError for a URL of another scheme than s3.
+        """
+        self.store = open_store(root)
         self._until = until
         self.root = self.store.root
         self._commits: dict[int, Commit] = {}
+        self._seen: int | None = None
+        """Number of the newest commit when `_looked` (a moment of the monotonic clock)."""
+        self._looked = float("-inf")
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.root)!r})"
@@ -52,7 +62,9 @@ class Dataset:
         """Numbers of the manifests present, ascending."""
         found = (MANIFEST.fullmatch(path) for path in self.store.list("manifest"))
         numbers = sorted(int(match[1]) for match in found if match)
-        return [number for number in numbers if self._until is None or number <= self._until]
+        numbers = [number for number in numbers if self._until is None or number <= self._until]
+        self._seen, self._looked = numbers[-1] if numbers else None, time.monotonic()
+        return numbers
 
     def at(self, number: int) -> "Dataset":
         """The dataset as commit `number` describes it; files that were forgotten since cannot be read.
@@ -67,7 +79,7 @@ class Dataset:
         """The commit of this number. Raises HarmonError where it is absent or no manifest."""
         if number not in self._commits:
             path = manifest_path(number)
-            self._commits[number] = Commit.from_bytes(self.store.read(path), str(self.store.local(path)))
+            self._commits[number] = Commit.from_bytes(self.store.read(path), self.store.where(path))
         return self._commits[number]
 
     def commits(self) -> list[Commit]:
@@ -77,6 +89,12 @@ class Dataset:
     @property
     def head(self) -> Commit | None:
         """The newest commit, or None for an empty dataset."""
+        if self._seen is not None and time.monotonic() - self._looked < self.store.lag:
+            return self.commit(self._seen)
+        return self.newest()
+
+    def newest(self) -> Commit | None:
+        """The newest commit of this very moment: what the next one is put on top of."""
         numbers = self.commit_numbers()
         return self.commit(numbers[-1]) if numbers else None
 
@@ -137,10 +155,12 @@ class Dataset:
     def table(self, group: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """One shard of a column group: one row per key, in shard order. `columns` limits what is read."""
         entry = self._need(group, shard)
-        path = self.store.local(entry.path)
-        table = read_columns(path, columns)
+        table = read_columns(self.store.readable(entry.path), columns)
         if table.num_rows != entry.rows:
-            raise HarmonError(f"{path} has {table.num_rows} rows, its manifest says {entry.rows}; run `harmon audit`")
+            raise HarmonError(
+                f"{self.store.where(entry.path)} has {table.num_rows} rows, its manifest says {entry.rows}; "
+                "run `harmon audit`"
+            )
         return table
 
     def whole_table(self, group: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -165,7 +185,15 @@ class Dataset:
     def images(self, shard: int) -> ImageShard:
         """The images of one shard. Raises HarmonError where the shard has none (text only)."""
         tar, index = self._need(IMAGES, shard), self._need(INDEX, shard)
-        return ImageShard(self.store.local(tar.path), self.store.local(index.path))
+        if isinstance(self.store, LocalStore):
+            return ImageShard(self.store.local(tar.path), self.store.local(index.path))
+        return ImageShard.stored(self.store, tar.path, index.path, lambda: self._keys_with_image(shard))
+
+    def _keys_with_image(self, shard: int) -> list[str]:
+        """Keys of the rows that are not text: each has an image, and other rows hardly ever."""
+        rows = self.table(SOURCE, shard, ["key", "task"])
+        keys: list[str] = rows.filter(pc.not_equal(rows["task"], "text"))["key"].to_pylist()
+        return keys
 
     def _need(self, group: str, shard: int) -> FileEntry:
         entry = self.entry(group, shard)

@@ -16,8 +16,8 @@ import pyarrow as pa
 from pipelines.captions_diff import CaptionChange, compare_captions
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.history import keys_then, table_then
 from pipelines.manifest import IMAGES, REJECTS, SOURCE, FileEntry, is_volatile
+from pipelines.past import keys_then, table_then
 from pipelines.tombstones import REASON, tombstones
 
 EXAMPLES = 5  # of each kind of difference

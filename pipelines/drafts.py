@@ -90,16 +90,19 @@ def _check_complete(
 
 
 def _check_files(dataset: Dataset, step: Step, head: Commit | None, new: Sequence[FileEntry]) -> None:
+    sizes: dict[str, int | None] = {}
+    for folder in {entry.path.rpartition("/")[0] for entry in new}:
+        sizes |= dataset.store.sizes(folder)
     for entry in new:
         if step.name != FORGET and head and (there := head.by_place.get((entry.group, entry.shard))):
             raise HarmonError(
                 f"step {step.name} cannot be committed to {dataset.root}: commit {head.number} has shard "
                 f"{entry.shard} of group {entry.group} already ({there.path}), and nothing is ever rewritten"
             )
-        if dataset.store.size(entry.path) != entry.bytes:
+        if sizes.get(entry.path) != entry.bytes:
             receipt = receipt_path(step.key, entry.shard)
             raise HarmonError(
-                f"{dataset.root / entry.path} is not the file of {entry.bytes} bytes that {receipt} lists; "
+                f"{dataset.store.where(entry.path)} is not the file of {entry.bytes} bytes that {receipt} lists; "
                 "delete that receipt and what is left of the file, then run the step again"
             )
 

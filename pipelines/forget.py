@@ -79,7 +79,7 @@ def plan_forgetting(dataset: Dataset, request: Request) -> Plan:
 
     Raises HarmonError for a dataset without a commit.
     """
-    head = dataset.head
+    head = dataset.newest()
     if head is None:
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
     pinned = dataset.at(head.number)
@@ -164,9 +164,9 @@ def delete_tombstoned(dataset: Dataset) -> None:
     """Delete the files that forgetting took away, as far as they still stand. Only files that an earlier commit
     listed and the newest does not are ever deleted, whatever a manifest says."""
     past: set[str] = set()
-    head = dataset.head
-    present = {entry.path for entry in head.files} if head else set()
-    for commit in dataset.commits():
+    commits = dataset.commits()  # of this very moment: `head` may be a second old in S3
+    present = {entry.path for entry in commits[-1].files} if commits else set()
+    for commit in commits:
         if commit.step == FORGET:
             for path in tombstoned_files(commit):
                 if path in past and path not in present:

@@ -5,13 +5,14 @@ import logging
 
 from pyarrow import ArrowException, compute
 
-from pipelines.audit_files import LAYOUT, STEP_FILE, check_unlisted
-from pipelines.columns import read_columns, read_schema
+from pipelines.audit_folder import LAYOUT, STEP_FILE, check_unlisted
+from pipelines.columns import parquet_file
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
 from pipelines.request import FACTS, Request, asked
-from pipelines.shards import scan
+from pipelines.shards import read_archive
+from pipelines.workspace import DAMAGED, WORK
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +21,14 @@ def drop_leftovers(dataset: Dataset, request: Request) -> None:
     """Delete the leftovers that hold a sample of `request`, shard by shard with their receipts; the step they
     belong to does those shards again.
 
-    Unfinished puts, and leftovers that cannot be read, go too. Raises HarmonError where an attempt at another
-    step is under way or was killed in the middle of a shard: its temporaries may hold the samples.
+    Unfinished puts and uploads, and leftovers that cannot be read, go too. Raises HarmonError where an attempt at
+    another step is under way or was killed in the middle of a shard: its temporaries may hold the samples. For a
+    dataset in S3 they lie on the machine of the attempt; only this machine's can be looked at.
     """
-    found = list(check_unlisted(dataset, dataset.commits()))
-    for finding in found:
-        if finding.kind == "leftover_work" and (step := _step_of(dataset, finding.path.split("/")[1])) != FORGET:
-            raise HarmonError(
-                f"an attempt at the step {step or 'of an unknown name'} in {dataset.root} is under way or was killed; "
-                f"let it finish (run it again), or stop it and delete {dataset.root / finding.path}, then forget"
-            )
+    _refuse_work(dataset)
+    found = list(check_unlisted(dataset, dataset.commits(), dataset.store.sizes()))
+    for upload in dataset.store.uploads():
+        dataset.store.drop_upload(upload)
     for finding in found:
         if finding.kind == "leftover_temporary":
             dataset.store.remove(finding.path)
@@ -49,6 +48,24 @@ def withdraw(dataset: Dataset, step_key: str) -> None:
         dataset.store.remove(receipt_path(step_key, receipt.shard))
         for entry in receipt.files:
             dataset.store.remove(entry.path)
+
+
+def _refuse_work(dataset: Dataset) -> None:
+    """Raise HarmonError where this machine keeps something of another step, or of a repair, beside the dataset."""
+    work = dataset.store.work(WORK)
+    for folder in sorted(work.iterdir()) if work.is_dir() else ():
+        if not any(path.is_file() for path in (folder, *folder.rglob("*"))):
+            continue
+        if folder.name == DAMAGED:
+            raise HarmonError(
+                f"{folder} keeps files that a repair of {dataset.root} set aside, and the samples may be in them; "
+                "delete it, then forget"
+            )
+        if (step := _step_of(dataset, folder.name)) != FORGET:
+            raise HarmonError(
+                f"an attempt at the step {step or 'of an unknown name'} in {dataset.root} is under way or was killed; "
+                f"let it finish (run it again), or stop it and delete {folder}, then forget"
+            )
 
 
 def _step_of(dataset: Dataset, step_key: str) -> str | None:
@@ -74,11 +91,14 @@ def _holds(dataset: Dataset, path: str, request: Request) -> bool:
     """Whether a leftover holds a sample of the request, or cannot be read so that nobody knows."""
     if path.startswith("steps/") or path.endswith(".idx"):
         return False
-    place = dataset.store.local(path)
+    store = dataset.store
     try:
         if path.endswith(".tar"):
-            return any(key in request.keys for _, key in scan(place))
-        names = [name for name in FACTS if name in read_schema(place)]
-        return bool(compute.any(asked(read_columns(place, names), request)).as_py())
+            with store.open(path) as stream:
+                archive = read_archive(stream, path)
+            return archive.problem is not None or any(key in request.keys for _, key in archive.samples)
+        with parquet_file(store.readable(path)) as parquet:
+            rows = parquet.read(columns=[name for name in FACTS if name in parquet.schema_arrow.names])
+        return bool(compute.any(asked(rows, request)).as_py())
     except (HarmonError, ArrowException, OSError, ValueError):
         return True

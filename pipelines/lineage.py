@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import Commit
+from pipelines.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,16 @@ class Lineage:
     edges: tuple[tuple[tuple[str, int], tuple[str, int]], ...]
 
 
+def beside(dataset: Dataset, name: str) -> Dataset:
+    """The dataset of this name in the same folder, which may be empty."""
+    return Dataset(dataset.root.absolute().parent / name)
+
+
 def neighbours(dataset: Dataset) -> list[Dataset]:
     """The other datasets in the same folder, by name."""
-    folder = dataset.root.absolute().parent
-    if not folder.is_dir():
-        return []
-    names = sorted(path.name for path in folder.iterdir() if (path / "manifest").is_dir())
-    return [Dataset(folder / name) for name in names if name != dataset.name]
+    names = open_store(dataset.root.absolute().parent).folders()
+    found = [beside(dataset, name) for name in names if name != dataset.name]
+    return [one for one in found if one.commit_numbers()]
 
 
 def made_from(dataset: Dataset) -> set[str]:
@@ -69,7 +73,7 @@ def lineage(dataset: Dataset) -> Lineage:
     """The commits of `dataset`, of everything it was made from, and of everything made from it; of other datasets
     that those were made from too, the commits that were read."""
     family = {one.name: one for one in [*upstream(dataset), dataset, *derived(dataset)]}
-    beside = {one.name: one for one in neighbours(dataset)}
+    others = {one.name: one for one in neighbours(dataset)}
     vertices = {(name, c.number): Vertex(name, c.number, c) for name, one in family.items() for c in one.commits()}
     edges: list[tuple[tuple[str, int], tuple[str, int]]] = []
     for place, vertex in list(vertices.items()):
@@ -79,10 +83,10 @@ def lineage(dataset: Dataset) -> Lineage:
         for entry in vertex.commit.inputs:
             read = (entry.dataset, entry.commit)
             if entry.dataset != vertex.dataset:
-                vertices.setdefault(read, Vertex(*read, _commit(beside.get(entry.dataset), entry.commit)))
+                vertices.setdefault(read, Vertex(*read, _commit(others.get(entry.dataset), entry.commit)))
                 edges.append((read, place))
     names = {vertex.dataset for vertex in vertices.values()}
-    known = beside | family
+    known = others | family
     sources = {name: _born_from(known[name]) & names if name in known else set() for name in names}
     before: dict[tuple[str, int], set[tuple[str, int]]] = {place: set() for place in vertices}
     for start, end in edges:

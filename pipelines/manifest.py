@@ -90,6 +90,11 @@ class Commit(Record):
         view["schemas"] = {group: schema for group, schema in view["schemas"].items() if not is_volatile(group)}
         return sha256_hex(canonical_json(view))
 
+    @property
+    def configuration_sha256(self) -> str:
+        """Hash of what was computed, by which runs of one step are told apart."""
+        return sha256_hex(canonical_json(self.configuration))
+
     @cached_property
     def by_place(self) -> Mapping[tuple[str, int], FileEntry]:
         """The files by (group, shard)."""
@@ -163,6 +168,11 @@ def group_path(group: str, step_key: str, shard: int) -> str:
     if group.startswith(REJECTS):
         return f"rejects/{group.removeprefix(REJECTS)}/{key8}/{shard:05d}.parquet"
     return f"columns/{group}/{key8}/{shard:05d}.parquet"
+
+
+def written_by(commit: Commit) -> list[FileEntry]:
+    """The files of a commit that its own step wrote."""
+    return [e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard)]
 
 
 def rejects_group(step: str, step_key: str) -> str:

@@ -230,7 +230,19 @@ class ShardOutput:
         target = group_path(group, self._key, self._shard)
         if is_volatile(group) and self._dataset.store.exists(target):
             return self._adopt(group, target, keys)
-        stored = self._dataset.store.take(target, path, sha256 or file_sha256(path))
+        sha256 = sha256 or file_sha256(path)
+        standing = self._dataset.entry(group, self._shard)
+        if standing and standing.path == target and standing.sha256 != sha256 and not is_volatile(group):
+            raise HarmonError(
+                f"group {group} of {self._where} came out differently than the commit that stands says "
+                f"(sha256 {sha256[:12]}, not {standing.sha256[:12]}); put back a copy of {target}"
+            )
+        try:
+            stored = self._dataset.store.take(target, path, sha256)
+        except OtherBytes:
+            if not is_volatile(group):
+                raise
+            return self._adopt(group, target, keys)  # another process was faster by a moment
         return FileEntry(
             group=group,
             shard=self._shard,
@@ -243,16 +255,18 @@ class ShardOutput:
 
     def _adopt(self, group: str, target: str, keys: Sequence[str]) -> FileEntry:
         """Telemetry of a killed attempt stands: the first facts stay if they are about the same rows."""
-        path = self._dataset.store.local(target)
-        if read_keys(path) != list(keys):
-            raise HarmonError(f"{path} is telemetry of other rows than {self._where} has; move it away and run again")
+        store = self._dataset.store
+        if read_keys(store.readable(target)) != list(keys):
+            raise HarmonError(
+                f"{store.where(target)} is telemetry of other rows than {self._where} has; move it away and run again"
+            )
         return FileEntry(
             group=group,
             shard=self._shard,
             path=target,
             rows=len(keys),
-            bytes=path.stat().st_size,
-            sha256=file_sha256(path),
+            bytes=store.size(target) or 0,
+            sha256=store.sha256(target),
             keys_sha256=keys_sha256(keys),
         )
 

@@ -61,6 +61,15 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known here: {', '.join(sorted(known))}"
 
 
+def laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `overrides` in their place: mappings are merged key by key, anything else is replaced."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        merged[key] = laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
 def with_override(data: dict[str, Any], setting: str) -> None:
     """Apply one `path.to.key=value` to `data` in place; the value is read as YAML; list items are named by number.
 

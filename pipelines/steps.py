@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 
 from pipelines.dataset import Dataset
 from pipelines.drafts import draft_commit
+from pipelines.errors import HarmonError
 from pipelines.identity import Reads, Step
-from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path
+from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path, written_by
 from pipelines.outputs import ShardOutput
-from pipelines.storage import OtherBytes
+from pipelines.storage import OtherBytes, remove_folder
 from pipelines.tombstones import standing
 from pipelines.workspace import WORK, Journal, Workspace
 
 __all__ = ["Journal", "Progress", "ProgressCallback", "Reads", "ShardOutput", "Step", "StepRun"]
+
+READERS = 16  # receipts read at a time: in S3 each takes tens of milliseconds, most of it waiting
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +60,24 @@ class StepRun:
 
     @property
     def committed(self) -> Commit | None:
-        """The commit of this step's key, or one that only forgetting sets apart: then there is nothing to do."""
-        return standing(self.dataset, self.step)
+        """The commit of this step's key, or one that only forgetting sets apart, if every shard of it stands: then
+        there is nothing to do.
+
+        A repair that set a damaged file aside took the shard's receipt too; running the step again writes it.
+        """
+        commit = standing(self.dataset, self.step)
+        return None if commit is None or self._missing(commit) else commit
+
+    def _missing(self, commit: Commit) -> list[int]:
+        """Shards of this step's commit that have no receipt now and files that still stand in the newest commit.
+
+        A commit of another key, which only forgetting sets apart, misses none: no rerun could write them again.
+        """
+        if commit.step_key != self.step.key:
+            return []
+        head = self.dataset.head
+        own = set(written_by(commit)).intersection(head.files if head else ())
+        return sorted({entry.shard for entry in own} - set(self.finished()))
 
     def finished(self) -> list[int]:
         """Shards with a receipt, ascending."""
@@ -100,7 +120,7 @@ class StepRun:
         return ShardOutput(self.dataset, self.step.name, self.step.key, number, folder, self._shard_done)
 
     def _workspace(self, shard: int) -> Workspace:
-        work = Workspace(self.dataset.store.local(f"{WORK}/{self.step.key}/{shard:05d}"))
+        work = Workspace(self.dataset.store.work(f"{WORK}/{self.step.key}/{shard:05d}"))
         work.acquire()
         if not self._named:
             self.dataset.store.put(step_path(self.step.key), self.step.identity)
@@ -122,10 +142,16 @@ class StepRun:
         unless both wrote the same group of a shard, which is an error. If a commit of this key stands, it is
         returned.
         """
-        receipts = [self._receipt(shard) for shard in self.finished()]
+        with ThreadPoolExecutor(READERS) as pool:
+            receipts = list(pool.map(self._receipt, self.finished()))
         while True:
-            head = self.dataset.head  # looked up before `committed`, so a head without our key is without our files
-            if (commit := self.committed) is not None:
+            head = self.dataset.newest()  # looked up before `committed`, so a head without our key is without our files
+            if (commit := standing(self.dataset, self.step)) is not None:
+                if missing := self._missing(commit):
+                    raise HarmonError(
+                        f"step {self.step.name} of {self.dataset.root} is under repair and {len(missing)} shards have "
+                        f"no receipt yet (first {missing[0]}); run it again to finish them"
+                    )
                 break
             draft = draft_commit(self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began)
             try:
@@ -137,9 +163,9 @@ class StepRun:
 
     def _receipt(self, shard: int) -> Receipt:
         path = receipt_path(self.step.key, shard)
-        return Receipt.from_bytes(self.dataset.store.read(path), str(self.dataset.store.local(path)))
+        return Receipt.from_bytes(self.dataset.store.read(path), self.dataset.store.where(path))
 
     def _clean(self) -> None:
-        self.dataset.store.remove_folder(f"{WORK}/{self.step.key}")
+        remove_folder(self.dataset.store.work(f"{WORK}/{self.step.key}"))
         with contextlib.suppress(OSError):  # not empty: other steps are at work; gone: another process was faster
-            self.dataset.store.local(WORK).rmdir()
+            self.dataset.store.work(WORK).rmdir()

@@ -1,7 +1,6 @@
 """A vLLM server of our own: started on a free loopback port, waited for, and gone when we are."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Self
 import httpx
 
 from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.loopback import free_port
 from recaption import leash
 from recaption.language_model import LanguageModel
 
@@ -64,7 +64,7 @@ class VllmServer:
             raise ConfigurationError(
                 f"vLLM's environment is absent ({python}); run `make vllm` or set HARMON_VLLM_PYTHON."
             )
-        port = _free_port()
+        port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         command = [
@@ -127,10 +127,3 @@ class VllmServer:
             self._process.terminate()  # the leash ends the server's process group and then itself
             self._process.wait()
             self._process = None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -11,6 +11,7 @@ from harmon.training.job import metrics_lines
 from harmon.training.stage import Departure
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
+from pipelines.location import Location
 from pipelines.manifest import Commit
 from pipelines.settings import Settings
 from pipelines.web import Planted
@@ -49,7 +50,7 @@ class ReportInput:
 
     title: str
     run: Path
-    datasets: tuple[Path, ...]
+    datasets: tuple[Location, ...]
     """Folders of the datasets in the order they were made: downloads first, then training sets."""
     planted: tuple[Planted, ...] = ()
     """Bad rows that were put into the lists on purpose."""

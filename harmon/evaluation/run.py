@@ -29,10 +29,11 @@ from harmon.evaluation.scenes import (
     score_pictures,
     wanted_of,
 )
-from harmon.generate import SamplingConfig, draw_pictures
-from harmon.trained import Trained, load_run, newest_checkpoint
+from harmon.generate import draw_pictures
+from harmon.sampling_config import SamplingConfig
+from harmon.seeds import stream
+from harmon.trained import Trained, load, newest_checkpoint
 from harmon.training.checkpoint import MODEL
-from harmon.training.draws import stream
 from harmon.training.job import file_hash
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
@@ -72,9 +73,9 @@ def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> di
 
     Nothing is done where the same weights were measured with the same settings. The folder appears whole.
     """
-    trained = load_run(run, device)
+    trained = load(run, device=device)
     final, attempt = run / "evaluation", run / "evaluation.writing"
-    key = _key(trained.weights, trained.px, run, config)
+    key = _key(trained.weights[0], trained.px, run, config)
     standing = _standing(final, key)
     if standing is not None:
         return standing

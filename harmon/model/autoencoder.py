@@ -43,17 +43,33 @@ class KlConfig(BaseModel):
         """Pixels on a side of one latent position: every level but the last halves the sides."""
         return int(2 ** (len(self.channel_multipliers) - 1))
 
+    def attends(self, level: int) -> bool:
+        """Whether an encoder level has attention: the one that is 16 x 16 for a 256 px image."""
+        return 256 >> level == _ATTENTION_SIDE
+
     @property
     def widths(self) -> tuple[int, ...]:
         return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
 
 
+class GroupNorm(nn.GroupNorm):
+    """32 groups. A group of a single value, as a 16 px image has with 32 channels, becomes the bias: PyTorch's
+    module refuses it, its kernel does not.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(_GROUPS, channels, eps=_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ResnetBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, inputs, eps=_EPS)
+        self.norm1 = GroupNorm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_GROUPS, outputs, eps=_EPS)
+        self.norm2 = GroupNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         if inputs != outputs:
             self.nin_shortcut = nn.Conv2d(inputs, outputs, 1)
@@ -70,7 +86,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_GROUPS, width, eps=_EPS)
+        self.norm = GroupNorm(width)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)
@@ -160,13 +176,13 @@ class Encoder(nn.Module):
                 inputs,
                 outputs,
                 config.res_blocks,
-                attention=256 >> i == _ATTENTION_SIDE,
+                attention=config.attends(i),
                 down=i < len(widths) - 1,
             )
             for i, (inputs, outputs) in enumerate(zip((config.base_channels, *widths), widths))
         )
         self.mid = Middle(widths[-1])
-        self.norm_out = nn.GroupNorm(_GROUPS, widths[-1], eps=_EPS)
+        self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +205,7 @@ class Decoder(nn.Module):
             Level(inputs, outputs, config.res_blocks + 1, up=i > 0)
             for i, (inputs, outputs) in enumerate(zip((*widths[1:], widths[-1]), widths))
         )
-        self.norm_out = nn.GroupNorm(_GROUPS, widths[0], eps=_EPS)
+        self.norm_out = GroupNorm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +236,7 @@ class KlAutoencoder(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 config = KlConfig.model_validate_json((file.metadata() or {})["config"])
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+                state = {key.removeprefix("vae."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except (OSError, SafetensorError, KeyError, ValidationError) as error:
             raise HarmonError(f"{path} is no autoencoder ({error}); write one with KlAutoencoder.save") from error
         autoencoder = cls(config)

@@ -238,3 +238,31 @@ def ancestral_step(
         return mean_RC, clean_RC
     deviation_RC = torch.exp(0.5 * log_variance(steps, range_RC))
     return mean_RC + deviation_RC * noise * temperature, clean_RC
+
+
+def solver_step(
+    steps: Tables,
+    following: Tables,
+    noisy: Tensor,
+    clean: Tensor,
+    earlier: tuple[Tables, Tensor] | None,
+    noise: Tensor,
+) -> Tensor:
+    """One step of SDE-DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2, and its stochastic form in appendix B).
+
+    From `noisy` [R, C] at `steps` to the less noisy `following`, given the predicted `clean` tokens; `earlier`
+    holds the step before and what it predicted, from which the second order comes (None: first order).
+    """
+    stride = _log_ratio(following) - _log_ratio(steps)  # h, of half the log signal-to-noise ratio
+    decay, gained = torch.exp(-stride), -torch.expm1(-2 * stride)
+    if earlier is not None:
+        past, clean_past = earlier
+        ratio = stride / (_log_ratio(steps) - _log_ratio(past))
+        clean = clean + 0.5 * ratio * (clean - clean_past)
+    sigma, sigma_next = steps.sqrt_one_minus_alphas_cumprod, following.sqrt_one_minus_alphas_cumprod
+    mean = sigma_next / sigma * decay * noisy + following.sqrt_alphas_cumprod * gained * clean
+    return mean + sigma_next * gained.sqrt() * noise
+
+
+def _log_ratio(steps: Tables) -> Tensor:
+    return torch.log(steps.sqrt_alphas_cumprod / steps.sqrt_one_minus_alphas_cumprod)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harmon.model.config import HarmonConfig, QwenConfig
+from harmon.model.language import read_causally
 from harmon.model.mar import Grid, Mar, take
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
@@ -121,14 +122,15 @@ class Harmon(nn.Module):
     # -- forward passes --------------------------------------------------------------------------------------
 
     def visual_features(
-        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None
+        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None, real: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last.
+        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last; `real` as in
+        `Mar.encode`.
 
         The language model is causal: at the end of the image the buffers see every visible token.
         """
         buffers = self.config.mar.buffer_size
-        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM)
+        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM, real)
         return x_BSD, self.proj_in(torch.cat([x_BSD[:, buffers:], x_BSD[:, :buffers]], 1))
 
     def inform(self, x_BSD: Tensor, hidden_BSH: Tensor) -> Tensor:
@@ -137,21 +139,19 @@ class Harmon(nn.Module):
         read_BSD = self.proj_out(hidden_BSH)
         return x_BSD + torch.cat([read_BSD[:, visible:], read_BSD[:, :visible]], 1)
 
-    def read_after_text(self, text_ids: Tensor, text_mask: Tensor, image_BSH: Tensor) -> tuple[Tensor, Tensor]:
-        """LLM outputs [B, S, H] of an image that follows right-padded text, and all position ids [B, L + S].
+    def read_after_text(self, text_ids: Tensor, text_mask: Tensor, image_BSH: Tensor) -> Tensor:
+        """LLM outputs [B, S, H] of an image that follows right-padded text ([B, L], mask true at real tokens).
 
-        Padding stands between text and image: no key sees it, and positions count real tokens only.
+        The image stands right behind each row's own text and the padding behind both: there causal attention
+        needs no mask to keep it out, and places in the sequence are positions.
         """
         text_BLH = self.llm.model.embed_tokens(text_ids)
-        seen_BT = torch.cat([text_mask.bool(), text_mask.new_ones(image_BSH.shape[:2], dtype=torch.bool)], 1)
-        positions_BT = (seen_BT.long().cumsum(1) - 1).clamp(min=0)
-        hidden_BTH = self.llm.model(
-            inputs_embeds=torch.cat([text_BLH, image_BSH.to(text_BLH.dtype)], 1),
-            attention_mask=seen_BT.long(),
-            position_ids=positions_BT,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden_BTH[:, text_ids.shape[1] :], positions_BT
+        image_BSH = image_BSH.to(text_BLH.dtype)
+        places_S = torch.arange(image_BSH.shape[1], device=text_ids.device)
+        places_BS = text_mask.sum(1, keepdim=True) + places_S
+        room_BSH = torch.zeros_like(image_BSH)
+        x_BTH = torch.cat([text_BLH, room_BSH], 1).scatter(1, places_BS.unsqueeze(-1).expand_as(image_BSH), image_BSH)
+        return read_causally(self.llm.model, x_BTH, read_BR=places_BS)
 
     def prompt_embeddings(self, input_ids: Tensor, image_BSH: Tensor | None) -> Tensor:
         """LLM inputs [B, L, H]: the table's rows, with `image_BSH` in the slots marked IMAGE_SLOT."""
@@ -191,7 +191,7 @@ class Harmon(nn.Module):
         masked_BP = order[:, :masked]
         visible_BM = order[:, masked:].sort(1).values
         x_BSD, image_BSH = self.visual_features(tokens_BNC, grid, visible_BM)
-        hidden_BSH, _ = self.read_after_text(text_ids, text_mask, image_BSH)
+        hidden_BSH = self.read_after_text(text_ids, text_mask, image_BSH)
         z_BPZ = self.mar.decode(self.inform(x_BSD, hidden_BSH), grid, visible_BM, masked_BP)
         repeats = len(timesteps)
         index_RBP = masked_BP.expand(repeats, -1, -1)
@@ -214,27 +214,30 @@ class Harmon(nn.Module):
         """Cross-entropy of the labelled tokens; with `latents` None, of text alone.
 
         `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
-        and are right padded as `attention_mask` says; `labels` [B, L] hold `harmon.text.IGNORED` where nothing is
-        learned. The gradient into the visual features is multiplied by `grad_scale` (None: not).
+        and are right padded, as `attention_mask` says: there causal attention keeps padding out by itself, and the
+        mask is not read. `labels` [B, L] hold `harmon.text.IGNORED` where nothing is learned. The gradient into the
+        visual features is multiplied by `grad_scale` (None: not).
         """
         image_BSH = None
         if latents is not None:
             _, image_BSH = self.visual_features(*self.to_tokens(latents))
             if grad_scale is not None:
                 image_BSH = _ScaleGradient.apply(image_BSH, grad_scale)
-        hidden_BLH = self.llm.model(
-            inputs_embeds=self.prompt_embeddings(input_ids, image_BSH),
-            attention_mask=attention_mask.long(),
-            use_cache=False,
-        ).last_hidden_state
+        x_BLH = self.prompt_embeddings(input_ids, image_BSH)
         targets_BL = labels[:, 1:]
-        rows, places = (targets_BL >= 0).nonzero(as_tuple=True)  # logits cost the vocabulary: only where they count
-        logits = self.llm.lm_head(hidden_BLH[rows, places])
+        labelled_BL = targets_BL >= 0
+        counts_B = labelled_BL.sum(1)
+        # The last layer and the vocabulary run where there is a label: each row's first so many of `places_BR`.
+        most = max(1, int(counts_B.max()))
+        places_BR = labelled_BL.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        hidden_BRH = read_causally(self.llm.model, x_BLH, read_BR=places_BR)
+        real_BR = torch.arange(most, device=labels.device) < counts_B.unsqueeze(1)
+        rows = real_BR.nonzero()[:, 0]
+        logits = self.llm.lm_head(hidden_BRH[real_BR])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a float64 model stays exact
-        losses = F.cross_entropy(logits, targets_BL[rows, places], reduction="none")
-        zeros_B = losses.new_zeros(len(labels))
-        counts_B = zeros_B.index_add(0, rows, torch.ones_like(losses))
-        return _weighted(zeros_B.index_add(0, rows, losses), counts_B, weight)
+        losses = F.cross_entropy(logits, targets_BL.gather(1, places_BR)[real_BR], reduction="none")
+        sums_B = losses.new_zeros(len(labels)).index_add(0, rows, losses)
+        return _weighted(sums_B, counts_B.to(losses.dtype), weight)
 
     # -- released weights ------------------------------------------------------------------------------------
 

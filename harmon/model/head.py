@@ -11,11 +11,12 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harmon.model.config import TRAIN_STEPS, HeadConfig
 from harmon.model.diffusion import bound_rows, diffuse, mse_rows, tables
 
-_FREQUENCIES = 256  # width of the sinusoid that a timestep becomes
+FREQUENCIES = 256  # width of the sinusoid that a timestep becomes
 _MAX_PERIOD = 10000.0
 _EPS = 1e-6
 
@@ -25,7 +26,7 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def reset_parameters(self) -> None:
         for layer in self.mlp:
@@ -34,7 +35,7 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """Timesteps [R] -> [R, W]."""
-        half = _FREQUENCIES // 2
+        half = FREQUENCIES // 2
         exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
         angles = timesteps.float().unsqueeze(-1) * torch.exp(-math.log(_MAX_PERIOD) * exponent)
         waves = torch.cat([angles.cos(), angles.sin()], -1)
@@ -51,8 +52,9 @@ class ResidualBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale, gate = self.adaLN_modulation(condition).chunk(3, -1)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        """`activated` is SiLU of the condition, the same for all blocks."""
+        shift, scale, gate = self.adaLN_modulation[1](activated).chunk(3, -1)
         out: Tensor = x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
         return out
 
@@ -64,8 +66,8 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(condition).chunk(2, -1)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation[1](activated).chunk(2, -1)
         out: Tensor = self.linear(self.norm_final(x) * (1 + scale) + shift)
         return out
 
@@ -94,11 +96,15 @@ class DiffusionMlp(nn.Module):
 
         The condition arrives embedded because one position is denoised many times.
         """
-        condition = self.time_embed(timesteps) + embedded
-        x = self.input_proj(noisy.to(embedded.dtype))
+        return self.predict(noisy, self.time_embed(timesteps) + embedded)
+
+    def predict(self, noisy: Tensor, condition: Tensor) -> Tensor:
+        """Tokens [R, C] under a whole condition [R, W], timestep and position together -> [R, 2C]."""
+        activated = F.silu(condition)
+        x = self.input_proj(noisy.to(condition.dtype))
         for block in self.res_blocks:
-            x = block(x, condition)
-        out: Tensor = self.final_layer(x, condition)
+            x = block(x, activated)
+        out: Tensor = self.final_layer(x, activated)
         return out
 
 

@@ -3,7 +3,7 @@
 Module and parameter names are those of the released checkpoints (`mar.*`).
 
 Shape letters: B batch, N image positions, M visible positions, P predicted positions, U buffer, C token
-channels, S = U + M, D width (the encoder's or the decoder's), H heads.
+channels, S = U + M, D width (the encoder's or the decoder's), H heads, Q queries.
 """
 
 from __future__ import annotations
@@ -51,15 +51,27 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(config.dropout)
 
-    def _heads_first(self, qkv_BSE: Tensor) -> Tensor:
-        batch, length, _ = qkv_BSE.shape
-        return qkv_BSE.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    def _heads_first(self, packed_BSE: Tensor, parts: int) -> Tensor:
+        batch, length, _ = packed_BSE.shape
+        return packed_BSE.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        q_BHSd, k_BHSd, v_BHSd = self._heads_first(self.qkv(x_BSD))
+    def forward(self, x_BSD: Tensor, queries_BQD: Tensor | None = None, keys_S: Tensor | None = None) -> Tensor:
+        """Every position of x_BSD attends to every one, [B, S, D]; or only `queries_BQD` do, [B, Q, D].
+
+        Where `keys_S` (bool) is given, it says which positions serve as keys.
+        """
+        if queries_BQD is None:
+            q_BHQd, k_BHSd, v_BHSd = self._heads_first(self.qkv(x_BSD), 3)
+        else:
+            width = queries_BQD.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q_BHQd,) = self._heads_first(F.linear(queries_BQD, weight[:width], bias[:width]), 1)
+            k_BHSd, v_BHSd = self._heads_first(F.linear(x_BSD, weight[width:], bias[width:]), 2)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, dropout_p=dropout)
-        out: Tensor = self.proj_drop(self.proj(mixed_BHSd.transpose(1, 2).flatten(2)))
+        mixed_BHQd = F.scaled_dot_product_attention(
+            q_BHQd, k_BHSd, v_BHSd, attn_mask=None if keys_S is None else keys_S[None, None, None], dropout_p=dropout
+        )
+        out: Tensor = self.proj_drop(self.proj(mixed_BHQd.transpose(1, 2).flatten(2)))
         return out
 
 
@@ -86,8 +98,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=_EPS)
         self.mlp = Mlp(width, config)
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.attn(self.norm1(x_BSD))
+    def forward(self, x_BSD: Tensor, read_BP: Tensor | None = None, keys_S: Tensor | None = None) -> Tensor:
+        """[B, S, D], or [B, P, D] at positions `read_BP`: the others then serve as keys alone. `keys_S` as in
+        Attention.
+        """
+        normed_BSD = self.norm1(x_BSD)
+        if read_BP is None:
+            x_BSD = x_BSD + self.attn(normed_BSD, None, keys_S)
+        else:
+            x_BSD = take(x_BSD, read_BP) + self.attn(normed_BSD, take(normed_BSD, read_BP), keys_S)
         out: Tensor = x_BSD + self.mlp(self.norm2(x_BSD))
         return out
 
@@ -141,8 +160,13 @@ class Mar(nn.Module):
             nn.init.normal_(table, std=0.02)
         self.diffloss.net.reset_parameters()
 
-    def encode(self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None) -> Tensor:
-        """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions."""
+    def encode(
+        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None, real: int | None = None
+    ) -> Tensor:
+        """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions.
+
+        Of the M only the first `real` are (None: all); the others pad the shape and are no keys.
+        """
         table_1TD = self._positional_table(self.encoder_pos_embed_learned, grid)
         buffer_1UD, image_1ND = _split(table_1TD, self.config.buffer_size)
         if visible_BM is not None:
@@ -150,8 +174,11 @@ class Mar(nn.Module):
         image_BMD = self.z_proj(tokens_BNC.to(self.z_proj.weight.dtype)) + image_1ND
         buffer_BUD = (self.fake_latent + buffer_1UD).expand(len(tokens_BNC), -1, -1)
         x_BSD = self.z_proj_ln(torch.cat([buffer_BUD, image_BMD], 1))
+        keys_S = None
+        if real is not None:
+            keys_S = torch.arange(x_BSD.shape[1], device=x_BSD.device) < self.config.buffer_size + real
         for block in self.encoder_blocks:
-            x_BSD = block(x_BSD)
+            x_BSD = block(x_BSD, None, keys_S)
         out: Tensor = self.encoder_norm(x_BSD)
         return out
 
@@ -179,16 +206,15 @@ class Mar(nn.Module):
         places_BS1 = torch.cat([buffer_BU, visible_BM + buffers], 1).unsqueeze(-1)
         x_BTD = filled_BTD.scatter(1, places_BS1.expand_as(embedded_BSD), embedded_BSD)
         x_BTD = x_BTD + self._positional_table(self.decoder_pos_embed_learned, grid)
-        for block in self.decoder_blocks:
+        *inner, last = self.decoder_blocks
+        for block in inner:
             x_BTD = block(x_BTD)
-        image_BND, table_1ND = (
-            x_BTD[:, buffers:],
-            self._positional_table(self.diffusion_pos_embed_learned, grid),
-        )
-        if predicted_BP is not None:
-            image_BND, table_1ND = take(image_BND, predicted_BP), take(table_1ND, predicted_BP)
-        out: Tensor = self.decoder_norm(image_BND) + table_1ND
-        return out
+        table_1ND = self._positional_table(self.diffusion_pos_embed_learned, grid)
+        if predicted_BP is None:
+            image_BND: Tensor = self.decoder_norm(last(x_BTD)[:, buffers:])
+            return image_BND + table_1ND
+        image_BPD: Tensor = self.decoder_norm(last(x_BTD, predicted_BP + buffers))
+        return image_BPD + take(table_1ND, predicted_BP)
 
     def _positional_table(self, table_1TD: Tensor, grid: Grid) -> Tensor:
         """The table for `grid`: its image part resized bilinearly unless native, its buffer part as it is."""

@@ -70,7 +70,7 @@ class PatchLatent(nn.Module):
     def from_file(cls, path: str | Path) -> PatchLatent:
         """Read what `save` wrote; HarmonError where the file is no patch latent."""
         try:
-            tensors = load_file(path)
+            tensors = {key.removeprefix("vae."): value for key, value in load_file(path).items()}
             return cls(tensors["mean"], tensors["basis"], tensors["scale"])
         except (OSError, SafetensorError, KeyError) as error:
             raise HarmonError(f"{path} is no patch latent ({error}); write one with PatchLatent.save") from error

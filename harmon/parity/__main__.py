@@ -47,10 +47,12 @@ def replay(golden: Golden) -> Iterator[Line]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harmon.parity", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the golden data")
-    folder: Path = parser.parse_args(arguments).folder
+    parser.add_argument("--compile", action="store_true", help="with torch.compile over the model's regions")
+    parser.add_argument("--bf16", action="store_true", help="with bfloat16 weights, within BF16_BOUNDS")
+    asked = parser.parse_args(arguments)
     failed = count = 0
     try:
-        for line in replay(Golden(folder)):
+        for line in replay(Golden(asked.folder, compiled=asked.compile, bf16=asked.bf16)):
             print(line, flush=True)
             count += 1
             failed += not line.passed

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harmon.model.autoencoder import KlAutoencoder, KlConfig
+from harmon.model.compiled import compile_regions
 from harmon.model.config import HarmonConfig, HeadConfig, MarConfig, QwenConfig
 from harmon.model.harmon import Harmon
 from harmon.text import IMAGE_SLOT
@@ -39,10 +40,29 @@ class Line:
         return f"{self.name:<72} {self.error:10.2e} {self.tolerance:8.0e} {verdict}"
 
 
-class Golden:
-    """The recorded data, and the model and autoencoder built from its manifest and weights."""
+BF16_BOUNDS = {
+    # bfloat16 keeps 8 bits: each rounding is off by up to 2^-9 = 0.2 %. Through some tens of roundings in a row an
+    # output is off by a few per cent of its largest value, and by ten in a single step of the diffusion.
+    "non_sampling_rel": 0.15,
+    # A gradient gathers the roundings of forward and of backward.
+    "gradient_rel": 0.25,
+    # The first step of a respaced chain multiplies an error of epsilon by hundreds (the schedule ends at a signal
+    # share of 2.4e-9), which the steps after it take back only in part: these two say no more than that the picture
+    # is of the right scale. A state or a table in bfloat16 would be off by hundreds.
+    "sampling_teacher_forced_iteration_rel": 0.8,
+    "sampling_end_to_end_rel": 0.8,
+}
+"""Tolerances for bfloat16 weights in place of the manifest's."""
 
-    def __init__(self, folder: Path) -> None:
+
+class Golden:
+    """The recorded data, and the model and autoencoder built from its manifest and weights.
+
+    `compiled` runs the model's regions through torch.compile; `bf16` casts the model's weights (the autoencoder, the
+    diffusion's state and its tables stay float32, as in use) and takes BF16_BOUNDS for tolerances.
+    """
+
+    def __init__(self, folder: Path, compiled: bool = False, bf16: bool = False) -> None:
         try:
             self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             self.tensors: dict[str, Tensor] = load_file(folder / "golden.safetensors")
@@ -53,6 +73,11 @@ class Golden:
         self.scalars: dict[str, Any] = self.manifest["scalars"]
         self.model = Harmon(_model_config(self.config)).eval()
         self.model.load_released(weights)
+        self.bf16 = bf16
+        if bf16:
+            self.model.bfloat16()
+        if compiled:
+            compile_regions(self.model)
         self.autoencoder = KlAutoencoder(_autoencoder_config(self.config)).eval().requires_grad_(False)
         self.autoencoder.load_released(autoencoder_weights)
 
@@ -61,6 +86,16 @@ class Golden:
         if name not in self.tensors:
             raise HarmonError(f"the golden data lacks {name}")
         return self.tensors[name]
+
+    def given(self, name: str) -> Tensor:
+        """An input that the model itself would have computed, in the type of its weights."""
+        return self.tensor(name).to(self.model.mar.fake_latent.dtype)
+
+    def tolerance(self, kind: str) -> float:
+        """The manifest's, which has none for gradients alone; with bfloat16 weights that of BF16_BOUNDS."""
+        if self.bf16:
+            return BF16_BOUNDS[kind]
+        return float(self.manifest["tolerances"]["non_sampling_rel" if kind == "gradient_rel" else kind])
 
     def ids(self, name: str) -> Tensor:
         """Token ids, with the recording's image placeholder turned into ours."""
@@ -83,7 +118,7 @@ class Golden:
         recorded = self.tensors.get(f"out.{name}")
         expected = torch.as_tensor(self.scalars[name]) if recorded is None else recorded
         whole = not expected.is_floating_point()
-        tolerance = 0.0 if whole else float(self.manifest["tolerances"][kind])
+        tolerance = 0.0 if whole else self.tolerance(kind)
         return Line(name, relative_error(torch.as_tensor(got), expected, scale), tolerance)
 
 

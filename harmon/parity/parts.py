@@ -19,6 +19,7 @@ from harmon.model.diffusion import (
     tables,
     train_alphas_cumprod,
 )
+from harmon.model.language import positions_of
 from harmon.parity.golden import Golden, Line
 
 
@@ -50,13 +51,14 @@ def encoders_and_decoder(golden: Golden) -> Iterator[Line]:
         yield golden.line(f"vis.{shape}.masked.x_enc", x)
         yield golden.line(f"vis.{shape}.masked.z_enc", image)
         ids, text_mask = (golden.tensor(f"in.text.{name}")[: len(x)] for name in ("input_ids", "attention_mask"))
-        hidden, positions = model.read_after_text(ids, text_mask, image)
-        yield golden.line(f"mae_enc.{shape}.position_ids", positions)
+        hidden = model.read_after_text(ids, text_mask, image)
+        seen = torch.cat([text_mask.bool(), text_mask.new_ones(image.shape[:2], dtype=torch.bool)], 1)
+        yield golden.line(f"mae_enc.{shape}.position_ids", positions_of(seen))
         yield golden.line(f"mae_enc.{shape}.llm_hidden_image_part", hidden)
         yield golden.line(f"mae_enc.{shape}.x_enc", model.inform(x, hidden))
-        informed = golden.tensor(f"out.mae_enc.{shape}.x_enc")
+        informed = golden.given(f"out.mae_enc.{shape}.x_enc")
         yield golden.line(f"mae_dec.{shape}.z", model.mar.decode(informed, grid, visible))
-        filled = model.mar.decode(informed, grid, visible, fill_BTD=golden.tensor(f"out.vis.{shape}.full.x_enc"))
+        filled = model.mar.decode(informed, grid, visible, fill_BTD=golden.given(f"out.vis.{shape}.full.x_enc"))
         yield golden.line(f"mae_dec.{shape}.z_x_con", filled)
 
 
@@ -74,8 +76,9 @@ def chain(golden: Golden) -> Iterator[Line]:
 
 @torch.no_grad()
 def head(golden: Golden) -> Iterator[Line]:
-    z, target, mask, t, noise, net_x = (
-        golden.tensor(f"in.diffloss.{name}") for name in ("z", "target", "mask", "t", "noise", "net_x")
+    z = golden.given("in.diffloss.z")
+    target, mask, t, noise, net_x = (
+        golden.tensor(f"in.diffloss.{name}") for name in ("target", "mask", "t", "noise", "net_x")
     )
     head = golden.model.mar.diffloss
     embedded = head.net.cond_embed(z)
@@ -112,7 +115,7 @@ def with_own_range(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def single_steps(golden: Golden) -> Iterator[Line]:
     """Single ancestral steps from recorded states, at every index of the respaced chain."""
-    x, z, noise = (golden.tensor(f"in.pstep.{name}") for name in ("x", "z", "noise"))
+    x, z, noise = golden.tensor("in.pstep.x"), golden.given("in.pstep.z"), golden.tensor("in.pstep.noise")
     net = golden.model.mar.diffloss.net
     chain = tables(golden.model.config.head.sampling_steps, z.device)
     temperature = _temperature(golden.meaning("in.pstep.x"))

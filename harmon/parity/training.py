@@ -66,15 +66,14 @@ def _loss_and_gradients(golden: Golden, run: str, loss: LossSum, suffix: str = "
         prefix = f"out.{run}.grad."
         for name in golden.tensors:
             if name.startswith(prefix):
-                yield golden.line(name.removeprefix("out."), gradients[name.removeprefix(prefix)])
+                yield golden.line(name.removeprefix("out."), gradients[name.removeprefix(prefix)], "gradient_rel")
     norms: dict[str, float] = golden.scalars[f"{run}.grad_norms{suffix}"]
     got = {name: gradient.norm().item() for name, gradient in gradients.items()}
     errors = [
         relative_error(torch.tensor(got.get(name, math.nan)), torch.tensor(norms.get(name, 0.0)))
         for name in norms.keys() | got.keys()
     ]
-    tolerance = float(golden.manifest["tolerances"]["non_sampling_rel"])
-    yield Line(f"{run}.grad_norms{suffix}", _worst(errors), tolerance)
+    yield Line(f"{run}.grad_norms{suffix}", _worst(errors), golden.tolerance("gradient_rel"))
 
 
 def _worst(errors: Iterable[float]) -> float:

@@ -63,10 +63,16 @@ def save_checkpoint(
     return final
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints below `folder`, by step."""
+    found = (path for path in folder.glob("*") if re.fullmatch(r"\d{6,}", path.name))
+    return sorted(found, key=lambda path: int(path.name))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step below `folder`, or None."""
-    found = sorted(path for path in folder.glob("*") if re.fullmatch(r"\d{6,}", path.name))
-    return max(found, key=lambda path: int(path.name), default=None)
+    found = complete_checkpoints(folder)
+    return found[-1] if found else None
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -121,8 +127,7 @@ def load_weights(model: nn.Module, files: list[Path]) -> None:
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints and whatever unfinished attempts lie beside them."""
-    found = sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
-    for path in (*found[:-keep], *folder.glob(".writing-*")):
+    for path in (*complete_checkpoints(folder)[:-keep], *folder.glob(".writing-*")):
         shutil.rmtree(path)
 
 

@@ -6,29 +6,21 @@ whose key is set without any warm-up: a generator costs about 15 microseconds. D
 not made here: see `harmon.training.loop`.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harmon.model.config import TRAIN_STEPS
+from harmon.seeds import stream
 from harmon.training.stage import StageConfig, Task
 
 
 def keyed(*key: str | int, index: int = 0) -> np.random.Generator:
     """The generator of `key` and `index`: equal everywhere and always for an equal key."""
     return np.random.Generator(np.random.Philox(key=np.array([stream(*key), index], dtype=np.uint64)))
-
-
-@lru_cache(maxsize=4096)
-def stream(*key: str | int) -> int:
-    """64 bits that stand for `key`."""
-    text = "\n".join(f"{type(part).__name__}:{part}" for part in key)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,19 @@ def train_stage(job: TrainJob, launch: Launch | None = None, on_line: OnLine | N
 
         torch.set_num_threads(launch.threads)
         return train(job, key, on_line)
-    with local_ray(launch.workers * launch.threads), _followed(folder, on_line):
+    with ray_session(launch), _followed(folder, on_line):
         _fit(job, key, folder, launch)
     if not done(folder, key):
         raise HarmonError(f"Ray ended the training in {folder} before its last step; run it again to go on.")
     return folder
+
+
+def ray_session(launch: Launch) -> AbstractContextManager[None]:
+    """The Ray that stages under `launch` run on, kept over several of them; nothing where none is wanted.
+
+    Starting Ray takes some ten seconds, which is then paid once.
+    """
+    return local_ray(launch.workers * launch.threads) if launch.workers else nullcontext()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmon.model.harmon import Harmon
+from harmon.seeds import stream
 from harmon.text import ChatText
 from harmon.training.checkpoint import (
     MODEL,
@@ -29,7 +30,6 @@ from harmon.training.checkpoint import (
     save_checkpoint,
 )
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.draws import stream
 from harmon.training.job import DONE, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import FlatGradient, make_optimiser, rate_factor, set_rates, trained_parameters
@@ -199,7 +199,7 @@ def text_sensitivity(model: Harmon, batch: ImageBatch, dtype: torch.dtype, devic
     tokens_BNC, grid = model.to_tokens(batch.latents.to(device, dtype))
     everything_BN, nothing_B0 = batch.order.to(device), batch.order[:, :0].to(device)
     x_BSD, image_BSH = model.visual_features(tokens_BNC, grid, nothing_B0)
-    hidden_BSH, _ = model.read_after_text(batch.text_ids.to(device), batch.text_mask.to(device), image_BSH)
+    hidden_BSH = model.read_after_text(batch.text_ids.to(device), batch.text_mask.to(device), image_BSH)
     z_BNZ = model.mar.decode(model.inform(x_BSD, hidden_BSH), grid, nothing_B0, everything_BN.sort(1).values)
     model.train(training)
     return float((z_BNZ - z_BNZ.mean(0)).square().mean().sqrt() / z_BNZ.square().mean().sqrt())

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from pipelines.settings import Settings, parse, read_yaml
+from pipelines.settings import Settings, laid_over, parse, read_yaml
 
 Task = Literal["text", "image2text", "text2image"]
 Part = Literal["encoder", "decoder", "llm"]
@@ -140,7 +140,7 @@ def load_stage(name: str, overrides: Mapping[str, Any] | None = None) -> StageCo
         ConfigurationError: no such stage, or a key or value that a stage does not take.
     """
     values = read_yaml(STAGES_FOLDER / f"{name}.yaml")
-    return parse(StageConfig, _laid_over(values, overrides or {}), f"stage {name}")
+    return parse(StageConfig, laid_over(values, overrides or {}), f"stage {name}")
 
 
 def departures(stage: StageConfig, paper_stage: StageConfig) -> list[Departure]:
@@ -153,14 +153,6 @@ def departures(stage: StageConfig, paper_stage: StageConfig) -> list[Departure]:
         for key in here
         if here[key] != paper[key] and key not in ("stage", "seed")
     ]
-
-
-def _laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        merged[key] = _laid_over(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,25 @@ class Row:
     def picture(self) -> bytes:
         """The encoded picture."""
         return self.data if self.data is not None else jpeg(self.scene, self.size)
+
+
+TINY_CLIP = {
+    "embed_dim": 768,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def tiny_clip(folder: Path) -> Path:
+    """Weights, in `folder`, of the network that open_clip then knows as `tiny-stand-in`; as wide as ViT-L/14's."""
+    import open_clip
+    import torch
+
+    (folder / "tiny-stand-in.json").write_text(json.dumps(TINY_CLIP))
+    open_clip.add_model_config(folder / "tiny-stand-in.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-stand-in").state_dict(), folder / "weights.pt")
+    return folder / "weights.pt"
 
 
 @cache

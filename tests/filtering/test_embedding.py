@@ -1,7 +1,6 @@
 """Pictures go through open_clip's own preprocessing into embeddings of length 1; a tiny CLIP stands in for ViT-L/14."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,35 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from filtering.embedding import ARCHITECTURE, ClipEmbedder, embed_images
+from filtering.embedding import ARCHITECTURE, Clip, ClipEmbedder, embed_images
 from pipelines.errors import ConfigurationError
-from tests.filtering.pictured import Row, jpeg, write_rows
-
-TINY = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
-}
+from tests.filtering.pictured import TINY_CLIP, Row, jpeg, tiny_clip, write_rows
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import open_clip
-
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-stand-in.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(folder / "tiny-stand-in.json")
-    torch.manual_seed(0)
-    model = open_clip.create_model("tiny-stand-in")
-    torch.save(model.state_dict(), folder / "weights.pt")
-    return folder / "weights.pt"
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_embeddings_have_length_1_and_follow_open_clips_preprocessing(weights: Path) -> None:
     import open_clip
 
     pictures = [jpeg(index, (160, 90)) for index in range(3)]
-    found = ClipEmbedder(weights, "tiny-stand-in").embed(pictures)
+    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    found = ClipEmbedder(Clip(weights, "tiny-stand-in")).embed(opened)
     model, _, preprocess = open_clip.create_model_and_transforms("tiny-stand-in", pretrained=str(weights))
     batch = torch.stack([preprocess(Image.open(io.BytesIO(data))) for data in pictures])
     with torch.inference_mode():
@@ -48,20 +34,20 @@ def test_embeddings_have_length_1_and_follow_open_clips_preprocessing(weights: P
 
 def test_the_group_holds_half_precision_embeddings_of_rows_with_an_image(tmp_path: Path, weights: Path) -> None:
     dataset = write_rows(tmp_path / "scenes", [Row("a"), Row("text", text=True), Row("b", 2), Row("c", 3)], 2)
-    embedder = ClipEmbedder(weights, "tiny-stand-in")
-    commit = embed_images(dataset, embedder)
+    clip = Clip(weights, "tiny-stand-in")
+    commit = embed_images(dataset, clip)
     rows = dataset.whole_table("clip.tiny-stand-in-float32").to_pylist()
     assert [row["reason"] for row in rows] == [None, "no_image", None, None]
-    assert len(rows[0]["embedding"]) == TINY["embed_dim"]
-    assert embed_images(dataset, embedder) == commit
+    assert len(rows[0]["embedding"]) == TINY_CLIP["embed_dim"]
+    assert embed_images(dataset, clip) == commit
 
 
 def test_absent_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=ARCHITECTURE):
-        ClipEmbedder(tmp_path / "none.pt")
+        ClipEmbedder(Clip(tmp_path / "none.pt"))
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, weights: Path) -> None:
     torch.save({"visual.proj": torch.zeros(2, 2)}, tmp_path / "other.pt")
     with pytest.raises(ConfigurationError, match="does not hold the weights"):
-        ClipEmbedder(tmp_path / "other.pt", "tiny-stand-in")
+        ClipEmbedder(Clip(tmp_path / "other.pt", "tiny-stand-in"))

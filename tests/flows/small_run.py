@@ -1,7 +1,6 @@
 """The demo's recipe at the end-to-end test's size, run as a person would: `harmon run` in a process of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import uuid
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset import Dataset
+from pipelines.loopback import free_port
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "flows" / "recipes" / "demo.yaml"
@@ -50,10 +50,14 @@ class SmallRun:
     def run(self) -> Path:
         return self.folder / "run"
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What the recipe is set to."""
+        return (*SIZES, f"data={self.data}", f"runs={self.run}", f"web.port={self.port}")
+
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        settings = (*SIZES, f"data={self.data}", f"runs={self.run}", f"web.port={self.port}")
         command = [sys.executable, "-m", "flows.cli", "run", str(RECIPE), *arguments]
-        for setting in settings:
+        for setting in self.settings:
             command += ["--set", setting]
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {
@@ -95,12 +99,6 @@ def _marked(mark: str) -> Iterator[str]:
             continue
         if mark.encode() in environment and command:
             yield command
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

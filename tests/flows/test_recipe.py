@@ -7,9 +7,11 @@ from click.testing import CliRunner
 
 from flows.cli import main
 from flows.recipe import load_recipe
+from flows.work import report_of
 from pipelines.errors import ConfigurationError
 from pipelines.settings import Settings, parse, with_override
 
+LONG = Path(__file__).parents[2] / "flows" / "recipes" / "demo-long.yaml"
 RECIPE = Path(__file__).parents[2] / "flows" / "recipes" / "demo.yaml"
 
 
@@ -66,3 +68,21 @@ def test_the_command_line_exits_2_with_one_sentence_on_a_wrong_recipe(tmp_path: 
 def test_auditing_what_is_no_dataset_exits_3(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["audit", str(tmp_path / "absent")])
     assert result.exit_code == 3
+
+
+def test_a_recipe_is_laid_over_the_one_that_it_extends() -> None:
+    long, demo = load_recipe(LONG), load_recipe(RECIPE)
+    assert long.name == "demo-long" and long.web.scenes > demo.web.scenes
+    assert (long.web.port, long.recaption, long.sets) == (demo.web.port, demo.recaption, demo.sets)
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(ConfigurationError, match="extends itself"):
+        load_recipe(tmp_path / "a.yaml")
+
+
+def test_what_the_long_demo_departs_in_is_listed_in_its_report() -> None:
+    keys = {departure.key for departure in report_of(load_recipe(LONG)).departures}
+    assert {"stage1.steps", "stage2.learning_rate.llm", "stage3.px"} <= keys

@@ -8,12 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flows.recipe import load_recipe
+from flows.run import run_recipe
 from flows.work import work_of
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
+from pipelines.errors import ConfigurationError
 from pipelines.web import planted
+from tests.filtering.pictured import tiny_clip
 from tests.flows.small_run import DATASETS, RECIPE, SIZES, SmallRun
 
 KILLS = 10 if os.environ.get("HARMON_SOAK") else 3
@@ -94,6 +99,64 @@ def test_steps_before_from_must_be_done(small_run: SmallRun, tmp_path: Path) -> 
     other = SmallRun(tmp_path / "fresh", small_run.port)
     assert other.start("--from", "train").wait(timeout=120) == 2
     assert "before it is not done" in other.log()
+
+
+@pytest.mark.slow
+def test_a_step_of_the_run_folder_is_redone_alone_and_says_the_same(small_run: SmallRun) -> None:
+    scores = small_run.run / "evaluation" / "scores.json"
+    before, data = scores.read_bytes(), files_below(small_run.data)
+    written = scores.stat().st_mtime_ns
+    said = json.loads(small_run.finish("--redo", "evaluate", "--json").splitlines()[-1])
+    assert said["did"] == ["evaluate:demo"]
+    assert scores.stat().st_mtime_ns > written and scores.read_bytes() == before
+    assert files_below(small_run.data) == data
+
+
+@pytest.mark.slow
+def test_a_step_whose_result_stands_in_a_dataset_is_not_redone(small_run: SmallRun) -> None:
+    recipe = load_recipe(RECIPE, small_run.settings)
+    with pytest.raises(ConfigurationError, match="nothing is overwritten"):
+        run_recipe(recipe, redo="rewrite")
+    with pytest.raises(ConfigurationError, match="evaluate"):
+        run_recipe(recipe, redo="evaluat")
+
+
+@pytest.mark.slow
+def test_the_curve_has_every_kept_checkpoint_in_the_order_of_training(small_run: SmallRun, tmp_path: Path) -> None:
+    shutil.copytree(small_run.run, tmp_path / "run")
+    curve = "curve={held_out: 4, seen: 0, two: 4, asked: 0, sampling: {ar_steps: 2, diffusion_steps: '5'}}"
+    recipe = load_recipe(RECIPE, [*small_run.settings, f"runs={tmp_path / 'run'}", curve])
+    work = next(work for work in work_of(recipe) if work.step == "curve")
+    assert not work.is_done()
+    work.do(lambda _: None)
+    assert work.is_done()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "curve.jsonl").read_text().splitlines()]
+    stages = json.loads((tmp_path / "run" / "model" / "model.json").read_text())["stages"]
+    assert [line["label"] for line in lines] == [f"{s['folder']} {step}" for s in stages for step in (2, 4)]
+    minutes = [line["minutes"] for line in lines]
+    assert minutes == sorted(minutes) and minutes[-1] > 0
+    assert all(0 <= line[name] <= 1 for line in lines for name in ("colour", "shape", "two"))
+
+
+@pytest.mark.slow
+def test_the_aesthetic_score_is_a_step_where_weights_are_named(small_run: SmallRun, tmp_path: Path) -> None:
+    """A tiny CLIP and a drawn head stand in for ViT-L/14 and LAION's."""
+    shutil.copytree(small_run.data / "photographs", tmp_path / "data" / "photographs")
+    clip, head = tiny_clip(tmp_path), tmp_path / "head.safetensors"
+    save_file({"weight": torch.randn(1, 768), "bias": torch.zeros(1)}, head)
+    settings = [f"data={tmp_path / 'data'}", f"aesthetic={{clip: {clip}, head: {head}, architecture: tiny-stand-in}}"]
+    works = work_of(load_recipe(RECIPE, [*small_run.settings, *settings]))
+    assert [w.step for w in works if w.subject == "photographs"] == ["download", "clarity", "embed", "aesthetic"]
+    for work in works:
+        if work.subject == "photographs" and work.step in ("embed", "aesthetic"):
+            assert not work.is_done()
+            work.do(lambda _: None)
+            assert work.is_done()
+    dataset = Dataset(tmp_path / "data" / "photographs")
+    group = next(group for group in dataset.groups() if group.startswith("aesthetic.laion-v1-"))
+    rows = dataset.whole_table(group).to_pylist()
+    assert rows and all(row["status"] == "ok" and row["score"] is not None for row in rows)
+    assert audit(dataset, deep=True).sound
 
 
 @pytest.mark.slow

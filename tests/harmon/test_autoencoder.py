@@ -67,3 +67,12 @@ def test_a_saved_autoencoder_reads_back_equal_with_its_sizes(tmp_path: Path) -> 
 def test_sides_that_the_stride_does_not_divide_are_refused() -> None:
     with pytest.raises(HarmonError, match="multiples of 16"):
         small().encode(torch.zeros(1, 3, 40, 32))
+
+
+def test_an_image_of_one_latent_position_goes_there_and_back() -> None:
+    autoencoder = KlAutoencoder(KlConfig(base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), res_blocks=1)).eval()
+    with torch.no_grad():
+        latents = autoencoder.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
+        images = autoencoder.decode(latents)
+    assert latents.shape == (2, 16, 1, 1) and images.shape == (2, 3, 16, 16)
+    assert latents.isfinite().all() and images.isfinite().all()

@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from harmon.ask import answer_questions, ask_file
+from harmon.answering import AnswerConfig
+from harmon.ask import answer_questions
 from harmon.evaluation.run import PROMPTS, EvaluationConfig, evaluate_run, quick_scores
-from harmon.generate import SamplingConfig, draw_pictures, generate_file
+from harmon.generate import draw_pictures
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
-from harmon.trained import RunDescription, Trained, TrainedStage, describe_run, load_run
+from harmon.sampling_config import SamplingConfig
+from harmon.trained import RunDescription, Trained, TrainedStage, describe_run, load
 from pipelines.errors import ConfigurationError
 from pipelines.scenes import HELD_OUT_PAIRS, make_scene, render
 from tests.parts import need
@@ -52,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(run: Path) -> Trained:
-    return load_run(run)
+    return load(run)
 
 
 def test_the_last_stage_with_a_complete_checkpoint_is_loaded(trained: Trained) -> None:
@@ -63,12 +65,12 @@ def test_the_last_stage_with_a_complete_checkpoint_is_loaded(trained: Trained) -
 def test_a_moved_run_folder_still_loads(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     moved.symlink_to(run)
-    assert load_run(moved).step == 20
+    assert load(moved).step == 20
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="is no run folder"):
-        load_run(tmp_path)
+    with pytest.raises(ConfigurationError, match="is no checkpoint"):
+        load(tmp_path)
 
 
 def test_a_picture_depends_on_its_prompt_and_seed_alone(trained: Trained) -> None:
@@ -94,32 +96,10 @@ def test_sampling_defaults_are_the_papers_and_departures_name_the_rest() -> None
 def test_answers_do_not_depend_on_the_batch(trained: Trained) -> None:
     pictures = [Image.fromarray(render(make_scene(1, index))) for index in range(3)]
     questions = ["How many objects are there?", "What colour is the circle?", "Is there a red cross?"]
-    together = answer_questions(trained, pictures, questions, max_new_tokens=4)
-    assert together == answer_questions(trained, pictures, questions, max_new_tokens=4, batch=1)
+    short = AnswerConfig(max_new_tokens=4)
+    together = answer_questions(trained, pictures, questions, config=short)
+    assert together == answer_questions(trained, pictures, questions, config=short, batch=1)
     assert len(together) == 3
-
-
-def test_generate_writes_the_picture_and_ask_reads_it(run: Path, tmp_path: Path) -> None:
-    out = generate_file("a red circle", run, tmp_path / "new" / "red.png", QUICK, px=32)
-    assert Image.open(out).size == (32, 32)
-    assert isinstance(ask_file(out, "What colour is the circle?", run, max_new_tokens=3), str)
-
-
-@pytest.mark.parametrize(
-    ("name", "px", "message"), [("x.txt", None, "picture format"), ("x.png", 40, "multiple of 16")]
-)
-def test_generate_refuses_what_it_cannot_write(
-    run: Path, tmp_path: Path, name: str, px: int | None, message: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=message):
-        generate_file("a red circle", run, tmp_path / name, QUICK, px=px)
-
-
-def test_ask_refuses_what_is_no_picture(run: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.jpg"
-    page.write_text("<html>")
-    with pytest.raises(ConfigurationError, match="cannot be read as a picture"):
-        ask_file(page, "What is it?", run)
 
 
 def test_held_out_prompts_ask_for_pairs_that_no_training_text_names() -> None:

@@ -4,14 +4,8 @@ import torch
 from miniature import make_autoencoder, make_corpus
 from PIL import Image
 
-from harmon.latents import (
-    centre_crop,
-    latents_array,
-    latents_group,
-    load_autoencoder,
-    padded_square,
-    write_latents,
-)
+from harmon.latents import latents_array, latents_group, load_autoencoder, write_latents
+from harmon.pictures import centre_crop, padded_square
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError

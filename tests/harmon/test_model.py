@@ -137,7 +137,7 @@ def test_gathering_masked_rows_first_gives_the_loss_over_all_rows_times_the_mask
     mask = torch.zeros(3, grid.positions).scatter(1, batch["order"][:, :11], 1.0)
     visible = (mask == 0).nonzero()[:, 1].view(3, -1)
     x, image = model.visual_features(tokens, grid, visible)
-    hidden, _ = model.read_after_text(batch["text_ids"], batch["text_mask"], image)
+    hidden = model.read_after_text(batch["text_ids"], batch["text_mask"], image)
     z = model.mar.decode(model.inform(x, hidden), grid, visible)
     rows = model.mar.diffloss.loss_rows(z, tokens, batch["timesteps"], batch["noise"])
     torch.testing.assert_close(loss.total / loss.count, (rows * mask).sum() / (mask.sum() * len(rows)))

@@ -200,6 +200,16 @@ def test_recordings_of_other_sizes_are_replayed_too(recorded: Path, capsys: pyte
     assert parity.main([str(recorded)]) == 0, capsys.readouterr().out
 
 
+def test_recordings_are_replayed_with_half_precision_weights_within_looser_bounds(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a random model whose answers are near ties, all but the most likely tokens."""
+    parity.main([str(recorded), "--bf16"])
+    lines = capsys.readouterr().out.splitlines()
+    above = {line.split()[0] for line in lines if line.endswith("ABOVE")}
+    assert above <= {"answer.tokens"} and len(lines) > 60
+
+
 def test_different_outputs_and_outputs_that_nothing_replays_fail_by_name(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

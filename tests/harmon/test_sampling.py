@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -7,9 +8,11 @@ from hypothesis import strategies as st
 from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
 
+from harmon.answering import AnswerConfig, answer
+from harmon.model.diffusion import tables
 from harmon.model.harmon import Harmon
 from harmon.model.mar import Grid
-from harmon.sampling import PromptedImage, answer, generate, plan
+from harmon.sampling import PromptedImage, annealed, bucket, draw_tokens, generate, plan
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import ConfigurationError
 
@@ -114,7 +117,7 @@ def test_the_cached_prompt_gives_what_the_training_path_gives() -> None:
         prompted = PromptedImage(model, ids, mask, grid)
         for shown in (visible[:, :1], visible):  # twice: the first image must leave no trace in the cache
             x, image = model.visual_features(tokens, grid, shown)
-            hidden, _ = model.read_after_text(ids, mask, image.repeat(2, 1, 1))
+            hidden = model.read_after_text(ids, mask, image.repeat(2, 1, 1))
             torch.testing.assert_close(
                 prompted.encode(tokens, shown), model.inform(x.repeat(2, 1, 1), hidden), atol=1e-5, rtol=1e-4
             )
@@ -134,6 +137,126 @@ def test_prompts_steps_and_generators_that_do_not_fit_are_refused(rows: int, opt
     ids, mask = prompts([4] * rows)
     with pytest.raises(ConfigurationError):
         generate(odd_model(), ids, mask, (2, 2), **options)
+
+
+def test_shapes_padded_to_buckets_change_nothing() -> None:
+    model = odd_model()
+    ids, mask = prompts([6, 3, 5, 4])
+    options = {"steps": 4, "diffusion_steps": 5, "clip_x0": 3.0}
+    exact, padded = (
+        generate(model, ids, mask, (3, 7), generator=generators(1, 2), buckets=buckets, **options)
+        for buckets in (False, True)
+    )
+    torch.testing.assert_close(padded, exact, atol=1e-3, rtol=1e-3)  # a chain of 5 steps multiplies rounding
+    assert [bucket(count) for count in (0, 1, 8, 9, 16, 17, 256)] == [8, 8, 8, 16, 16, 32, 256]
+
+
+# -- approximations ------------------------------------------------------------------------------------------
+
+
+def test_annealed_diffusion_steps_fall_on_a_line_to_the_last() -> None:
+    assert [annealed("50", 5, step, 4) for step in range(4)] == ["50", "35", "20", "5"]
+    assert annealed("50", 5, 0, 1) == "50"
+    assert annealed("10,5", None, 3, 4) == "10,5"
+
+
+class CountedDraws:
+    """One image's draws; keeps how many diffusion steps each AR step asks noise for."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.steps: list[int] = []
+
+    def orders(self, images: int, positions: int) -> Tensor:
+        return torch.randperm(positions, generator=self.generator).unsqueeze(0)
+
+    def noise(self, steps: int, images: int, predicted: int, channels: int) -> Tensor:
+        self.steps.append(steps)
+        return torch.randn(steps, images, predicted, channels, generator=self.generator)
+
+
+def drawn(**options: Any) -> tuple[Tensor, list[int]]:
+    ids, mask = prompts([6, 3])
+    draws = CountedDraws()
+    options = {"steps": 4, "diffusion_steps": 6, "clip_x0": 3.0} | options
+    return generate(odd_model(), ids, mask, (3, 4), draws=draws, **options), draws.steps
+
+
+def test_annealing_asks_fewer_and_fewer_diffusion_steps() -> None:
+    assert drawn()[1] == [6, 6, 6, 6]
+    assert drawn(diffusion_steps_last=3)[1] == [6, 5, 4, 3]
+    with pytest.raises(ConfigurationError, match="annealed"):
+        drawn(diffusion_steps="4,2", diffusion_steps_last=1)
+
+
+def test_guidance_outside_its_interval_is_none_and_within_the_whole_it_is_everywhere() -> None:
+    assert torch.equal(drawn(cfg_interval=(0.0, 1.0))[0], drawn()[0])
+    ids, mask = prompts([6, 3])
+    options = {"steps": 4, "diffusion_steps": 6, "clip_x0": 3.0}
+    plain = generate(odd_model(), ids[:1], mask[:1], (3, 4), cfg=1.0, draws=CountedDraws(), **options)
+    torch.testing.assert_close(drawn(cfg_interval=(0.0, 0.0))[0], plain, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(drawn(cfg_interval=(0.5, 1.0))[0], plain, atol=1e-2)
+
+
+def test_a_kept_unconditional_half_is_exact_while_it_is_fresh_and_close_afterwards() -> None:
+    exact = drawn()[0]
+    together = drawn(cfg_every=4)[0]
+    order = CountedDraws().orders(1, 12)[0]
+    first = plan(12, 4, 3.0, "constant")[0]
+    early = order[first.masked_next : first.masked]
+    torch.testing.assert_close(together.flatten(2)[..., early], exact.flatten(2)[..., early], atol=1e-4, rtol=1e-4)
+    assert 0 < (together - exact).abs().mean() < 0.5 * exact.abs().mean()
+
+
+class PerfectHead:
+    """Stands for the diffusion head: epsilon of data N(1.5, 0.5^2), which is known in closed form."""
+
+    mean, deviation = 1.5, 0.5
+
+    def __init__(self, respacing: str) -> None:
+        self.net, self.chain = self, tables(respacing, torch.device("cpu"))
+
+    def cond_embed(self, z: Tensor) -> Tensor:
+        return z
+
+    def time_embed(self, timesteps: Tensor) -> Tensor:
+        return torch.arange(len(timesteps)).float().unsqueeze(-1)  # hands on the index in the chain
+
+    def predict(self, noisy: Tensor, condition: Tensor) -> Tensor:
+        here = self.chain.at(int(condition.flatten()[0]))
+        alpha, sigma = here.sqrt_alphas_cumprod, here.sqrt_one_minus_alphas_cumprod
+        gain = alpha * self.deviation**2 / (alpha**2 * self.deviation**2 + sigma**2)
+        clean = self.mean + gain * (noisy - alpha * self.mean)
+        epsilon = (noisy - alpha * clean) / sigma
+        return torch.cat([epsilon, torch.zeros_like(epsilon)], -1).unsqueeze(0)
+
+
+@pytest.mark.parametrize(("steps", "tolerance"), [(10, 0.04), (20, 0.03), (50, 0.02)])
+def test_the_solver_draws_the_distribution_that_a_perfect_head_describes(steps: int, tolerance: float) -> None:
+    noise = torch.randn(steps, 1, 20000, 1, generator=torch.Generator().manual_seed(0))
+    head: Any = PerfectHead(str(steps))
+    tokens = draw_tokens(head, torch.zeros(1, 20000, 1), noise, 1.0, str(steps), sampler="dpm++")
+    assert tokens.mean().item() == pytest.approx(PerfectHead.mean, abs=0.02)
+    assert tokens.std().item() == pytest.approx(PerfectHead.deviation, abs=tolerance)
+
+
+def test_the_solver_draws_with_the_head_within_the_bound_on_clean_tokens() -> None:
+    latents, steps = drawn(sampler="dpm++")
+    assert steps == [6, 6, 6, 6] and latents.abs().max() <= 3.0
+    assert not torch.allclose(latents, drawn()[0], atol=1e-2)
+
+
+def test_every_step_shows_what_is_drawn_so_far() -> None:
+    ids, mask = prompts([6, 3])
+    shown: list[tuple[int, Tensor]] = []
+    final = generate(
+        odd_model(), ids, mask, (2, 2), steps=6, diffusion_steps=3, clip_x0=3.0, generator=generators(1),
+        on_step=lambda done, latents: shown.append((done, latents.clone())),
+    )  # fmt: skip
+    assert [done for done, _ in shown] == [1, 2, 3, 4, 5, 6]
+    counts = [int((latents != 0).all(1).sum()) for _, latents in shown]
+    assert counts == sorted(counts) and counts[-1] == 4 and counts[0] < 4
+    assert torch.equal(shown[-1][1], final)
 
 
 # -- answers -------------------------------------------------------------------------------------------------
@@ -165,7 +288,7 @@ def test_padded_batches_answer_as_each_prompt_alone(side: str) -> None:
     ids = torch.cat([torch.nn.functional.pad(row, pad, value=7) for row, pad in zip(rows, padding)])
     mask = torch.cat([torch.nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, padding)])
     expected = [uncached_answer(model, latents[i : i + 1], row, 6) for i, row in enumerate(rows)]
-    assert answer(model, latents, ids, mask, max_new_tokens=6, eos_ids=()) == expected
+    assert answer(model, latents, ids, mask, AnswerConfig(max_new_tokens=6), eos_ids=()) == expected
 
 
 @torch.no_grad()
@@ -174,6 +297,6 @@ def test_an_answer_ends_before_its_first_end_token() -> None:
     ids = torch.randint(VOCABULARY, (1, 5), generator=torch.Generator().manual_seed(9))
     whole = uncached_answer(model, None, ids, 8)
     end = whole[3]
-    [short] = answer(model, None, ids, max_new_tokens=8, eos_ids={end})
+    [short] = answer(model, None, ids, config=AnswerConfig(max_new_tokens=8), eos_ids={end})
     assert short == whole[: whole.index(end)]
-    assert answer(model, None, ids, max_new_tokens=0) == [[]]
+    assert answer(model, None, ids, config=AnswerConfig(max_new_tokens=0)) == [[]]

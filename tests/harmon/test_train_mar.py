@@ -1,7 +1,5 @@
 """The tiny MAR: what pretraining shows it, and that the committed weights are what they are said to be."""
 
-import math
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -40,11 +38,16 @@ def test_a_pair_has_the_sum_of_its_colours_and_its_shapes_vectors() -> None:
         torch.testing.assert_close(vectors(*counts)[row], expected)
 
 
-def test_the_mask_ratio_stays_in_its_bounds_and_has_mars_mean() -> None:
-    ratios = [train_mar.mask_ratio((i + 0.5) / 1000) for i in range(1000)]
-    assert min(ratios) >= 0.7
-    assert max(ratios) <= 1.0
-    assert math.isclose(sum(ratios) / 1000, 0.867, abs_tol=1e-3)
+def test_positions_start_more_alike_the_nearer_they_are(config: HarmonConfig) -> None:
+    mar = Mar(config.mar, config.head)
+    buffers = mar.encoder_pos_embed_learned[:, : config.mar.buffer_size].detach().clone()
+    train_mar.start_as_waves(mar, 4)
+    table = mar.encoder_pos_embed_learned[0, config.mar.buffer_size :].detach()
+    apart = torch.cdist(table, table)
+    corner, beside, below, far = 0, 1, 4, 15
+    assert apart[corner, beside] == pytest.approx(float(apart[corner, below]))
+    assert 0 < apart[corner, beside] < apart[corner, far]
+    assert torch.equal(mar.encoder_pos_embed_learned[:, : config.mar.buffer_size], buffers)
 
 
 def test_the_fake_latent_as_class_gives_the_encoder_harmon_uses(config: HarmonConfig) -> None:

@@ -1,22 +1,23 @@
-"""A small dataset with every kind of file, written through the real steps; as a script, the victim of kills.
-
-`python small_datasets.py ROOT [N]` writes it at ROOT; with N, it kills itself at its Nth fsync or link.
-"""
+"""A small dataset with every kind of file, written through the real steps; as a script, the victim of kills."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipelines import s3
 from pipelines.canonical import sample_key
 from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
 from pipelines.steps import Reads, Step, StepRun
 
 SHARDS = 4
@@ -97,7 +98,7 @@ def write_scores(dataset: Dataset) -> None:
     run.commit()
 
 
-def write_all(root: Path) -> Dataset:
+def write_all(root: str | Path) -> Dataset:
     """Both steps; what is committed already is left alone."""
     dataset = Dataset(root)
     write_images(dataset)
@@ -105,17 +106,37 @@ def write_all(root: Path) -> Dataset:
     return dataset
 
 
+def column_step(dataset: Dataset, name: str) -> Step:
+    return Step(name, 1, {}, (Reads(dataset, ("source",)),))
+
+
+def write_column(dataset: Dataset, name: str, group: str | None = None) -> StepRun:
+    """Every shard of a column step, not yet committed."""
+    run = StepRun(dataset, column_step(dataset, name))
+    for shard in run.pending(dataset.shard_numbers):
+        keys = dataset.table("source", shard, ["key"])
+        out = run.shard(shard)
+        out.columns(group or name, keys.append_column("x", pa.array(range(keys.num_rows))))
+        out.finish(rows_in=keys.num_rows)
+    return run
+
+
+# As a script
+
+
 def _die_at(count: int) -> None:
-    """Kill this process at its `count`-th fsync or link: half of the time just before, half just after."""
+    """Kill this process at its `count`-th fsync, link or S3 request: half of the time just before, half just after."""
+    from botocore.client import BaseClient
+
     calls = 0
 
     def deadly(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == count and count % 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = real(*arguments)
+            result = real(*arguments, **named)
             if calls == count:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
@@ -123,10 +144,42 @@ def _die_at(count: int) -> None:
         return call
 
     os.fsync, os.link = deadly(os.fsync), deadly(os.link)
+    BaseClient._make_api_call = deadly(BaseClient._make_api_call)
+
+
+def _obey(order: dict[str, Any]) -> None:
+    if at := order.get("die_at"):
+        _die_at(at)
+    if name := order.get("commit"):  # receipts stand; begin at the same moment as another
+        dataset = Dataset(order["root"])
+        run = StepRun(dataset, column_step(dataset, name))
+        time.sleep(max(0.0, order["moment"] - time.time()))
+        run.commit()
+    else:
+        write_all(order["root"])
+
+
+def _serve() -> None:
+    """For each line of orders, a fork that obeys it: its pid, then when asked its exit status, on stdout."""
+    if "AWS_ENDPOINT_URL" in os.environ:  # forks inherit an S3 client that has no connection yet: making one is slow
+        client = s3._client(os.getpid(), "")
+        s3._client = lambda *_: client
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _obey(json.loads(line))
+            except HarmonError as problem:
+                print(f"refused: {problem}", file=sys.stderr, flush=True)
+                os._exit(3)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        print(pid, flush=True)
+        sys.stdin.readline()  # until it is asked for, the dead keep their pid
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    print("ready", flush=True)
-    if len(sys.argv) > 2:
-        _die_at(int(sys.argv[2]))
-    write_all(Path(sys.argv[1]))
+    _serve()

@@ -1,5 +1,6 @@
 """Audit: a sound dataset is sound, every kind of damage is named, leftovers are told from foreign files."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,13 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from small_datasets import ROWS, SHARDS, download_step, source_row, write_all, write_images, write_scores
 
+from pipelines import audit_keys
 from pipelines.audit import audit
+from pipelines.audit_keys import UniqueKeys
+from pipelines.audit_pictures import is_chosen
 from pipelines.canonical import canonical_json, keys_sha256, sample_key, sha256_hex
 from pipelines.columns import SOURCE_SCHEMA, read_columns, write_columns
 from pipelines.dataset import Dataset
-from pipelines.errors import HarmonError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.findings import HARMLESS, UNSOUND
 from pipelines.forget import forget
 from pipelines.manifest import manifest_path, step_path
@@ -288,7 +295,8 @@ def test_deep_audit_names_the_damage(toys: Dataset, damage: Callable[[Dataset], 
 
 
 def test_every_unsound_kind_is_tested() -> None:
-    assert {kind for _, kind in (*SHALLOW.values(), *DEEP.values())} | {"key_duplicated"} == set(UNSOUND)
+    own_tests = {"key_duplicated", "image_damaged"}
+    assert {kind for _, kind in (*SHALLOW.values(), *DEEP.values())} | own_tests == set(UNSOUND)
     assert not set(UNSOUND) & set(HARMLESS)
 
 
@@ -317,6 +325,77 @@ def test_a_key_in_two_shards_is_found(tmp_path: Path) -> None:
     assert finding.kind == "key_duplicated"
     assert sample_key("toys", "0-1") in finding.detail
     assert "shard 0 and again in shard 1" in finding.detail
+
+
+def test_a_chosen_share_of_the_images_is_decoded(tmp_path: Path) -> None:
+    dataset = write_pictures(tmp_path / "toys", ["good", "cut", "other size", "other type"])
+    assert audit(dataset, deep=True).sound
+    report = audit(dataset, deep=True, decode=1.0)
+    details = "\n".join(finding.detail for finding in report.findings)
+    assert report.counts == {"image_damaged": 3}
+    assert "it does not decode" in details
+    assert "it is 9 x 8, its row says 9 x 9" in details
+    assert "it holds PNG" in details
+    keys = [f"{number:032x}" for number in range(0, 2**32, 2**32 // 1000)]
+    chosen = [key for key in keys if is_chosen(key, 0.25)]
+    assert len(chosen) == pytest.approx(250, abs=1)
+    assert not any(is_chosen(key, 0.0) for key in keys)
+    assert all(is_chosen(key, 1.0) for key in keys)
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ConfigurationError, match="share 0 to 1"):
+            audit(dataset, deep=True, decode=wrong)
+    with pytest.raises(ConfigurationError, match="add --deep"):
+        audit(dataset, decode=0.5)
+
+
+def write_pictures(root: Path, kinds: list[str]) -> Dataset:
+    """One shard of pictures of 9 x 9 pixels, some of them not what their rows say."""
+    run = StepRun(Dataset(root), download_step())
+    out = run.shard(0)
+    rows = []
+    for number, kind in enumerate(kinds):
+        stream = io.BytesIO()
+        size = (9, 8) if kind == "other size" else (9, 9)
+        Image.new("RGB", size, (number, 0, 0)).save(stream, "PNG" if kind == "other type" else "JPEG")
+        data = stream.getvalue()[: -200 if kind == "cut" else None]
+        row = source_row(0, number) | {"task": "text2image", "width": 9, "height": 9}
+        out.images().add(row["key"], data, "jpg", {})
+        rows.append(row)
+    out.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
+    out.finish(rows_in=len(rows))
+    run.commit({"toys": {"licence": "CC0-1.0"}})
+    return run.dataset
+
+
+def test_keys_are_proven_unique_in_parts_that_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_keys, "PART", 100)
+    monkeypatch.setattr(audit_keys, "IN_MEMORY", 1 << 10)
+    draw = np.random.default_rng(0)
+    keys = draw.integers(0, 2**63, (1000, 2), dtype=np.uint64) * np.uint64(2)
+    keys[500, 0] = keys[2, 0]  # equal in the first half alone: no duplicate
+    unique = UniqueKeys(1000)
+    assert unique._bits == 4
+    for start in range(0, 1000, 70):
+        unique.add(keys[start : start + 70])
+    unique.add(keys[[3, 777, 3]])
+    assert sorted(unique.duplicates()) == sorted(f"{int(a):016x}{int(b):016x}" for a, b in keys[[3, 777]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(keys=st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), max_size=9), cut=st.integers(0, 9))
+def test_a_column_of_keys_is_hashed_and_packed_as_its_strings_are(keys: list[str], cut: int) -> None:
+    column = pa.chunked_array([keys[:cut], keys[cut:]], pa.string())
+    assert audit_keys.column_sha256(column) == keys_sha256(keys)
+    assert [f"{int(a):016x}{int(b):016x}" for a, b in audit_keys.words(column)] == keys
+    assert audit_keys.column_sha256(column.slice(1)) == keys_sha256(keys[1:])
+
+
+@pytest.mark.parametrize("wrong", ["", "0" * 31, "0" * 33, "G" * 32, "A" * 32, "é" * 16])
+def test_what_is_no_key_is_named(wrong: str) -> None:
+    column = pa.chunked_array([["0" * 32, wrong]])
+    assert audit_keys.column_sha256(column) == keys_sha256(["0" * 32, wrong])
+    with pytest.raises(HarmonError, match="is not a key"):
+        audit_keys.words(column)
 
 
 def test_leftovers_are_harmless(toys: Dataset) -> None:

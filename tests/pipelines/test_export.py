@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines.errors import HarmonError
 from pipelines.forget import forget
 from pipelines.openlineage import openlineage
 from pipelines.request import Request
+from tests.parts import need
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,9 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_mlcroissant_accepts_the_description_and_reads_every_record(toys: Dataset, tmp_path: Path) -> None:
-    mlcroissant = pytest.importorskip("mlcroissant")
+    need(bool(find_spec("mlcroissant")), "mlcroissant is not installed; run `make env`")
+    import mlcroissant
+
     file = toys.root / "croissant.json"
     file.write_text(json.dumps(croissant(toys)))
     try:
@@ -53,8 +57,8 @@ def test_a_croissant_lists_every_file_of_the_newest_commit_and_invents_nothing(t
 
 def test_openlineage_reads_every_event(toys: Dataset) -> None:
     """The classes are generated from the specification; they refuse wrong ids, times and unknown fields."""
-    event_v2 = pytest.importorskip("openlineage.client.event_v2")
-    from openlineage.client import facet_v2
+    need(bool(find_spec("openlineage")), "openlineage-python is not installed; run `make env`")
+    from openlineage.client import event_v2, facet_v2
 
     events = openlineage(toys)
     assert [event["eventType"] for event in events] == ["START", "COMPLETE"] * 3

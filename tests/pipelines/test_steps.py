@@ -1,6 +1,5 @@
 """Steps: keys name the work, receipts resume it, rows are conserved, and one commit states it."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from small_datasets import ROWS, SHARDS, download_step, score_step, source_row, write_all, write_images
+from small_datasets import (
+    ROWS,
+    SHARDS,
+    download_step,
+    score_step,
+    source_row,
+    write_all,
+    write_column,
+    write_images,
+)
 
 from pipelines.canonical import sha256_hex
 from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
@@ -21,8 +29,6 @@ from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.manifest import manifest_path
 from pipelines.steps import Progress, Reads, ShardOutput, Step, StepRun
 from pipelines.workspace import Journal, Workspace
-
-RACES = 200 if os.environ.get("HARMON_SOAK") else 3  # rounds of two or three processes' worth of commits at once
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +60,6 @@ def rows(*numbers: int, task: str = "text") -> pa.Table:
 
 def column(dataset: Dataset, shard: int, name: str = "x") -> pa.Table:
     return dataset.table("source", shard, ["key"]).append_column(name, pa.array(range(dataset.rows(shard))))
-
-
-def write_column(dataset: Dataset, name: str, group: str | None = None) -> StepRun:
-    run = StepRun(dataset, Step(name, 1, {}, (Reads(dataset, ("source",)),)))
-    for shard in run.pending(dataset.shard_numbers):
-        out = run.shard(shard)
-        out.columns(group or name, column(dataset, shard))
-        out.finish(rows_in=dataset.rows(shard))
-    return run
 
 
 def test_dataset_reads_back_what_the_steps_wrote(toys: Dataset) -> None:
@@ -238,25 +235,6 @@ def test_shards_of_one_group_share_a_schema(tmp_path: Path) -> None:
         out.finish(rows_in=1)
     with pytest.raises(HarmonError, match="one schema"):
         run.commit()
-
-
-@pytest.mark.parametrize("attempt", range(RACES))
-def test_racing_commits_of_different_steps_both_stand(images: Dataset, attempt: int) -> None:
-    dataset = images
-    runs = [write_column(Dataset(dataset.root), name) for name in ("first", "second", "third")]
-    assert race([run.commit for run in runs]) == [None] * 3
-    assert [commit.number for commit in dataset.commits()] == [0, 1, 2, 3]
-    assert set(dataset.groups()) >= {"first", "second", "third"}
-
-
-@pytest.mark.parametrize("attempt", range(RACES))
-def test_of_racing_commits_of_one_group_one_wins_and_the_rest_say_why(images: Dataset, attempt: int) -> None:
-    dataset = images
-    runs = [write_column(Dataset(dataset.root), name, group="same") for name in ("first", "second")]
-    outcomes = race([run.commit for run in runs])
-    assert sorted(outcome is None for outcome in outcomes) == [False, True]
-    assert "nothing is ever rewritten" in str(next(outcome for outcome in outcomes if outcome))
-    assert len(dataset.commits()) == 2
 
 
 def test_racing_commits_of_the_same_step_make_one_commit(images: Dataset) -> None:

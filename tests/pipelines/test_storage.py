@@ -8,18 +8,19 @@ import pytest
 
 from pipelines.canonical import sha256_hex
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.storage import OtherBytes, Store, StoredFile, is_temporary
+from pipelines.location import S3Url, location
+from pipelines.storage import LocalStore, OtherBytes, StoredFile, is_temporary, open_store
 
 
 def test_put_creates_the_file_and_says_what_it_holds(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new" / "root")
+    store = LocalStore(tmp_path / "new" / "root")
     assert store.put("a/b.bin", b"hello") == StoredFile("a/b.bin", 5, sha256_hex(b"hello"))
     assert store.read("a/b.bin") == b"hello"
     assert store.list() == ["a/b.bin"]
 
 
 def test_put_copies_a_file_and_take_moves_it(tmp_path: Path) -> None:
-    store = Store(tmp_path / "root")
+    store = LocalStore(tmp_path / "root")
     file = tmp_path / "file"
     file.write_bytes(b"x" * 3_000_000)
     stored = store.put("copied", file)
@@ -29,7 +30,7 @@ def test_put_copies_a_file_and_take_moves_it(tmp_path: Path) -> None:
 
 
 def test_equal_bytes_are_adopted_and_other_bytes_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     first = store.put("a", b"one")
     assert store.put("a", b"one") == first
     with pytest.raises(OtherBytes, match="never overwritten"):
@@ -39,7 +40,7 @@ def test_equal_bytes_are_adopted_and_other_bytes_refused(tmp_path: Path) -> None
 
 
 def test_taking_onto_other_bytes_keeps_both_files(tmp_path: Path) -> None:
-    store = Store(tmp_path / "root")
+    store = LocalStore(tmp_path / "root")
     store.put("a", b"one")
     file = tmp_path / "file"
     file.write_bytes(b"two")
@@ -56,7 +57,7 @@ def test_of_racing_writers_exactly_one_wins(tmp_path: Path) -> None:
         content = bytes([number])
         barrier.wait()
         try:
-            Store(tmp_path).put("a", content)
+            LocalStore(tmp_path).put("a", content)
             outcomes.append(content)
         except OtherBytes:
             outcomes.append(None)
@@ -67,27 +68,44 @@ def test_of_racing_writers_exactly_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     winners = [outcome for outcome in outcomes if outcome is not None]
-    assert winners == [Store(tmp_path).read("a")]
-    assert Store(tmp_path).list() == ["a"]
+    assert winners == [LocalStore(tmp_path).read("a")]
+    assert LocalStore(tmp_path).list() == ["a"]
 
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "../a", "a/../b", "a//b", "./a", "a\\b", "a\0b", "a/"])
 def test_paths_that_could_leave_the_root_are_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(HarmonError, match="no path inside"):
-        Store(tmp_path).put(path, b"")
+        LocalStore(tmp_path).put(path, b"")
 
 
-@pytest.mark.parametrize("root", ["s3://bucket/name", "gs://bucket", Path("s3://bucket"), Path("/out", "s3://bucket")])
-def test_a_root_in_an_object_store_is_refused(root: str | Path) -> None:
-    with pytest.raises(ConfigurationError, match="not supported yet; name a"):
-        Store(root)
+@pytest.mark.parametrize("root", ["gs://bucket", Path("gs://bucket"), Path("/out", "s3://bucket"), "file:///tmp"])
+def test_a_root_of_another_scheme_is_refused(root: str | Path) -> None:
+    with pytest.raises(ConfigurationError, match="name a local folder or s3://bucket/prefix"):
+        open_store(root)
+
+
+@pytest.mark.parametrize("root", ["s3://x/y", "s3://bucket/../other", "s3://bucket/a//b", "s3://Bucket/a", "s3://"])
+def test_a_place_that_s3_cannot_have_is_refused(root: str) -> None:
+    with pytest.raises(ConfigurationError):
+        open_store(root)
+
+
+def test_a_url_that_went_through_path_is_still_the_url() -> None:
+    url = location(Path("s3://bucket/some/name"))
+    assert url == S3Url("bucket", "some/name") == location("s3://bucket/some/name/")
+    assert (str(url), url.name, str(url.parent), str(url / "x")) == (
+        "s3://bucket/some/name",
+        "name",
+        "s3://bucket/some",
+        "s3://bucket/some/name/x",
+    )
 
 
 def test_a_failed_put_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    store = Store(tmp_path)
+    store = LocalStore(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(HarmonError, match="No space left"):
         store.put("a", b"one")
@@ -96,12 +114,12 @@ def test_a_failed_put_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_reading_what_is_absent_says_so(tmp_path: Path) -> None:
     with pytest.raises(HarmonError, match="No such file"):
-        Store(tmp_path).read("a")
+        LocalStore(tmp_path).read("a")
 
 
 def test_links_are_listed_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("/etc")
-    assert Store(tmp_path).list() == ["out"]
+    assert LocalStore(tmp_path).list() == ["out"]
 
 
 def test_temporary_names_are_recognised() -> None:

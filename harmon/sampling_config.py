@@ -1,0 +1,61 @@
+"""How pictures are drawn: the paper's settings, and the approximations that trade exactness for time."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from harmon.sampling import CfgSchedule, Sampler
+from harmon.training.stage import Departure
+from pipelines.settings import Settings
+
+
+class SamplingConfig(Settings):
+    """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults).
+
+    The last four fields are approximations, off by default; docs/sampling.md has what each costs and saves.
+    """
+
+    ar_steps: int = Field(default=64, gt=0)
+    """K: iterations in which the tokens of a picture are drawn."""
+    cfg: float = Field(default=3.0, ge=1)
+    """Classifier-free guidance; 1 is none."""
+    cfg_schedule: CfgSchedule = "constant"
+    """`linear` raises the guidance from 1 with the share of tokens drawn."""
+    diffusion_steps: str = Field(default="100", pattern=r"^\d+(,\d+)*$")
+    """T: steps of the diffusion head for each token."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Factor on the noise of every diffusion step."""
+    clip_x0: float | None = Field(default=None, gt=0)
+    """Bound on the predicted clean token at every diffusion step. The paper has none; models of a few million
+    parameters need one, because the first of few steps multiplies their errors by hundreds."""
+    diffusion_steps_last: int | None = Field(default=None, gt=0)
+    """Diffusion steps of the last AR step, `diffusion_steps` being those of the first and the others lying on a
+    line between (DiSA, arXiv 2505.20297; published: 50 to 5). None: the same in every AR step."""
+    sampler: Sampler = "ddpm"
+    """`dpm++` solves the diffusion with SDE-DPM-Solver++(2M) (arXiv 2211.01095), for few diffusion steps. It
+    does without the learned variance."""
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    """Share of the AR steps from which, and until which, there is guidance; outside, the unconditional half is
+    not computed (after arXiv 2404.07724, which bounds guidance to an interval of noise levels)."""
+    cfg_every: int = Field(default=1, gt=0)
+    """AR steps from one computation of the unconditional half to the next; between them each position keeps its
+    difference from the conditional half (the condition cache of LazyMAR, arXiv 2503.12450)."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "SamplingConfig":
+        low, high = self.cfg_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"cfg_interval ({low}, {high}) is no interval within 0 and 1")
+        if self.diffusion_steps_last and not self.diffusion_steps.isdigit():
+            raise ValueError(f"diffusion_steps_last needs a single number of steps, not {self.diffusion_steps!r}")
+        return self
+
+    def departures(self) -> list[Departure]:
+        """What differs from the paper's sampling."""
+        paper, here = SamplingConfig().model_dump(), self.model_dump()
+        return [Departure(f"sampling.{key}", paper[key], here[key]) for key in here if here[key] != paper[key]]
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `harmon.sampling.generate`."""
+        values = self.model_dump()
+        return {"steps": values.pop("ar_steps"), **values}
