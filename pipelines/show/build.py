@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.charts import Passage, funnel, histogram
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.manifest import IMAGES, REJECTS, SOURCE, Commit
+from pipelines.manifest import FORGET, IMAGES, REJECTS, SOURCE, Commit
 from pipelines.page import (
     Headline,
     Markup,
@@ -187,6 +187,9 @@ def _commit_row(commit: Commit) -> Sequence[object]:
 
 
 def _configuration(commit: Commit) -> list[tuple[str, object]]:
+    """Name and value of each setting; tombstones are told by their number alone."""
+    if commit.step == FORGET:
+        return [(name, f"{len(value):,}, named in the manifest") for name, value in commit.configuration.items()]
     return [(name, code(_short(value))) for name, value in commit.configuration.items()] or [("none", "")]
 
 

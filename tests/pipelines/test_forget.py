@@ -20,7 +20,8 @@ from pipelines.drafts import Overtaken
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.forget import forget, forget_everywhere, relatives
 from pipelines.forget_report import run_forget
-from pipelines.manifest import SOURCE
+from pipelines.manifest import SOURCE, Receipt, receipt_path
+from pipelines.repair import apply_repair, plan_repair
 from pipelines.request import Request, read_request, read_requests
 from pipelines.steps import Reads, Step, StepRun
 from pipelines.tombstones import standing, tombstones, tombstones_beside, url_sha256
@@ -269,3 +270,57 @@ def test_download_of_images_only_is_untouched_without_tombstones(tmp_path: Path)
     dataset = Dataset(tmp_path / "alone")
     write_images(dataset, 1)
     assert tombstones_beside(dataset) == tombstones(dataset) == tombstones(Dataset(tmp_path / "none"))
+
+
+def test_repair_deletes_what_a_killed_forgetting_left_and_plans_no_rerun_of_it(toys: Dataset) -> None:
+    old = toys.entry("images", 1)
+    assert old is not None
+    data = toys.store.read(old.path)
+    forget(toys, ONE)
+    toys.store.put(old.path, data)
+    new = toys.entry("score.length", 1)
+    kept = toys.entry("score.length", 2)
+    assert new is not None and kept is not None
+    for entry in (new, kept):
+        toys.store.local(entry.path).write_bytes(b"damaged")
+    report = audit(toys)
+    assert report.counts == {"forgotten_file": 1, "size_differs": 2}
+    mends = {mend.path: mend for mend in plan_repair(toys, report)}
+    assert {path: mend.action for path, mend in mends.items()} == {
+        old.path: "delete",
+        new.path: "restore",  # the rows that it was made from are gone
+        kept.path: "restore",  # its step would have another key now
+    }
+    assert list(apply_repair([mends[old.path]])) == [(mends[old.path], None)]
+    assert audit(toys).counts == {"size_differs": 2}
+
+
+def test_a_receipt_that_is_lost_is_made_anew_for_a_forgetting_too(toys: Dataset) -> None:
+    (commit,) = forget(toys, ONE)
+    path = receipt_path(commit.step_key, 1)
+    files = Receipt.from_bytes(toys.store.read(path), path).files
+    toys.store.remove(path)
+    report = audit(toys)
+    assert report.counts == {"receipt_missing": 1}
+    assert [problem for _, problem in apply_repair(plan_repair(toys, report))] == [None]
+    assert Receipt.from_bytes(toys.store.read(path), path).files == files
+    assert audit(toys, deep=True).findings == ()
+
+
+def test_a_step_stays_done_without_the_receipt_of_a_shard_that_was_written_anew(toys: Dataset) -> None:
+    forget(toys, ONE)
+    first = toys.commit(0)
+    toys.store.remove(receipt_path(first.step_key, 1))  # shard 1 is another commit's now
+    step = Step(first.step, first.version, first.configuration)
+    assert (done := StepRun(toys, step).committed) is not None
+    assert done.number == 0
+    toys.store.remove(receipt_path(first.step_key, 2))
+    assert StepRun(toys, step).committed is None
+
+
+def test_what_a_repair_set_aside_has_to_go_before_forgetting(toys: Dataset) -> None:
+    kept = toys.root / ".work" / "damaged" / "images"
+    kept.mkdir(parents=True)
+    (kept / "00001.tar").write_bytes(b"?")
+    with pytest.raises(HarmonError, match="delete it, then forget"):
+        forget(toys, ONE)
