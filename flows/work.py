@@ -38,6 +38,7 @@ from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
 from pipelines.steps import ProgressCallback, Step, StepRun
+from pipelines.tombstones import standing
 from pipelines.web import is_published, planted, publish
 from recaption.engines import Engine, open_engine
 from recaption.language_model import language_model
@@ -230,7 +231,7 @@ def _new(dataset: Dataset, step: Step) -> Step:
     Raises:
         ConfigurationError: the dataset stands and was not made by this step.
     """
-    if dataset.head is not None and dataset.commit_of(step.key) is None:
+    if dataset.head is not None and standing(dataset, step) is None:
         raise ConfigurationError(
             f"{dataset.root} was made with other settings of {step.name}, or from other data; "
             "name a new folder for this recipe's datasets with --set data=FOLDER."

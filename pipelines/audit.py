@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.audit_files import Depth, Progress, check_files, check_reasons
 from pipelines.audit_folder import check_unlisted
+from pipelines.audit_forgotten import check_forgotten
 from pipelines.audit_history import check_history, read_history
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
@@ -119,5 +120,6 @@ def audit(dataset: Dataset, deep: bool = False, decode: float = 0.0, progress: P
         findings += check_files(dataset, commits[-1], sizes, Depth(deep, decode), progress)
     if deep:
         findings += check_reasons(dataset, commits)
+    findings += check_forgotten(dataset, commits, sizes)
     findings += check_unlisted(dataset, commits, sizes)
     return AuditReport(str(dataset.root), deep, tuple(findings), tuple(commits))

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
-from pipelines.audit_folder import written_by
 from pipelines.audit_keys import UniqueKeys, column_sha256, locate_duplicates, words
 from pipelines.audit_pictures import check_pictures
 from pipelines.canonical import keys_sha256, sha256_hex
@@ -22,7 +21,18 @@ from pipelines.columns import parquet_file, read_columns, schema_of
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding, found
-from pipelines.manifest import IMAGES, INDEX, REJECTS, SOURCE, Commit, FileEntry, is_volatile, manifest_path
+from pipelines.manifest import (
+    IMAGES,
+    INDEX,
+    REJECTS,
+    SOURCE,
+    Commit,
+    FileEntry,
+    is_volatile,
+    manifest_path,
+    rejects_group,
+    written_by,
+)
 from pipelines.shards import END, read_archive
 from pipelines.storage import LocalStore
 
@@ -219,7 +229,7 @@ def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Findi
     for commit in commits:
         own = written_by(commit)
         try:
-            counted = {"rejected": (count_rejected(dataset, own), commit.rejected)}
+            counted = {"rejected": (count_rejected(dataset, commit, own), commit.rejected)}
             if (failed := count_failed(dataset, commit, own)) is not None:
                 counted["failed"] = (failed, commit.failed)
         except DAMAGE:
@@ -230,9 +240,11 @@ def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Findi
                 yield found("reasons_differ", manifest_path(commit.number), detail)
 
 
-def count_rejected(dataset: Dataset, own: Sequence[FileEntry]) -> Mapping[str, int]:
-    """Rows by reason in the rejects files among `own`."""
-    files = [dataset.store.readable(entry.path) for entry in own if entry.group.startswith(REJECTS)]
+def count_rejected(dataset: Dataset, commit: Commit, own: Sequence[FileEntry]) -> Mapping[str, int]:
+    """Rows by reason that the commit's step turned away, in the files `own` of it; the rejects of other steps, which
+    forgetting writes anew, are not counted again."""
+    rejects = rejects_group(commit.step, commit.step_key)
+    files = [dataset.store.readable(entry.path) for entry in own if entry.group == rejects]
     return Counter(reason for file in files for reason in read_columns(file, ["reason"]).column(0).to_pylist())
 
 

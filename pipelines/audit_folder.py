@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.findings import Finding, found
-from pipelines.manifest import Commit, FileEntry, group_path, manifest_path, receipt_path, step_path
+from pipelines.manifest import Commit, manifest_path, receipt_path, step_path, written_by
 from pipelines.storage import is_temporary
 from pipelines.workspace import WORK
 
@@ -37,11 +37,6 @@ def check_unlisted(dataset: Dataset, commits: Sequence[Commit], paths: Iterable[
         yield found("leftover_work", folder, f"{number} files")
     for upload in dataset.store.uploads():
         yield found("leftover_upload", upload.path, f"upload {upload.id} was begun and never completed")
-
-
-def written_by(commit: Commit) -> list[FileEntry]:
-    """The files of a commit that its own step wrote."""
-    return [e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard)]
 
 
 def _listed(commits: Sequence[Commit]) -> set[str]:

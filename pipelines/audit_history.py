@@ -9,7 +9,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding, found
 from pipelines.manifest import (
-    REJECTS,
+    FORGET,
     SOURCE,
     Commit,
     FileEntry,
@@ -18,6 +18,7 @@ from pipelines.manifest import (
     group_path,
     manifest_path,
     receipt_path,
+    rejects_group,
     step_identity,
     step_path,
 )
@@ -78,6 +79,8 @@ def _check_files(
     if len(commit.by_place) != len(commit.files):
         yield found("manifest_altered", path, "it lists two files for the same group and shard")
     gone = [entry.path for place, entry in standing.items() if commit.by_place.get(place) != entry]
+    if commit.step == FORGET and sorted(gone) == commit.configuration.get("files"):
+        gone = [entry.path for place, entry in standing.items() if place not in commit.by_place]  # each has a successor
     if gone:
         yield found("file_dropped", path, f"{len(gone)} files of the commit before are not in it, first {gone[0]}")
     strayed = [entry for entry in new if entry.path != group_path(entry.group, commit.step_key, entry.shard)]
@@ -132,14 +135,15 @@ def _sums(parts: Iterable[Receipt | Commit]) -> list[dict[str, int]]:
         total[0].update({"in": part.rows_in, "out": part.rows_out})
         total[1].update(part.rejected)
         total[2].update(part.failed)
-    return [dict(counts) for counts in total]
+    return [dict(+counts) for counts in total]
 
 
 def _check_counts(path: str, commit: Commit, new: Sequence[FileEntry]) -> Iterator[Finding]:
     """Conservation: nothing is lost between the rows in, the rows out and the rows that have a reason."""
     rejected, failed = sum(commit.rejected.values()), sum(commit.failed.values())
     written = sum(entry.rows for entry in new if entry.group == SOURCE)
-    turned_away = sum(entry.rows for entry in new if entry.group.startswith(REJECTS))
+    own = rejects_group(commit.step, commit.step_key)
+    turned_away = sum(entry.rows for entry in new if entry.group == own)
     if any(entry.group == SOURCE for entry in new):
         balanced = commit.rows_in == commit.rows_out + rejected and not failed and commit.rows_out == written
     else:

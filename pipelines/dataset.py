@@ -35,9 +35,13 @@ class Dataset:
     `head` looks again each time (in S3 at most once a second), so a commit by another process is seen.
     """
 
-    def __init__(self, root: str | Path | S3Url) -> None:
-        """Raises ConfigurationError for a URL of another scheme than s3."""
+    def __init__(self, root: str | Path | S3Url, until: int | None = None) -> None:
+        """`until`: the newest commit to see, as `at` does.
+
+        Raises ConfigurationError for a URL of another scheme than s3.
+        """
         self.store = open_store(root)
+        self._until = until
         self.root = self.store.root
         self._commits: dict[int, Commit] = {}
         self._seen: int | None = None
@@ -58,8 +62,18 @@ class Dataset:
         """Numbers of the manifests present, ascending."""
         found = (MANIFEST.fullmatch(path) for path in self.store.list("manifest"))
         numbers = sorted(int(match[1]) for match in found if match)
+        numbers = [number for number in numbers if self._until is None or number <= self._until]
         self._seen, self._looked = numbers[-1] if numbers else None, time.monotonic()
         return numbers
+
+    def at(self, number: int) -> "Dataset":
+        """The dataset as commit `number` describes it; files that were forgotten since cannot be read.
+
+        Raises HarmonError where there is no such commit.
+        """
+        if number not in (numbers := self.commit_numbers()):
+            raise HarmonError(f"the dataset {self.root} has no commit {number}; it has {numbers or 'none'}")
+        return Dataset(self.root, until=number)
 
     def commit(self, number: int) -> Commit:
         """The commit of this number. Raises HarmonError where it is absent or no manifest."""

@@ -26,6 +26,7 @@ from pipelines.manifest import Commit
 from pipelines.normalise import BadPicture, Limits, normalise
 from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
+from pipelines.tombstones import REASON, Tombstones, tombstones_beside
 
 NAME, VERSION = "download", 1
 TELEMETRY = "download.telemetry"
@@ -92,10 +93,12 @@ def download(
     run = StepRun(dataset, download_step(source, links, settings), on_progress)
     if run.committed:
         return run.committed
-    shards = _shards(_read_list(links), settings.rows_per_shard)
+    barred = tombstones_beside(dataset)
+    shards = _shards(_judged(_read_list(links), source, barred), settings.rows_per_shard)
     pending = run.pending(range(len(shards)))
     if pending:
-        _fetch_all(run, source, {shard: shards[shard] for shard in pending}, settings, how or FetchSettings())
+        tables = {shard: shards[shard] for shard in pending}
+        _fetch_all(run, source, tables, settings, how or FetchSettings(), barred)
     return run.commit({source.name: {"licence": source.licence, "terms": source.terms}})
 
 
@@ -116,6 +119,20 @@ def _read_list(links: Path) -> pa.Table:
         again.append(row_id in seen)
         seen.add(row_id)
     return table.append_column("again", pa.array(again))
+
+
+def _judged(table: pa.Table, source: Source, barred: Tombstones) -> pa.Table:
+    """The list, with a column `forgotten` that is true for a row that a tombstone keeps out: it is not fetched.
+
+    Tombstones are no part of the step's key: a list downloaded again gives the same rows without those.
+    """
+    rows = zip(table.column("row_id").to_pylist(), table.column("url").to_pylist(), strict=True)
+    forgotten = [barred.bar_row(sample_key(source.name, row_id), url) for row_id, url in rows]
+    return table.append_column("forgotten", pa.array(forgotten, pa.bool_()))
+
+
+def _is_fetched(row: Row) -> bool:
+    return bool(row["url"]) and not row["forgotten"]
 
 
 def _typed(column: pa.ChunkedArray, field: pa.Field, links: Path) -> pa.ChunkedArray:
@@ -141,6 +158,7 @@ def _fetch_all(
     tables: Mapping[int, pa.Table],
     settings: DownloadSettings,
     how: FetchSettings,
+    barred: Tombstones,
 ) -> None:
     """Fetch and store all of `tables`; raises HarmonError for those that an outage kept out of reach."""
     cut_off = []
@@ -148,7 +166,7 @@ def _fetch_all(
         if landed is not None and _is_outage(landed, bool(run.finished())):
             cut_off.append(shard)
             continue
-        _store(run.shard(shard), source, tables[shard], landed, settings.limits)
+        _store(run.shard(shard), source, tables[shard], landed, settings.limits, barred)
         if landed is not None:
             landed.drop()
     if cut_off:
@@ -167,7 +185,10 @@ def _landings(
     scratch of the last shard, which is therefore handed out last: its receipt deletes the folder.
     """
     last = max(tables)
-    links = {shard: [url for url in table.column("url").to_pylist() if url] for shard, table in tables.items()}
+    links = {
+        shard: [row["url"] for row in table.select(["url", "forgotten"]).to_pylist() if _is_fetched(row)]
+        for shard, table in tables.items()
+    }
     wanted = {shard: urls for shard, urls in links.items() if urls}
     guard = {"allow": [str(network) for network in settings.allow], "max_bytes": settings.max_bytes}
     yield from ((shard, None) for shard in tables if shard not in wanted and shard != last)
@@ -186,7 +207,9 @@ def _is_outage(landed: Landed, others_answered: bool) -> bool:
     return all(reason in UNREACHED for reason in reasons) and (len(reasons) >= OUTAGE_LINKS or not others_answered)
 
 
-def _store(out: ShardOutput, source: Source, table: pa.Table, landed: Landed | None, limits: Limits) -> None:
+def _store(
+    out: ShardOutput, source: Source, table: pa.Table, landed: Landed | None, limits: Limits, barred: Tombstones
+) -> None:
     """Write one shard: every row of `table` becomes a row or a reject, in order."""
     kept: list[Row] = []
     rejected: list[Row] = []
@@ -197,12 +220,16 @@ def _store(out: ShardOutput, source: Source, table: pa.Table, landed: Landed | N
             "source": source.name,
             "row_id": row["row_id"],
         }
-        link, position = position, position + bool(row["url"])
+        link, position = position, position + _is_fetched(row)
         try:
             _check(row)
-            facts = _add_picture(out, identity, row, landed.read(link), limits) if landed and row["url"] else {}
+            data = landed.read(link) if landed and row["url"] else None
+            if data is not None and barred.bar_bytes(sha256_hex(data)):
+                raise BadRow(REASON, "its bytes are in a tombstone")
+            facts = _add_picture(out, identity, row, data, limits) if data is not None else {}
         except (BadRow, FetchError, BadPicture) as error:
-            rejected.append({**identity, "url": row["url"], "reason": error.reason, "detail": error.detail})
+            url = None if error.reason == REASON else row["url"]  # no listing shows what is forgotten
+            rejected.append({**identity, "url": url, "reason": error.reason, "detail": error.detail})
             continue
         kept.append({**identity, **_passed_on(row), "terms_class": source.terms, **facts})
     columns = pa.Table.from_pylist(kept, SOURCE_SCHEMA)
@@ -216,6 +243,8 @@ def _store(out: ShardOutput, source: Source, table: pa.Table, landed: Landed | N
 
 def _check(row: Row) -> None:
     """Refuse a row that cannot become a sample, whatever its link gives."""
+    if row["forgotten"]:
+        raise BadRow(REASON, "its key or link is in a tombstone")
     if row["again"]:
         raise BadRow("duplicate_row_id", "an earlier row of the list has this row_id")
     if row["task"] not in TASKS:

@@ -13,7 +13,23 @@ from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.identity import Step
-from pipelines.manifest import SOURCE, Commit, FileEntry, Receipt, manifest_path, receipt_path
+from pipelines.manifest import (
+    FORGET,
+    IMAGES,
+    INDEX,
+    REJECTS,
+    SOURCE,
+    Commit,
+    FileEntry,
+    Receipt,
+    manifest_path,
+    receipt_path,
+    rejects_group,
+)
+
+
+class Overtaken(HarmonError):
+    """Another process committed to the dataset what this step did not see when it began."""
 
 
 def draft_commit(
@@ -29,12 +45,16 @@ def draft_commit(
 
     Raises HarmonError where a shard of `asked` (or, for a column step, of the dataset) has no receipt, where
     a file is not what its receipt says, where the head has one of the groups already, or where shards differ
-    in their schema.
+    in their schema; Overtaken, a HarmonError, where the shards are no longer those that the step read. Only
+    forgetting takes the place of files that the head has.
     """
     _check_complete(dataset, step, head, receipts, asked)
     new = [entry for receipt in receipts for entry in receipt.files]
     _check_files(dataset, step, head, new)
-    files = (*(head.files if head else ()), *new)
+    _check_overtaken(dataset, step, head, new)
+    places = {(entry.group, entry.shard) for entry in new}
+    kept = [entry for entry in (head.files if head else ()) if (entry.group, entry.shard) not in places]
+    files = (*kept, *new)
     return Commit(
         number=head.number + 1 if head else 0,
         parent=sha256_hex(dataset.store.read(manifest_path(head.number))) if head else None,
@@ -57,10 +77,10 @@ def draft_commit(
 def _check_complete(
     dataset: Dataset, step: Step, head: Commit | None, receipts: Sequence[Receipt], asked: Iterable[int]
 ) -> None:
-    if not receipts:
+    if not receipts and step.name != FORGET:  # forgetting what is not there yet still bars it
         raise HarmonError(f"step {step.name} of {dataset.root} has no finished shard to commit; run it first")
     wanted = set(asked)
-    if head and not any(entry.group == SOURCE for receipt in receipts for entry in receipt.files):
+    if head and receipts and not any(entry.group == SOURCE for receipt in receipts for entry in receipt.files):
         wanted |= {entry.shard for entry in head.files if entry.group == SOURCE}  # columns cover every shard
     if missing := sorted(wanted - {receipt.shard for receipt in receipts}):
         raise HarmonError(
@@ -74,7 +94,7 @@ def _check_files(dataset: Dataset, step: Step, head: Commit | None, new: Sequenc
     for folder in {entry.path.rpartition("/")[0] for entry in new}:
         sizes |= dataset.store.sizes(folder)
     for entry in new:
-        if head and (there := head.by_place.get((entry.group, entry.shard))):
+        if step.name != FORGET and head and (there := head.by_place.get((entry.group, entry.shard))):
             raise HarmonError(
                 f"step {step.name} cannot be committed to {dataset.root}: commit {head.number} has shard "
                 f"{entry.shard} of group {entry.group} already ({there.path}), and nothing is ever rewritten"
@@ -85,6 +105,28 @@ def _check_files(dataset: Dataset, step: Step, head: Commit | None, new: Sequenc
                 f"{dataset.store.where(entry.path)} is not the file of {entry.bytes} bytes that {receipt} lists; "
                 "delete that receipt and what is left of the file, then run the step again"
             )
+
+
+def _check_overtaken(dataset: Dataset, step: Step, head: Commit | None, new: Sequence[FileEntry]) -> None:
+    """Refuse columns of rows that the head has no longer, and a forgetting that would leave a group behind."""
+    if head is None:
+        return
+    places = {(entry.group, entry.shard): entry for entry in new}
+    for entry in new:
+        source = places.get((SOURCE, entry.shard)) or head.by_place.get((SOURCE, entry.shard))
+        if entry.group in (IMAGES, INDEX) or entry.group.startswith(REJECTS) or source is None:
+            continue
+        if entry.keys_sha256 != source.keys_sha256:
+            raise Overtaken(
+                f"step {step.name} cannot be committed to {dataset.root}: samples of shard {entry.shard} were "
+                "forgotten while it ran; run it again, and it works on those that are left"
+            )
+    if step.name == FORGET:
+        own = rejects_group(step.name, step.key)
+        shards = {entry.shard for entry in new}
+        had = {place for place in head.by_place if place[1] in shards}
+        if had != {place for place in places if place[0] != own}:
+            raise Overtaken(f"another process committed to {dataset.root} while samples were forgotten; run it again")
 
 
 def _merged_schemas(dataset: Dataset, head: Commit | None, receipts: Sequence[Receipt]) -> dict[str, Mapping[str, str]]:

@@ -25,6 +25,8 @@ UNSOUND = {
     "index_differs": "a shard's index does not belong to its archive: --repair makes it anew",
     "members_differ": "an archive's members do not match the rows of source",
     "image_damaged": "an image does not decode, or not to what its row says: reject its row in a new dataset",
+    "forgotten_file": "a file with forgotten samples still stands: run the same `harmon forget` again, or --repair",
+    "forgotten_row": "a forgotten sample is back in the dataset: forget it again",
     "foreign_file": "nothing lists this file and no attempt left it: move it out of the dataset",
 }
 HARMLESS = {

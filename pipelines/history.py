@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.audit_folder import written_by
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
-from pipelines.manifest import Commit
+from pipelines.manifest import Commit, written_by
 
 
 def history(dataset: Dataset) -> list[dict[str, Any]]:

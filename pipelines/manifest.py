@@ -13,6 +13,7 @@ IMAGES = "images"
 INDEX = "images.index"  # the group under which the .idx beside each tar is listed
 SOURCE = "source"
 REJECTS = "rejects."  # prefix of the groups under which rejects tables are listed
+FORGET = "forget"  # the one step that replaces and deletes files
 TELEMETRY = ".telemetry"  # suffix of volatile groups, which no key and no equality includes
 
 
@@ -167,6 +168,16 @@ def group_path(group: str, step_key: str, shard: int) -> str:
     if group.startswith(REJECTS):
         return f"rejects/{group.removeprefix(REJECTS)}/{key8}/{shard:05d}.parquet"
     return f"columns/{group}/{key8}/{shard:05d}.parquet"
+
+
+def written_by(commit: Commit) -> list[FileEntry]:
+    """The files of a commit that its own step wrote."""
+    return [e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard)]
+
+
+def rejects_group(step: str, step_key: str) -> str:
+    """The group of the rows that a step turns away. Each forgetting has its own, since a shard may see several."""
+    return REJECTS + (f"{step}-{step_key[:8]}" if step == FORGET else step)
 
 
 def group_hash(group: str, entries: Iterable[FileEntry]) -> str:

@@ -14,6 +14,7 @@ from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, read_keys, 
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import (
+    FORGET,
     IMAGES,
     INDEX,
     REJECTS,
@@ -23,6 +24,7 @@ from pipelines.manifest import (
     group_path,
     is_volatile,
     receipt_path,
+    rejects_group,
 )
 from pipelines.shards import ShardWriter, index_path
 from pipelines.storage import OtherBytes, file_sha256
@@ -45,7 +47,7 @@ class ShardOutput:
     """Collects the files of one shard; `finish` checks that they agree, stores them and writes the receipt.
 
     A step that writes the group "source" makes a new shard (images optional: text rows have none). Any other
-    adds columns to a shard that stands, with every row in its order.
+    adds columns to a shard that stands, with every row in its order. Forgetting alone makes a shard anew.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class ShardOutput:
         self._folder = folder
         self._images: ShardWriter | None = None
         self._columns: dict[str, _Columns] = {}
-        self._rejects: list[pa.Table] = []
+        self._own_rejects = rejects_group(step, step_key)
+        self._rejects: dict[str, list[pa.Table]] = {}
         self._tasks: list[str] = []
         self._on_done = on_done
         self._began = time.monotonic()
@@ -100,12 +103,15 @@ class ShardOutput:
         keys = table.column("key").to_pylist()
         self._columns[group] = _Columns(path, keys, read_schema(path), _failures(group, table))
 
-    def rejects(self, table: pa.Table) -> None:
-        """Add rows that leave here (REJECT_SCHEMA, a reason each); may be called several times."""
+    def rejects(self, table: pa.Table, group: str | None = None) -> None:
+        """Add rows that leave here (REJECT_SCHEMA, a reason each); may be called several times.
+
+        `group` names the rejects of another step, which forgetting writes anew.
+        """
         table = conform(table, REJECT_SCHEMA, f"the rejects of {self._where}")
         if table.column("reason").null_count or table.column("key").null_count:
             raise HarmonError(f"a reject of {self._where} has no key or no reason; every row that leaves says why")
-        self._rejects.append(table)
+        self._rejects.setdefault(group or self._own_rejects, []).append(table)
 
     def finish(self, rows_in: int, rows_failed: Mapping[str, int] | None = None) -> Receipt:
         """Check conservation and alignment, store every file, write the receipt.
@@ -118,7 +124,8 @@ class ShardOutput:
         makes_shard = SOURCE in self._columns
         self._check_new_shard() if makes_shard else self._check_columns(rows_in)
         failed = {} if makes_shard else self._count_failed(rows_failed)
-        rejected = dict(Counter(reason for table in self._rejects for reason in table.column("reason").to_pylist()))
+        left = self._rejects.get(self._own_rejects, [])
+        rejected = dict(Counter(reason for table in left for reason in table.column("reason").to_pylist()))
         rows_out = len(self._columns[SOURCE].keys) if makes_shard else rows_in - sum(failed.values())
         if makes_shard and rows_in != rows_out + sum(rejected.values()):
             raise HarmonError(
@@ -153,6 +160,8 @@ class ShardOutput:
         if self._images is not None:
             self._check_members(source, self._images.keys)
         standing = self._dataset.entry(SOURCE, self._shard)
+        if self._step == FORGET:
+            return
         if standing and standing.path != group_path(SOURCE, self._key, self._shard):
             raise HarmonError(f"{self._where} stands already ({standing.path}); give the new shard its own number")
 
@@ -200,8 +209,7 @@ class ShardOutput:
 
     def _schemas(self) -> dict[str, dict[str, str]]:
         schemas = {group: columns.schema for group, columns in self._columns.items()}
-        if self._rejects:
-            schemas[REJECTS + self._step] = {field.name: str(field.type) for field in REJECT_SCHEMA}
+        schemas |= {group: {field.name: str(field.type) for field in REJECT_SCHEMA} for group in self._rejects}
         return schemas
 
     def _store_files(self) -> list[FileEntry]:
@@ -211,11 +219,11 @@ class ShardOutput:
             entries.append(self._take(INDEX, index_path(writer.path), writer.keys, writer.idx_sha256))
         for group, columns in sorted(self._columns.items()):
             entries.append(self._take(group, columns.path, columns.keys))
-        if self._rejects:
-            path = self._folder / "rejects.parquet"
-            table = pa.concat_tables(self._rejects)
+        for group, tables in sorted(self._rejects.items()):
+            path = self._folder / f"{group}.parquet"
+            table = pa.concat_tables(tables)
             write_columns(table, path)
-            entries.append(self._take(REJECTS + self._step, path, table.column("key").to_pylist()))
+            entries.append(self._take(group, path, table.column("key").to_pylist()))
         return entries
 
     def _take(self, group: str, path: Path, keys: Sequence[str], sha256: str | None = None) -> FileEntry:

@@ -3,10 +3,11 @@
 Content is built from small functions that return `Markup`. Plain strings are always escaped, so captions,
 URLs and error messages from the open web can be shown as they are. The page carries its style and its
 pictures and asks nothing of any network: a Content-Security-Policy in its head refuses every outside address,
-scripts included.
+and every script but the one, if any, that the page names by its hash.
 """
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Sequence
@@ -204,13 +205,15 @@ class Page:
     summary: str
     sections: Sequence[Section]
     footer: str = ""
+    script: str = ""
+    """JavaScript of our own, never made from data; the page must make sense without it."""
 
     def render(self) -> str:
         """The page as one HTML document."""
         links = (element("li", element("a", part.title, href=f"#{part.anchor}")) for part in self.sections)
         head = join(
             Markup('<meta charset="utf-8">'),
-            Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+            Markup(f'<meta http-equiv="Content-Security-Policy" content="{self._policy()}">'),
             Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
             Markup('<meta name="color-scheme" content="light dark">'),
             element("title", self.title),
@@ -226,7 +229,14 @@ class Page:
             element("nav", element("ol", *links), aria_label="Sections"),
             element("main", header, *(_section(part) for part in self.sections), element("footer", self.footer)),
         )
-        return f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{element("body", body)}</html>\n'
+        script = element("script", Markup(self.script)) if self.script else ""
+        return f'<!DOCTYPE html>\n<html lang="en">{element("head", head)}{element("body", body, script)}</html>\n'
+
+    def _policy(self) -> str:
+        if not self.script:
+            return POLICY
+        digest = base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode("ascii")
+        return f"{POLICY}; script-src 'sha256-{digest}'"
 
 
 def _section(part: Section) -> Markup:

@@ -13,29 +13,32 @@ from typing import Literal
 
 from pipelines.audit import AuditReport
 from pipelines.audit_files import count_failed, count_rejected
-from pipelines.audit_folder import written_by
 from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding
+from pipelines.forget import delete_tombstoned
+from pipelines.lineage import beside
 from pipelines.manifest import (
+    FORGET,
     IMAGES,
     INDEX,
     SOURCE,
     Commit,
     FileEntry,
     Receipt,
+    group_hash,
     is_volatile,
     receipt_path,
     step_identity,
     step_path,
+    written_by,
 )
 from pipelines.shards import index_of, read_archive
 from pipelines.storage import LocalStore, Upload, remove_folder
-from pipelines.workspace import WORK
+from pipelines.workspace import DAMAGED, WORK
 
 Action = Literal["delete", "drop_upload", "rebuild_index", "rebuild_record", "rebuild_receipt", "rerun", "restore"]
-DAMAGED = f"{WORK}/damaged"
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,16 @@ class _Plan:
         path = finding.path
         if finding.kind == "leftover_temporary":
             return Mend("delete", path, "an unfinished put is deleted", lambda: self.dataset.store.remove(path))
-        if finding.kind == "leftover_work" and path != DAMAGED:
+        if finding.kind == "leftover_work" and path != f"{WORK}/{DAMAGED}":
             return Mend(
                 "delete", path, "what an attempt kept is deleted, unless it still runs", lambda: self._clear(path)
             )
         if finding.kind == "leftover_upload":
             uploads = [upload for upload in self.dataset.store.uploads() if upload.path == path]
             return Mend("drop_upload", path, "unfinished uploads are given up", lambda: self._drop(uploads))
+        if finding.kind == "forgotten_file" and path not in {e.path for e in self.commits[-1].files}:
+            detail = "a file that forgetting took away is deleted"
+            return Mend("delete", path, detail, lambda: delete_tombstoned(self.dataset))
         if finding.sound:
             return None
         if (commit := self._step_record(path)) is not None:
@@ -105,6 +111,10 @@ class _Plan:
         if is_volatile(entry.group):
             return Mend("restore", entry.path, "telemetry never comes out the same: put back a copy", None)
         commit = next(c for c in self.commits if entry in written_by(c))
+        if not self._reads_the_same(commit):
+            why = "forgetting" if commit.step == FORGET else f"step {commit.step}, which would read other data now,"
+            detail = f"{why} cannot be run again to the same bytes: put back a copy"
+            return Mend("restore", entry.path, detail, None)
         detail = (
             f"it is set aside with the receipt of shard {entry.shard}, so that running step {commit.step} again "
             "writes that shard anew; the result must have the recorded checksum"
@@ -132,6 +142,20 @@ class _Plan:
         store = self.dataset.store
         return store.size(entry.path) == entry.bytes and store.sha256(entry.path) == entry.sha256
 
+    def _reads_the_same(self, commit: Commit) -> bool:
+        """Whether the step would find now what it read then, as far as that can be seen: else it has another key."""
+        if commit.step == FORGET:
+            return False
+        for entry in commit.inputs:
+            own = entry.dataset == self.dataset.name
+            with contextlib.suppress(HarmonError):  # a dataset that is not there or damaged tells nothing
+                head = self.commits[-1] if own else beside(self.dataset, entry.dataset).head
+                files = head.files if head else ()
+                hashes = {group: group_hash(group, [e for e in files if e.group == group]) for group in entry.groups}
+                if head and hashes != entry.groups:
+                    return False
+        return True
+
     # What is done
 
     def _rebuild_index(self, entry: FileEntry) -> None:
@@ -152,7 +176,7 @@ class _Plan:
         own = [entry for entry in written_by(commit) if entry.shard == shard]
         source = commit.by_place[SOURCE, shard]
         makes_shard = source in own
-        rejected = dict(count_rejected(self.dataset, own))
+        rejected = dict(count_rejected(self.dataset, commit, own))
         failed = {} if makes_shard else self._failed(commit, own)
         receipt = Receipt(
             step=commit.step,
@@ -191,7 +215,7 @@ class _Plan:
         store = self.dataset.store
         if not store.exists(path):
             return
-        place = store.work(f"{DAMAGED}/{path}")
+        place = store.work(f"{WORK}/{DAMAGED}/{path}")
         place.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(store, LocalStore):
             store.local(path).rename(place)

@@ -216,6 +216,15 @@ class S3Store(Store):
             answer = self._s3.list_objects_v2(Bucket=self.root.bucket, Prefix=prefix, MaxKeys=1)
         return bool(answer.get("Contents"))
 
+    def folders(self) -> list[str]:
+        prefix = f"{self.root.prefix}/" if self.root.prefix else ""
+        found: list[str] = []
+        with self._told(""):
+            pages = self._s3.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.root.bucket, Prefix=prefix, Delimiter="/"):
+                found += [one["Prefix"][len(prefix) :].rstrip("/") for one in page.get("CommonPrefixes", ())]
+        return sorted(name for name in found if name not in ("", ".", ".."))
+
     # What an attempt leaves
 
     def uploads(self) -> list[Upload]:

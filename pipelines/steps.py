@@ -14,9 +14,10 @@ from pipelines.dataset import Dataset
 from pipelines.drafts import draft_commit
 from pipelines.errors import HarmonError
 from pipelines.identity import Reads, Step
-from pipelines.manifest import Commit, Receipt, group_path, manifest_path, receipt_path, step_path
+from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path, written_by
 from pipelines.outputs import ShardOutput
 from pipelines.storage import OtherBytes, remove_folder
+from pipelines.tombstones import standing
 from pipelines.workspace import WORK, Journal, Workspace
 
 __all__ = ["Journal", "Progress", "ProgressCallback", "Reads", "ShardOutput", "Step", "StepRun"]
@@ -59,16 +60,23 @@ class StepRun:
 
     @property
     def committed(self) -> Commit | None:
-        """The commit of this step's key, if one exists and every shard of it stands: then there is nothing to do.
+        """The commit of this step's key, or one that only forgetting sets apart, if every shard of it stands: then
+        there is nothing to do.
 
         A repair that set a damaged file aside took the shard's receipt too; running the step again writes it.
         """
-        commit = self.dataset.commit_of(self.step.key)
+        commit = standing(self.dataset, self.step)
         return None if commit is None or self._missing(commit) else commit
 
     def _missing(self, commit: Commit) -> list[int]:
-        """Shards that this step wrote and that have no receipt now."""
-        own = (e for e in commit.files if e.path == group_path(e.group, commit.step_key, e.shard))
+        """Shards of this step's commit that have no receipt now and files that still stand in the newest commit.
+
+        A commit of another key, which only forgetting sets apart, misses none: no rerun could write them again.
+        """
+        if commit.step_key != self.step.key:
+            return []
+        head = self.dataset.head
+        own = set(written_by(commit)).intersection(head.files if head else ())
         return sorted({entry.shard for entry in own} - set(self.finished()))
 
     def finished(self) -> list[int]:
@@ -138,7 +146,7 @@ class StepRun:
             receipts = list(pool.map(self._receipt, self.finished()))
         while True:
             head = self.dataset.newest()  # looked up before `committed`, so a head without our key is without our files
-            if (commit := self.dataset.commit_of(self.step.key)) is not None:
+            if (commit := standing(self.dataset, self.step)) is not None:
                 if missing := self._missing(commit):
                     raise HarmonError(
                         f"step {self.step.name} of {self.dataset.root} is under repair and {len(missing)} shards have "

@@ -141,6 +141,10 @@ class Store(ABC):
     def is_there(self) -> bool:
         """Whether anything stands at the root."""
 
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """Names of the folders right below the root, sorted; none where there is no such root."""
+
     def readable(self, path: str) -> Path | BinaryIO:
         """What a reader of columns opens: the local file, or a stream that fetches ranges."""
         return self.open(path)
@@ -299,12 +303,18 @@ class LocalStore(Store):
 
     def remove(self, path: str) -> None:
         target = self.local(path)
-        target.unlink(missing_ok=True)
-        if target.parent.is_dir():
-            _sync_folder(target.parent)
+        try:
+            target.unlink(missing_ok=True)
+            if target.parent.is_dir():
+                _sync_folder(target.parent)
+        except OSError as problem:
+            raise HarmonError(f"{target} cannot be deleted: {problem.strerror}; mend that and run again") from problem
 
     def is_there(self) -> bool:
         return self.root.is_dir()
+
+    def folders(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.is_there() else []
 
 
 def open_store(root: str | Path | S3Url) -> Store:

@@ -24,7 +24,9 @@ from pipelines.columns import SOURCE_SCHEMA, read_columns, write_columns
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.findings import HARMLESS, UNSOUND
-from pipelines.manifest import manifest_path
+from pipelines.forget import forget
+from pipelines.manifest import manifest_path, step_path
+from pipelines.request import Request
 from pipelines.shards import ShardWriter
 from pipelines.steps import Reads, Step, StepRun
 
@@ -169,7 +171,26 @@ def add(path: str) -> Callable[[Dataset], None]:
     return damage
 
 
+def bar(dataset: Dataset) -> None:
+    """Commit a tombstone of a sample that stays."""
+    key = source_row(1, 0)["key"]
+    what = {"keys": [key], "urls_sha256": [], "sha256": [], "files": []}
+    run = StepRun(dataset, Step("forget", 1, what, (Reads(dataset, ("source",)),)))
+    dataset.store.put(step_path(run.step.key), run.step.identity)
+    run.commit()
+
+
+def forget_and_restore(dataset: Dataset) -> None:
+    """A file that forgetting took away comes back, from a copy or because the deletion never ended."""
+    old = place(dataset, "images")
+    data = old.read_bytes()
+    forget(dataset, Request(keys=frozenset([source_row(1, 0)["key"]])))
+    old.write_bytes(data)
+
+
 SHALLOW: dict[str, tuple[Callable[[Dataset], object], str]] = {
+    "forgotten sample is back": (bar, "forgotten_row"),
+    "forgotten file is back": (forget_and_restore, "forgotten_file"),
     "truncated tar": (
         lambda d: place(d, "images").write_bytes(place(d, "images").read_bytes()[:-700]),
         "size_differs",

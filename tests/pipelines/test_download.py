@@ -19,13 +19,16 @@ import pytest
 from PIL import Image
 
 from pipelines import catalogue, fetch
+from pipelines.audit import audit
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.columns import LIST_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download, download_step
 from pipelines.errors import HarmonError
 from pipelines.fetch import FetchSettings
+from pipelines.forget import forget
 from pipelines.loopback import serve
+from pipelines.request import Request
 from pipelines.steps import Progress
 from pipelines.web import WebSettings, planted, publish
 from tests.parts import need
@@ -332,3 +335,25 @@ def test_what_changes_the_result_changes_the_key_and_how_does_not(site: Site) ->
     assert download_step(SOURCE, site.links, WHAT.model_copy(update={"max_bytes": 1})).key != key
     assert download_step(catalogue.source("photographs"), site.links, WHAT).key != key
     assert download_step(SOURCE, site.links, DownloadSettings(**WHAT.model_dump())).key == key
+
+
+def test_what_was_forgotten_beside_it_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
+    with serve(site.folder, site.web.port):
+        first = Dataset(tmp_path / "first")
+        download(first, SOURCE, site.links, WHAT, HOW)
+        rows = [row for row in first.whole_table("source").to_pylist() if row["url"]]
+        by_key, by_url, by_bytes = rows[0], rows[1], rows[2]
+        request = Request(
+            keys=frozenset([by_key["key"]]), urls=frozenset([by_url["url"]]), sha256=frozenset([by_bytes["sha256"]])
+        )
+        forget(first, request)
+        again = Dataset(tmp_path / "again")
+        download(again, SOURCE, site.links, WHAT, HOW)
+    assert audit(again, deep=True).sound
+    rejects = [row for row in again.rejects().to_pylist() if row["reason"] == "forgotten"]
+    assert {row["key"] for row in rejects} >= {row["key"] for row in (by_key, by_url, by_bytes)}
+    assert all(row["url"] is None for row in rejects)
+    kept = set(again.whole_table("source").column("key").to_pylist())
+    assert kept == set(first.whole_table("source").column("key").to_pylist())
+    head, other = again.head, first.commit(0)
+    assert head is not None and head.rows_out == other.rows_out - len(rejects)

@@ -1,0 +1,104 @@
+"""What attempts that never committed have left in a dataset, where it holds samples that are to be forgotten."""
+
+import json
+import logging
+
+from pyarrow import ArrowException, compute
+
+from pipelines.audit_folder import LAYOUT, STEP_FILE, check_unlisted
+from pipelines.columns import parquet_file
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
+from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
+from pipelines.request import FACTS, Request, asked
+from pipelines.shards import read_archive
+from pipelines.workspace import DAMAGED, WORK
+
+log = logging.getLogger(__name__)
+
+
+def drop_leftovers(dataset: Dataset, request: Request) -> None:
+    """Delete the leftovers that hold a sample of `request`, shard by shard with their receipts; the step they
+    belong to does those shards again.
+
+    Unfinished puts and uploads, and leftovers that cannot be read, go too. Raises HarmonError where an attempt at
+    another step is under way or was killed in the middle of a shard: its temporaries may hold the samples. For a
+    dataset in S3 they lie on the machine of the attempt; only this machine's can be looked at.
+    """
+    _refuse_work(dataset)
+    found = list(check_unlisted(dataset, dataset.commits(), dataset.store.sizes()))
+    for upload in dataset.store.uploads():
+        dataset.store.drop_upload(upload)
+    for finding in found:
+        if finding.kind == "leftover_temporary":
+            dataset.store.remove(finding.path)
+    leftovers = [finding.path for finding in found if finding.kind == "leftover_uncommitted"]
+    tainted = {_place(path) for path in leftovers if _holds(dataset, path, request)}
+    for path in leftovers:
+        if _place(path) in tainted:
+            log.info("%s: deleting the leftover %s, which holds forgotten samples", dataset.name, path)
+            dataset.store.remove(path)
+
+
+def withdraw(dataset: Dataset, step_key: str) -> None:
+    """Delete what an attempt at forgetting wrote before another commit overtook it."""
+    names = [path for path in dataset.store.list(f"steps/{step_key}") if path != step_path(step_key)]
+    for path in names:
+        receipt = Receipt.from_bytes(dataset.store.read(path), path)
+        dataset.store.remove(receipt_path(step_key, receipt.shard))
+        for entry in receipt.files:
+            dataset.store.remove(entry.path)
+
+
+def _refuse_work(dataset: Dataset) -> None:
+    """Raise HarmonError where this machine keeps something of another step, or of a repair, beside the dataset."""
+    work = dataset.store.work(WORK)
+    for folder in sorted(work.iterdir()) if work.is_dir() else ():
+        if not any(path.is_file() for path in (folder, *folder.rglob("*"))):
+            continue
+        if folder.name == DAMAGED:
+            raise HarmonError(
+                f"{folder} keeps files that a repair of {dataset.root} set aside, and the samples may be in them; "
+                "delete it, then forget"
+            )
+        if (step := _step_of(dataset, folder.name)) != FORGET:
+            raise HarmonError(
+                f"an attempt at the step {step or 'of an unknown name'} in {dataset.root} is under way or was killed; "
+                f"let it finish (run it again), or stop it and delete {folder}, then forget"
+            )
+
+
+def _step_of(dataset: Dataset, step_key: str) -> str | None:
+    """The name of the step that left a work folder."""
+    path = step_path(step_key)
+    if not dataset.store.exists(path):
+        return None
+    identity: dict[str, object] = json.loads(dataset.store.read(path))
+    return str(identity.get("step"))
+
+
+def _place(path: str) -> tuple[str, str]:
+    """First eight digits of the step key and the shard's number, as they stand in a leftover's path."""
+    number = path.rpartition("/")[2].partition(".")[0]
+    if match := STEP_FILE.fullmatch(path):
+        return match[1][:8], number
+    match = LAYOUT.fullmatch(path)
+    assert match is not None, path  # check_unlisted calls nothing else a leftover
+    return match["images"] or match["table"], number
+
+
+def _holds(dataset: Dataset, path: str, request: Request) -> bool:
+    """Whether a leftover holds a sample of the request, or cannot be read so that nobody knows."""
+    if path.startswith("steps/") or path.endswith(".idx"):
+        return False
+    store = dataset.store
+    try:
+        if path.endswith(".tar"):
+            with store.open(path) as stream:
+                archive = read_archive(stream, path)
+            return archive.problem is not None or any(key in request.keys for _, key in archive.samples)
+        with parquet_file(store.readable(path)) as parquet:
+            rows = parquet.read(columns=[name for name in FACTS if name in parquet.schema_arrow.names])
+        return bool(compute.any(asked(rows, request)).as_py())
+    except (HarmonError, ArrowException, OSError, ValueError):
+        return True

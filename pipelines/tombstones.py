@@ -1,0 +1,141 @@
+"""What forgetting leaves behind: which samples may not come back, and which files had to go.
+
+A commit of the step `forget` states both in its configuration: `keys`, `urls_sha256` and `sha256` name the
+samples (links only by their hash, so that a tombstone does not publish what it hides), `files` the files that
+it took away. A tombstone holds for every dataset in the same folder.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.canonical import canonical_json, sha256_hex
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
+from pipelines.identity import Step
+from pipelines.lineage import neighbours
+from pipelines.manifest import FORGET, Commit, group_hash, manifest_path
+
+REASON = "forgotten"  # of the rows that leave by forgetting, or that a tombstone keeps out
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """Samples that may not come back: by key, by the SHA-256 of their link, by the SHA-256 of their bytes as
+    fetched."""
+
+    keys: frozenset[str] = frozenset()
+    urls_sha256: frozenset[str] = frozenset()
+    sha256: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Tombstones") -> "Tombstones":
+        return Tombstones(self.keys | other.keys, self.urls_sha256 | other.urls_sha256, self.sha256 | other.sha256)
+
+    def __le__(self, other: "Tombstones") -> bool:
+        return self.keys <= other.keys and self.urls_sha256 <= other.urls_sha256 and self.sha256 <= other.sha256
+
+    def bar_row(self, key: str, url: str | None) -> bool:
+        """Whether a row may not come in, judged before anything is fetched for it."""
+        return key in self.keys or (bool(self.urls_sha256) and url is not None and url_sha256(url) in self.urls_sha256)
+
+    def bar_bytes(self, sha256: str) -> bool:
+        """Whether a picture may not come in, judged by the SHA-256 of its bytes as fetched."""
+        return sha256 in self.sha256
+
+
+def url_sha256(url: str) -> str:
+    """How a tombstone names a link: exactly this spelling of it."""
+    return sha256_hex(url.encode("utf-8", "surrogatepass"))
+
+
+def tombstones(dataset: Dataset) -> Tombstones:
+    """Everything that the commits of a dataset say is forgotten."""
+    return _united(tombstones_of(commit) for commit in forgettings(dataset))
+
+
+def tombstones_beside(dataset: Dataset) -> Tombstones:
+    """What is forgotten in a dataset or in one beside it. Raises HarmonError where a manifest there is damaged."""
+    return _united(tombstones(one) for one in [dataset, *neighbours(dataset)])
+
+
+def forgettings(dataset: Dataset) -> list[Commit]:
+    """The commits that took samples away, oldest first."""
+    return [commit for commit in dataset.commits() if commit.step == FORGET]
+
+
+def tombstones_of(commit: Commit) -> Tombstones:
+    """The samples that a commit of the step `forget` names."""
+    return Tombstones(*(frozenset(_strings(commit, name)) for name in ("keys", "urls_sha256", "sha256")))
+
+
+def tombstoned_files(commit: Commit) -> list[str]:
+    """Paths of the files that a commit of the step `forget` took away."""
+    return _strings(commit, "files")
+
+
+def configuration(stones: Tombstones, files: Iterable[str]) -> dict[str, Any]:
+    """The configuration of a commit that forgets `stones` and takes `files` away."""
+    return {
+        "keys": sorted(stones.keys),
+        "urls_sha256": sorted(stones.urls_sha256),
+        "sha256": sorted(stones.sha256),
+        "files": sorted(files),
+    }
+
+
+def standing(dataset: Dataset, step: Step) -> Commit | None:
+    """The commit that makes `step` done in `dataset`, or None.
+
+    It is the commit of the step's key; or one of the same work on the same data as they were before samples
+    were forgotten, if `dataset` has forgotten all of those too: then its result is what the step would give.
+    """
+    if (commit := dataset.commit_of(step.key)) is not None:
+        return commit
+    if not any(forgettings(reads.dataset) for reads in step.reads):
+        return None
+    return next((commit for commit in reversed(dataset.commits()) if _did(commit, step, dataset)), None)
+
+
+def _did(commit: Commit, step: Step, dataset: Dataset) -> bool:
+    if (commit.step, commit.version, len(commit.inputs)) != (step.name, step.version, len(step.reads)):
+        return False
+    if canonical_json(commit.configuration) != canonical_json(step.configuration):
+        return False
+    own = tombstones(dataset)
+    for entry, reads in zip(commit.inputs, step.reads, strict=True):
+        if (entry.dataset, set(entry.groups)) != (reads.dataset.name, set(reads.groups)):
+            return False
+        if not tombstones(reads.dataset) <= own:
+            return False
+        if any(read not in _hashes(reads.dataset, group) for group, read in entry.groups.items()):
+            return False
+    return True
+
+
+def _hashes(dataset: Dataset, group: str) -> Iterator[str]:
+    """Hashes of a group, newest first, back to where something else than forgetting changed it."""
+    newer: Commit | None = None
+    for commit in reversed(dataset.commits()):
+        there = group_hash(group, [entry for entry in commit.files if entry.group == group])
+        if newer is not None and newer.step != FORGET:
+            before = [entry for entry in newer.files if entry.group == group]
+            if group_hash(group, before) != there:
+                return
+        yield there
+        newer = commit
+
+
+def _united(parts: Iterable[Tombstones]) -> Tombstones:
+    whole = Tombstones()
+    for part in parts:
+        whole |= part
+    return whole
+
+
+def _strings(commit: Commit, name: str) -> list[str]:
+    value = commit.configuration.get(name)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise HarmonError(
+            f"{manifest_path(commit.number)} forgets samples and has no list of {name!r}; restore it from a copy"
+        )
+    return value
