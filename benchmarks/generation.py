@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config, kl = (QUICK, QUICK_KL) if asked.quick else (MIDDLE, KlConfig())
-    model, autoencoder = make_model(config, kl)
+    model, autoencoder, plain_autoencoder = make_model(config, kl)
     model.eval()
     side = config.mar.native_grid
     grid = Grid(side, side)
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         draws = _FixedDraws(order, 1)
         noises = [draws.noise(100, 1, shape, config.mar.token_channels) for shape in shapes]
         drawn["plain"], _ = plain.generate(
-            model, autoencoder, ids, mask, grid, EXACT.ar_steps, EXACT.cfg, EXACT.diffusion_steps, order, noises
+            model, plain_autoencoder, ids, mask, grid, EXACT.ar_steps, EXACT.cfg, EXACT.diffusion_steps, order, noises
         )
 
     peak = matmul_peak()

@@ -40,14 +40,24 @@ QUICK = HarmonConfig(
 QUICK_KL = KlConfig(base_channels=32, res_blocks=1)
 
 
-def make_model(config: HarmonConfig, kl: KlConfig) -> tuple[Harmon, KlAutoencoder]:
-    """Random weights; those that start at zero are drawn too, so that every product counts."""
+class PlainAutoencoder(KlAutoencoder):
+    """The plain path's: images channel by channel, as PyTorch lays them out by itself."""
+
+    layout = torch.contiguous_format
+
+
+def make_model(config: HarmonConfig, kl: KlConfig) -> tuple[Harmon, KlAutoencoder, PlainAutoencoder]:
+    """Random weights, the same in both autoencoders; those that start at zero are drawn too, so that every product
+    counts.
+    """
     torch.manual_seed(0)
-    model, autoencoder = Harmon(config), KlAutoencoder(kl).eval().requires_grad_(False)
+    model = Harmon(config)
+    autoencoder, plain = (kind(kl).eval().requires_grad_(False) for kind in (KlAutoencoder, PlainAutoencoder))
+    plain.load_state_dict(autoencoder.state_dict())
     for parameter in model.mar.diffloss.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return model.train(), autoencoder
+    return model.train(), autoencoder, plain
 
 
 def medians(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:

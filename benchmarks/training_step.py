@@ -32,12 +32,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config, kl = (QUICK, QUICK_KL) if asked.quick else (MIDDLE, KlConfig())
-    model, autoencoder = make_model(config, kl)
+    model, autoencoder, plain_autoencoder = make_model(config, kl)
     side = config.mar.native_grid
     grid, px = Grid(side, side), side * kl.stride
     pixels = torch.rand(BATCH, 3, px, px) * 2 - 1
-    cases, costs = _text_to_image(model, autoencoder, pixels, grid, kl)
-    more_cases, more_costs = _image_to_text(model, autoencoder, pixels, grid, kl)
+    cases, costs = _text_to_image(model, autoencoder, plain_autoencoder, pixels, grid, kl)
+    more_cases, more_costs = _image_to_text(model, autoencoder, plain_autoencoder, pixels, grid, kl)
     cases, costs = cases | more_cases, costs | more_costs
     for task in ("text to image", "image to text"):
         _check_equal(model, task, cases[task], cases[f"{task}, plain"])
@@ -61,7 +61,14 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 Cases = tuple[dict[str, Callable[[], Tensor]], dict[str, float]]
 
 
-def _text_to_image(model: Harmon, autoencoder: KlAutoencoder, pixels: Tensor, grid: Grid, kl: KlConfig) -> Cases:
+def _text_to_image(
+    model: Harmon,
+    autoencoder: KlAutoencoder,
+    plain_autoencoder: KlAutoencoder,
+    pixels: Tensor,
+    grid: Grid,
+    kl: KlConfig,
+) -> Cases:
     config, positions = model.config, grid.positions
     masked, repeats = masked_count(positions, MASK_RATIO), config.head.batch_mul
     latents = autoencoder.encode(pixels)
@@ -79,7 +86,7 @@ def _text_to_image(model: Harmon, autoencoder: KlAutoencoder, pixels: Tensor, gr
         return _backward(model, loss.total / loss.count)
 
     def theirs() -> Tensor:
-        given = autoencoder.encode(pixels)
+        given = plain_autoencoder.encode(pixels)
         return _backward(model, plain.text_to_image_loss(model, given, text, mask, order, masked, *draws))
 
     name = "text to image"
@@ -93,7 +100,14 @@ def _text_to_image(model: Harmon, autoencoder: KlAutoencoder, pixels: Tensor, gr
     return cases, {name: cost, f"{name}, latents not cached": online}
 
 
-def _image_to_text(model: Harmon, autoencoder: KlAutoencoder, pixels: Tensor, grid: Grid, kl: KlConfig) -> Cases:
+def _image_to_text(
+    model: Harmon,
+    autoencoder: KlAutoencoder,
+    plain_autoencoder: KlAutoencoder,
+    pixels: Tensor,
+    grid: Grid,
+    kl: KlConfig,
+) -> Cases:
     config = model.config
     latents = autoencoder.encode(pixels)
     slots = torch.full((BATCH, grid.positions + config.mar.buffer_size), IMAGE_SLOT)
@@ -108,7 +122,7 @@ def _image_to_text(model: Harmon, autoencoder: KlAutoencoder, pixels: Tensor, gr
         return _backward(model, loss.total / loss.count)
 
     def theirs() -> Tensor:
-        return _backward(model, plain.image_to_text_loss(model, autoencoder.encode(pixels), ids, labels, mask))
+        return _backward(model, plain.image_to_text_loss(model, plain_autoencoder.encode(pixels), ids, labels, mask))
 
     name = "image to text"
     cost = flops.total(flops.image_to_text(config, grid, ANSWER, answered))

@@ -220,6 +220,8 @@ class KlAutoencoder(nn.Module):
     """The autoencoder; used frozen, and deterministic: a latent is the mode of its posterior."""
 
     name = "kl-16"
+    layout = torch.channels_last
+    """How pictures lie in memory: convolutions run about a seventh faster over values of a pixel side by side."""
 
     def __init__(self, config: KlConfig | None = None) -> None:
         super().__init__()
@@ -263,19 +265,20 @@ class KlAutoencoder(nn.Module):
                 f"an image of {images.shape[-2]} x {images.shape[-1]} pixels cannot be encoded; "
                 f"both sides must be multiples of {self.stride}"
             )
-        out: Tensor = self.quant_conv(self.encoder(images))
+        out: Tensor = self.quant_conv(self.encoder(images.contiguous(memory_format=self.layout)))
         return out
 
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] float32 in [-1, 1] -> scaled latents [B, C, H / stride, W / stride] float32."""
         weight_type = self.quant_conv.weight.dtype
-        return self.moments(images.to(weight_type)).chunk(2, 1)[0].float() * self.config.scale
+        mode: Tensor = self.moments(images.to(weight_type)).chunk(2, 1)[0].float() * self.config.scale
+        return mode.contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] -> float32 images [B, 3, h * stride, w * stride], not clamped."""
         unscaled = (latents.float() / self.config.scale).to(self.post_quant_conv.weight.dtype)
-        out: Tensor = self.decoder(self.post_quant_conv(unscaled))
-        return out.float()
+        out: Tensor = self.decoder(self.post_quant_conv(unscaled.contiguous(memory_format=self.layout)))
+        return out.float().contiguous()
 
     def load_released(self, state: Mapping[str, Tensor]) -> None:
         """Load `kl16.ckpt`'s weights, of any float type; its other keys (the training loss's) are left out.
