@@ -122,6 +122,11 @@ def convert(
 @click.option("--cfg-schedule", type=click.Choice(["constant", "linear"]), help="[paper: constant]")
 @click.option("--temperature", type=float, help="Factor on the noise of diffusion steps. [paper: 1]")
 @click.option("--clip-x0", type=float, help="Bound on predicted clean tokens. [paper: none]")
+@click.option("--diffusion-steps-last", type=int, help="Anneal diffusion steps to these (DiSA). [paper: none]")
+@click.option("--sampler", type=click.Choice(["ddpm", "dpm++"]), help="Solver of the diffusion head. [paper: ddpm]")
+@click.option("--cfg-interval", type=float, nargs=2, help="Shares of the AR steps between which there is guidance.")
+@click.option("--cfg-every", type=int, help="AR steps from one unconditional half to the next. [paper: 1]")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model first: for many pictures, or on a GPU.")
 @click.option("--variant", type=click.Choice(["single", "release-batch"]), default="single", show_default=True,
               help="release-batch: the prompts end with a full stop, as in the release's batch script.")  # fmt: skip
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Pictures drawn together.")
@@ -142,6 +147,7 @@ def generate(
     aspect: str | None,
     variant: str,
     batch: int,
+    compiled: bool,
     grid: bool,
     steps_preview: bool,
     again: tuple[Path, ...],
@@ -160,6 +166,7 @@ def generate(
     again.
     """
     from harmon.generate import contact_sheet, generate_files, picture_size
+    from harmon.model.compiled import compile_regions
     from harmon.picture_files import PictureRecord, read_record
     from harmon.sampling_config import SamplingConfig
     from pipelines.canonical import sha256_hex
@@ -169,6 +176,8 @@ def generate(
         raise ConfigurationError("Name at least one PROMPT, or a picture to draw again with --again PNG.")
     records = [read_record(file) for file in again]
     trained = _load(checkpoint, tokenizer, vae, model, device, dtype)
+    if compiled:
+        compile_regions(trained.model)
     width, height = picture_size(trained, px, size, aspect)
     chosen = {key: value for key, value in sampling.items() if value is not None}
     how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling")
@@ -180,7 +189,9 @@ def generate(
         for i, prompt in enumerate(one for one in prompts for _ in range(count))
     ]
     with shown_progress("AR steps") as progress:
-        files = generate_files(trained, records, out, batch=batch, preview=steps_preview, on_progress=progress)
+        files = generate_files(
+            trained, records, out, batch=batch, buckets=compiled, preview=steps_preview, on_progress=progress
+        )
     if grid:
         columns = count if count > 1 else max(1, round(len(files) ** 0.5))
         sheet = out / f"grid-{sha256_hex(chr(10).join(file.name for file in files).encode())[:8]}.png"

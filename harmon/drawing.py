@@ -21,6 +21,7 @@ def draw_latents(
     seeds: Sequence[int],
     sampling: Mapping[str, Any],
     on_step: Callable[[int, Tensor], None] | None = None,
+    buckets: bool = False,
 ) -> Tensor:
     """Latents [B, C, h, w] float32; prompts and `grid` as `harmon.sampling.generate` takes them.
 
@@ -30,5 +31,13 @@ def draw_latents(
     steps = options.pop("ar_steps", 64)
     generators = [torch.Generator().manual_seed(stream(seed, "picture") % 2**63) for seed in seeds]
     return generate(
-        model, input_ids, attention_mask, grid, steps=steps, generator=generators, on_step=on_step, **options
+        model,
+        input_ids,
+        attention_mask,
+        grid,
+        steps=steps,
+        generator=generators,
+        on_step=on_step,
+        buckets=buckets,
+        **options,
     )

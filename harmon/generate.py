@@ -32,6 +32,7 @@ def draw_pictures(
     *,
     size: tuple[int, int] | None = None,
     negatives: Sequence[str | None] | None = None,
+    buckets: bool = False,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> NDArray[np.uint8]:
     """One picture for each prompt, uint8 [n, H, W, 3] RGB of `size` (W, H), else of `px` a side, else as the
@@ -60,6 +61,7 @@ def draw_pictures(
             seeds[part],
             sampling.model_dump(),
             on_step,
+            buckets,
         )
         drawn.append(decoded(trained, latents))
     return np.concatenate(drawn) if drawn else np.zeros((0, height, width, 3), np.uint8)
@@ -78,6 +80,7 @@ def generate_files(
     folder: Path,
     *,
     batch: int = 8,
+    buckets: bool = False,
     preview: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -101,7 +104,7 @@ def generate_files(
     batches = list(_batches(todo, batch))
     total, done = sum(one[0].sampling.ar_steps for one in batches), 0
     for some in batches:
-        _draw_files(trained, some, folder, preview, _shifted(on_progress, done, total))
+        _draw_files(trained, some, folder, buckets, preview, _shifted(on_progress, done, total))
         done += some[0].sampling.ar_steps
         if on_progress:
             on_progress(done, total)
@@ -154,6 +157,7 @@ def _draw_files(
     trained: Trained,
     records: Sequence[PictureRecord],
     folder: Path,
+    buckets: bool,
     preview: bool,
     on_progress: Callable[[int], None],
 ) -> None:
@@ -175,6 +179,7 @@ def _draw_files(
         batch=len(records),
         size=(first.width, first.height),
         negatives=[record.negative for record in records],
+        buckets=buckets,
         on_step=step,
     )
     for row, record in enumerate(records):
