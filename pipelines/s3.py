@@ -22,7 +22,7 @@ from pipelines.errors import HarmonError
 from pipelines.location import S3Url
 from pipelines.storage import ByteView, Store, StoredFile, Upload
 
-SINGLE = 32 << 20  # bytes up to which one PutObject writes an object
+SINGLE = 32 << 20  # bytes of a file up to which one PutObject writes it; bytes in memory always go in one
 PART = 16 << 20  # bytes of a part of a larger one; Amazon S3 wants at least 5 MiB
 MAX_PARTS = 10_000  # Amazon S3 User Guide, "Multipart upload limits"
 AHEAD = 8 << 20  # bytes fetched at once when a file is read in order
@@ -61,24 +61,27 @@ class S3Store(Store):
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
             while chunk := stream.read(PART):
                 digest.update(chunk)
-            return self._create(path, stream, size, digest.hexdigest())
+            whole = isinstance(source, bytes) or size <= SINGLE
+            return self._create(path, stream, size, digest.hexdigest(), whole)
 
     def take(self, path: str, source: Path, sha256: str) -> StoredFile:
         with source.open("rb") as stream:
-            stored = self._create(path, stream, source.stat().st_size, sha256)
+            size = source.stat().st_size
+            stored = self._create(path, stream, size, sha256, whole=size <= SINGLE)
         source.unlink()
         return stored
 
-    def _create(self, path: str, stream: BinaryIO, size: int, sha256: str) -> StoredFile:
-        """Create the object, or adopt an equal one. 412: the name is taken; 409: another writer is under way."""
+    def _create(self, path: str, stream: BinaryIO, size: int, sha256: str, whole: bool) -> StoredFile:
+        """Create the object, or adopt an equal one. 412: the name is taken; 409: another writer is under way.
+
+        Manifests, whose writers race with different bytes, are in memory and so `whole`: some servers decide the
+        race between two completions of multipart uploads wrongly (SeaweedFS 4.48 tells both that they won).
+        Writers of one data file have equal bytes.
+        """
         with self._told(path):
             for attempt in range(CONFLICTS):
                 stream.seek(0)
-                code = (
-                    self._put_whole(path, stream, sha256)
-                    if size <= SINGLE
-                    else self._put_parts(path, stream, size, sha256)
-                )
+                code = self._put_whole(path, stream, sha256) if whole else self._put_parts(path, stream, size, sha256)
                 if code is None:
                     return StoredFile(path, size, sha256)
                 if code == 412:

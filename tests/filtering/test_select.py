@@ -100,7 +100,7 @@ def test_image_bytes_are_untouched_and_found_by_a_tar_reader(chosen: Dataset) ->
     found = {}
     for shard in chosen.shard_numbers:
         rows = {row["key"]: row["row_id"] for row in chosen.table("source", shard).to_pylist()}
-        with tarfile.open(chosen.images(shard).path) as tar:
+        with tarfile.open(chosen.images(shard).where) as tar:
             found |= {rows[m.name[:32]]: read(tar, m) for m in tar.getmembers() if m.name.endswith("jpg")}
     assert {name: found[name] for name in wanted} == wanted
 

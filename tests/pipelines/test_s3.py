@@ -5,6 +5,7 @@ import io
 import os
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_equal_bytes_are_adopted_and_other_bytes_refused(store: S3Store) -> None
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
 def test_of_racing_writers_exactly_one_wins(store: S3Store, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(s3, "SINGLE", 1 << 20)  # so that the larger goes in parts
+    monkeypatch.setattr(s3, "SINGLE", 1 << 20)  # which concerns files, and not what is in memory
     barrier = threading.Barrier(4)
     outcomes: list[bytes | None] = []
 
@@ -105,6 +106,23 @@ def test_of_racing_writers_exactly_one_wins(store: S3Store, monkeypatch: pytest.
         thread.join()
     assert [outcome for outcome in outcomes if outcome is not None] == [store.read("a")]
     assert len(outcomes) == 4
+    assert store.uploads() == []
+
+
+def test_racing_writers_of_one_large_file_all_have_it(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "SINGLE", 1 << 20)
+    data = random.Random(1).randbytes(3_000_000)
+    barrier, file = threading.Barrier(4), _file(tmp_path / "file", data)
+
+    def race(_: int) -> StoredFile:
+        barrier.wait()
+        return store.put("a", file)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(race, range(4))) == {StoredFile("a", len(data), sha256_hex(data))}
+    assert store.read("a") == data
     assert store.uploads() == []
 
 
@@ -140,7 +158,7 @@ def _refused(status: int, code: str, operation: str) -> ClientError:
 
 
 @pytest.mark.parametrize("size", [10, 2 << 20])
-def test_a_conflict_is_tried_again(store: S3Store, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_a_conflict_is_tried_again(store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """409 cannot be provoked at will on the server, so its answer is put in the way of the first call."""
     monkeypatch.setattr(s3, "SINGLE", 1 << 20)
     real = store._s3
@@ -154,13 +172,13 @@ def test_a_conflict_is_tried_again(store: S3Store, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(S3Store, "_s3", _With(real, {name: meet}))
     data = b"x" * size
-    assert store.put("a", data).sha256 == sha256_hex(data)
+    assert store.put("a", _file(tmp_path / "a", data)).sha256 == sha256_hex(data)
     assert store.read("a") == data
 
 
 @pytest.mark.parametrize("size", [10, 2 << 20])
 def test_a_put_whose_answer_was_lost_is_known_as_done(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch, size: int
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The write succeeded, its answer was lost, the client's retry meets its own object: 412, or no such upload."""
     monkeypatch.setattr(s3, "SINGLE", 1 << 20)
@@ -173,7 +191,7 @@ def test_a_put_whose_answer_was_lost_is_known_as_done(
 
     monkeypatch.setattr(S3Store, "_s3", _With(real, {name: twice}))
     data = b"x" * size
-    assert store.put("a", data) == StoredFile("a", size, sha256_hex(data))
+    assert store.put("a", _file(tmp_path / "a", data)) == StoredFile("a", size, sha256_hex(data))
 
 
 class _With:
