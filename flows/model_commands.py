@@ -165,7 +165,7 @@ def generate(
     Options that are left out are the checkpoint's own, or the paper's. A picture that is there is not drawn
     again.
     """
-    from harmon.generate import contact_sheet, generate_files, picture_size
+    from harmon.generate import contact_sheet, dtype_of, generate_files, picture_size
     from harmon.model.compiled import compile_regions
     from harmon.picture_files import PictureRecord, read_record
     from harmon.sampling_config import SamplingConfig
@@ -182,10 +182,9 @@ def generate(
     chosen = {key: value for key, value in sampling.items() if value is not None}
     how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling")
     shared = {"negative": negative, "width": width, "height": height, "variant": variant, "sampling": how}
+    shared |= {"weights": trained.fingerprint, "dtype": dtype_of(trained)}
     records += [
-        parse(
-            PictureRecord, {"prompt": prompt, "seed": seed + i, "weights": trained.fingerprint, **shared}, "the options"
-        )
+        parse(PictureRecord, {"prompt": prompt, "seed": seed + i, **shared}, "the options")
         for i, prompt in enumerate(one for one in prompts for _ in range(count))
     ]
     with shown_progress("AR steps") as progress:

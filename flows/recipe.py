@@ -160,6 +160,7 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 def _read(path: Path, deeper: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping in `path`, laid over that of the recipe beside it that its key `extends` names, if it has one."""
+    path = path.resolve()
     if path in deeper:
         raise ConfigurationError(f"{path} extends itself; remove one `extends`.")
     data = read_yaml(path)

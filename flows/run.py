@@ -51,7 +51,7 @@ def run_recipe(recipe: Recipe, first: str | None = None, last: str | None = None
     """
     chosen = _chosen(work_of(recipe), first, last)
     if redo:
-        _undo([work for work in chosen if work.step == redo], redo, chosen)
+        _undo(chosen, redo)
     undone = next((number for number, work in enumerate(chosen) if not work.is_done()), None)
     did: tuple[str, ...] = ()
     if undone is not None:
@@ -75,23 +75,27 @@ def _chosen(works: list[Work], first: str | None, last: str | None) -> list[Work
     return [work for work in works if begin <= names.index(work.step) <= end]
 
 
-def _undo(works: Sequence[Work], redo: str, chosen: Sequence[Work]) -> None:
-    """Take away what `works`, the steps called `redo`, have made; the last first, since each knows those before it."""
-    if not works:
-        names = list(dict.fromkeys(work.step for work in chosen))
+def _undo(works: Sequence[Work], redo: str) -> None:
+    """Take away what the steps called `redo` have made, or begun to make.
+
+    The last goes first, since each is named after those before it. Steps behind the first one that is not done have
+    nothing yet.
+    """
+    names = list(dict.fromkeys(work.step for work in works))
+    if redo not in names:
         raise ConfigurationError(f"--redo: this run has no step '{redo}'; {nearest(redo, names)}.")
-    undoing = [(work, work.undo) for work in works if work.undo]
-    if not undoing:
+    if not any(work.undo for work in works if work.step == redo):
         raise ConfigurationError(
             f"--redo {redo}: its result stands in a dataset, where nothing is overwritten; "
             "change what it computes, or name a new folder with --set data=FOLDER."
         )
-    standing = []
-    for work, undo in undoing:
+    made = []
+    for work in works:
+        if work.step == redo and work.undo:
+            made.append(work.undo)
         if not work.is_done():
             break
-        standing.append(undo)
-    for undo in reversed(standing):
+    for undo in reversed(made):
         undo()
 
 

@@ -271,7 +271,9 @@ def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager
 
     def undo() -> None:
         job = job_of(recipe, number)
-        shutil.rmtree(stage_folder(job, training_key(job)))
+        folder = stage_folder(job, training_key(job))
+        if folder.exists():
+            shutil.rmtree(folder)
 
     def do(_: ProgressCallback) -> None:
         _describe(recipe, number + 1)
@@ -307,7 +309,7 @@ def _evaluate(recipe: Recipe) -> Work:
         evaluate_run(recipe.run_folder, recipe.evaluation)
 
     def undo() -> None:
-        shutil.rmtree(recipe.run_folder / "evaluation")
+        shutil.rmtree(recipe.run_folder / "evaluation", ignore_errors=True)
 
     return Work("evaluate", recipe.name, is_done, do, undo)
 
@@ -316,8 +318,11 @@ def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
     page, record = recipe.run_folder / CURVE, recipe.run_folder / "curve.json"
 
     def made_from() -> dict[str, Any]:
+        described = _description(recipe, len(recipe.training.stages))
+        folders = [recipe.run_folder / "train" / stage.folder for stage in described.stages]
         return {
-            "run": _description(recipe, len(recipe.training.stages)).model_dump(mode="json"),
+            "run": described.model_dump(mode="json"),
+            "weights": [file_hash(final_weights(folder)) for folder in folders],
             "of": config.model_dump(mode="json"),
         }
 
@@ -327,7 +332,13 @@ def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
         write_curve(recipe.run_folder, config)
         _record(record, made_from())
 
-    return Work("curve", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do, record.unlink)
+    return Work(
+        "curve",
+        recipe.name,
+        lambda: page.exists() and _recorded(record) == made_from(),
+        do,
+        partial(record.unlink, missing_ok=True),
+    )
 
 
 def _audit(recipe: Recipe) -> Work:
@@ -345,7 +356,7 @@ def _audit(recipe: Recipe) -> Work:
         if unsound:
             raise HarmonError(f"The audit found {', '.join(unsound)} unsound; run `harmon audit --deep` on it.")
 
-    return Work("audit", "datasets", is_done, do, record.unlink)
+    return Work("audit", "datasets", is_done, do, partial(record.unlink, missing_ok=True))
 
 
 def _report(recipe: Recipe) -> Work:
@@ -360,7 +371,13 @@ def _report(recipe: Recipe) -> Work:
         build_report(report_of(recipe), page)
         _record(record, made_from())
 
-    return Work("report", recipe.name, lambda: page.exists() and _recorded(record) == made_from(), do, record.unlink)
+    return Work(
+        "report",
+        recipe.name,
+        lambda: page.exists() and _recorded(record) == made_from(),
+        do,
+        partial(record.unlink, missing_ok=True),
+    )
 
 
 def report_of(recipe: Recipe) -> ReportInput:

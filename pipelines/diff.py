@@ -1,9 +1,10 @@
 """What differs between two versions of a dataset, sample by sample and column by column.
 
 Files that both versions list with equal bytes are never opened. The rest is joined by key in DuckDB, which
-spills to disk beyond its memory limit; shards are handed to it one at a time.
+spills to disk beyond its memory limit; shards are handed to it one at a time, images as the SHA-256 of their bytes.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,7 +38,11 @@ class Example:
 
 @dataclass(frozen=True)
 class ColumnChange:
-    """A column whose values differ in `rows` of the samples that both versions have."""
+    """A column whose values differ in `rows` of the samples that both versions have.
+
+    For the column `data` of the group `images` the examples give the SHA-256 of the image's bytes as stored, and
+    None for a version that has no image of the sample.
+    """
 
     group: str
     column: str
@@ -198,22 +203,48 @@ class _Comparison:
 
     def _columns(self, group: str) -> Iterator[ColumnChange]:
         """The columns of a group that differ in samples of both versions, columns of one version included."""
+        if group == IMAGES:
+            yield from self._images()
+            return
         shards = _differing(self.before, self.after, group)
-        if group == IMAGES or not (shards[0] and shards[1]):
+        if not (shards[0] and shards[1]):
             return
         old = self._load("old_rows", self.before, group, shards[0])
         new = self._load("new_rows", self.after, group, shards[1])
         for column in sorted((set(old) | set(new)) - {"key"}):
             left = f'o."{_quoted(column)}"' if column in old else "NULL"
             right = f'n."{_quoted(column)}"' if column in new else "NULL"
-            joined = f"FROM old_rows o JOIN new_rows n USING (key) WHERE {left} IS DISTINCT FROM {right}"
-            number = self.database.execute(f"SELECT count(*) {joined}").fetchall()[0][0]
-            if number:
-                rows = self.database.execute(
-                    f"SELECT key, left({left}::VARCHAR, {SHOWN}), left({right}::VARCHAR, {SHOWN}) {joined} "
-                    f"ORDER BY key LIMIT {EXAMPLES}"
-                ).fetchall()
-                yield ColumnChange(group, column, int(number), tuple(Example(*row) for row in rows))
+            yield from self._change(group, column, left, right, "old_rows o JOIN new_rows n USING (key)")
+
+    def _images(self) -> Iterator[ColumnChange]:
+        """The images of samples of both versions whose bytes differ, or that only one of the two has."""
+        shards = _differing(self.before, self.after, IMAGES)
+        old = {shard: _with_tar(self.before, shard) for shard in shards[0]}
+        new = {shard: _with_tar(self.after, shard) for shard in shards[1]}
+        same = {n for n in old.keys() & new.keys() if old[n].entry(IMAGES, n) == new[n].entry(IMAGES, n)}
+        # of a forgotten sample a version may have no image left to compare, although it counts as its sample
+        stones = tombstones(Dataset(self.before.root)).keys | tombstones(Dataset(self.after.root)).keys
+        self.database.register("forgotten", pa.table({"key": pa.array(sorted(stones), pa.string())}))
+        for table, sides in (("old_images", old), ("new_images", new)):
+            self.database.execute(f"CREATE TABLE {table} (key VARCHAR, data VARCHAR)")
+            for shard in sorted(sides.keys() - same):
+                self._insert(table, _digests(sides[shard], shard))
+            self.database.execute(
+                f"DELETE FROM {table} WHERE key IN (FROM old_keys UNION ALL FROM new_keys UNION ALL FROM forgotten)"
+            )
+        joined = "old_images o FULL JOIN new_images n USING (key)"
+        yield from self._change(IMAGES, "data", "o.data", "n.data", joined)
+
+    def _change(self, group: str, column: str, left: str, right: str, joined: str) -> Iterator[ColumnChange]:
+        """The change of one column, if any: where the expressions `left` and `right` over the join differ."""
+        differing = f"FROM {joined} WHERE {left} IS DISTINCT FROM {right}"
+        number = self.database.execute(f"SELECT count(*) {differing}").fetchall()[0][0]
+        if number:
+            rows = self.database.execute(
+                f"SELECT key, left({left}::VARCHAR, {SHOWN}), left({right}::VARCHAR, {SHOWN}) {differing} "
+                f"ORDER BY key LIMIT {EXAMPLES}"
+            ).fetchall()
+            yield ColumnChange(group, column, int(number), tuple(Example(*row) for row in rows))
 
     def _load(self, table: str, dataset: Dataset, group: str, shards: list[int]) -> list[str]:
         """Make `table` of the named shards, of which there is at least one; its columns."""
@@ -243,6 +274,33 @@ def _castable(rows: pa.Table) -> pa.Table:
             wide = pa.list_(pa.float32(), kind.list_size)
             rows = rows.set_column(position, column.name, rows.column(position).cast(wide))
     return rows
+
+
+def _with_tar(dataset: Dataset, shard: int) -> Dataset:
+    """The version in which the images of a shard can be read: `dataset`, or the newest where they were rewritten
+    by forgetting since. Raises HarmonError where the tar is gone for another reason."""
+    entry = dataset.entry(IMAGES, shard)
+    if entry is None or dataset.store.exists(entry.path):
+        return dataset
+    now = Dataset(dataset.root)
+    successor = now.entry(IMAGES, shard)
+    if successor is None or successor.path == entry.path:
+        raise HarmonError(f"{entry.path} of {dataset.root} is gone and was not forgotten; run `harmon audit`")
+    return now
+
+
+def _digests(dataset: Dataset, shard: int) -> pa.Table:
+    """Key and SHA-256 of the bytes of each image of a shard, read one at a time."""
+    images = dataset.images(shard)
+    keys, digests = [], []
+    try:
+        for row in range(len(images)):
+            image = images.raw(row)
+            keys.append(image.key)
+            digests.append(hashlib.sha256(image.data).hexdigest())
+    finally:
+        images.close()
+    return pa.table({"key": pa.array(keys, pa.string()), "data": pa.array(digests, pa.string())})
 
 
 def _quoted(name: str) -> str:

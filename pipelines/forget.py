@@ -43,6 +43,8 @@ class Plan:
     """Shard to number of its samples that go; 0 where only a rejects table names one."""
     request: Request
     """What was asked for, with the keys that were found."""
+    asked: Request
+    """What was asked for, before keys were found."""
 
     @property
     def files(self) -> list[str]:
@@ -61,7 +63,7 @@ class Plan:
         """The step that carries it out."""
         head = self.dataset.head
         groups = sorted({entry.group for entry in head.files if not is_volatile(entry.group)}) if head else []
-        what = configuration(self.request.stones, self.files)
+        what = configuration(self.asked.stones, self.request.stones, self.files)
         return Step(FORGET, VERSION, what, (Reads(self.dataset, tuple(groups)),))
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def plan_forgetting(dataset: Dataset, request: Request) -> Plan:
     shards = dict.fromkeys(_rejecting(pinned, wanted), 0)
     for shard in found.values():
         shards[shard] = shards.get(shard, 0) + 1
-    return Plan(pinned, frozenset(found), shards, wanted)
+    return Plan(pinned, frozenset(found), shards, wanted, request)
 
 
 def forget(dataset: Dataset, request: Request, on_progress: ProgressCallback | None = None) -> list[Commit]:
@@ -110,7 +112,7 @@ def forget(dataset: Dataset, request: Request, on_progress: ProgressCallback | N
     delete_tombstoned(dataset)
     while True:
         plan = plan_forgetting(dataset, request)
-        drop_leftovers(dataset, plan.request)
+        drop_leftovers(dataset, plan.request, plan.step.key)
         if not plan.shards and plan.request.stones <= tombstones(dataset):
             return made
         run = StepRun(dataset, plan.step, on_progress)
@@ -175,10 +177,11 @@ def delete_tombstoned(dataset: Dataset) -> None:
 
 
 def _named(dataset: Dataset, request: Request) -> frozenset[str]:
-    """Keys that earlier forgettings found for the same request: their samples are gone from here already."""
-    stones = request.stones
-    earlier = [tombstones_of(commit) for commit in forgettings(dataset)]
-    return frozenset().union(*(one.keys for one in earlier if stones <= one)) if earlier else frozenset()
+    """Keys that earlier forgettings found for exactly this request: their samples are gone from here already. One
+    that was asked for more tells nothing, because its keys may be those of the rest."""
+    asked = request.stones.digest
+    earlier = [commit for commit in forgettings(dataset) if commit.configuration.get("asked") == asked]
+    return frozenset().union(*(tombstones_of(commit).keys for commit in earlier))
 
 
 def _with_found(request: Request, dataset: Dataset) -> Request:

@@ -12,20 +12,22 @@ from pipelines.errors import HarmonError
 from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
 from pipelines.request import FACTS, Request, asked
 from pipelines.shards import read_archive
-from pipelines.workspace import DAMAGED, WORK
+from pipelines.storage import remove_folder
+from pipelines.workspace import DAMAGED, WORK, is_held
 
 log = logging.getLogger(__name__)
 
 
-def drop_leftovers(dataset: Dataset, request: Request) -> None:
+def drop_leftovers(dataset: Dataset, request: Request, step_key: str) -> None:
     """Delete the leftovers that hold a sample of `request`, shard by shard with their receipts; the step they
     belong to does those shards again.
 
-    Unfinished puts and uploads, and leftovers that cannot be read, go too. Raises HarmonError where an attempt at
-    another step is under way or was killed in the middle of a shard: its temporaries may hold the samples. For a
-    dataset in S3 they lie on the machine of the attempt; only this machine's can be looked at.
+    Unfinished puts and uploads, and leftovers that cannot be read, go too, and so does the work of killed
+    forgettings but that of `step_key`, the one that asks. Raises HarmonError where another forgetting is under
+    way, or where an attempt at another step is, or was killed in the middle of a shard: its temporaries may hold
+    the samples. For a dataset in S3 they lie on the machine of the attempt; only this machine's can be looked at.
     """
-    _refuse_work(dataset)
+    _clear_work(dataset, step_key)
     found = list(check_unlisted(dataset, dataset.commits(), dataset.store.sizes()))
     for upload in dataset.store.uploads():
         dataset.store.drop_upload(upload)
@@ -50,8 +52,9 @@ def withdraw(dataset: Dataset, step_key: str) -> None:
             dataset.store.remove(entry.path)
 
 
-def _refuse_work(dataset: Dataset) -> None:
-    """Raise HarmonError where this machine keeps something of another step, or of a repair, beside the dataset."""
+def _clear_work(dataset: Dataset, step_key: str) -> None:
+    """Delete what killed forgettings but that of `step_key` keep beside the dataset. Raises HarmonError where this
+    machine keeps something of another step, of a forgetting under way, or of a repair."""
     work = dataset.store.work(WORK)
     for folder in sorted(work.iterdir()) if work.is_dir() else ():
         if not any(path.is_file() for path in (folder, *folder.rglob("*"))):
@@ -66,15 +69,29 @@ def _refuse_work(dataset: Dataset) -> None:
                 f"an attempt at the step {step or 'of an unknown name'} in {dataset.root} is under way or was killed; "
                 f"let it finish (run it again), or stop it and delete {folder}, then forget"
             )
+        if folder.name == step_key:
+            continue  # the shards are begun anew
+        if is_held(folder):
+            raise HarmonError(
+                f"another forgetting in {dataset.root} is under way in {folder}; let it end, or stop it, then forget"
+            )
+        remove_folder(folder)
+        if folder.exists():
+            raise HarmonError(
+                f"{folder}, which a killed forgetting left, cannot be deleted, and the samples may be in it; "
+                "delete it, then forget"
+            )
 
 
 def _step_of(dataset: Dataset, step_key: str) -> str | None:
-    """The name of the step that left a work folder."""
+    """The name of the step that left a work folder, or None where no sound record tells it."""
     path = step_path(step_key)
     if not dataset.store.exists(path):
         return None
-    identity: dict[str, object] = json.loads(dataset.store.read(path))
-    return str(identity.get("step"))
+    try:
+        return str(json.loads(dataset.store.read(path)).get("step"))
+    except (ValueError, AttributeError):
+        return None
 
 
 def _place(path: str) -> tuple[str, str]:

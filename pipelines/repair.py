@@ -5,10 +5,8 @@ the commit alone. What a repair takes away it sets aside below the store's worki
 """
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipelines.audit import AuditReport
@@ -36,7 +34,7 @@ from pipelines.manifest import (
 )
 from pipelines.shards import index_of, read_archive
 from pipelines.storage import LocalStore, Upload, remove_folder
-from pipelines.workspace import DAMAGED, WORK
+from pipelines.workspace import DAMAGED, WORK, is_held
 
 Action = Literal["delete", "drop_upload", "rebuild_index", "rebuild_record", "rebuild_receipt", "rerun", "restore"]
 
@@ -110,7 +108,13 @@ class _Plan:
             return Mend("rebuild_index", entry.path, detail, lambda: self._rebuild_index(entry))
         if is_volatile(entry.group):
             return Mend("restore", entry.path, "telemetry never comes out the same: put back a copy", None)
-        commit = next(c for c in self.commits if entry in written_by(c))
+        commit = next((c for c in self.commits if entry in written_by(c)), None)
+        if commit is None:
+            detail = (
+                "the manifest of the commit that wrote it cannot be read, so no step can be run again for it: put back "
+                "a copy, or restore that manifest and repair again"
+            )
+            return Mend("restore", entry.path, detail, None)
         if not self._reads_the_same(commit):
             why = "forgetting" if commit.step == FORGET else f"step {commit.step}, which would read other data now,"
             detail = f"{why} cannot be run again to the same bytes: put back a copy"
@@ -231,7 +235,7 @@ class _Plan:
 
     def _clear(self, path: str) -> None:
         folder = self.dataset.store.work(path)
-        if _held(folder):
+        if is_held(folder):
             raise HarmonError(f"a process is at work in {folder}; let it end, or stop it, then repair again")
         remove_folder(folder)
 
@@ -258,14 +262,3 @@ def _as_written(entries: Sequence[FileEntry]) -> list[FileEntry]:
     first = [entry for group in (IMAGES, INDEX) for entry in entries if entry.group == group]
     rest = [entry for entry in entries if entry not in first]
     return first + sorted(rest, key=lambda entry: (entry.path.startswith("rejects/"), entry.group))
-
-
-def _held(folder: Path) -> bool:
-    """Whether a living process holds the lock of a shard below `folder`."""
-    for lock in folder.glob("*/lock"):
-        with contextlib.suppress(FileNotFoundError), lock.open("rb") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    return False

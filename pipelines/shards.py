@@ -333,11 +333,12 @@ def read_archive(stream: BinaryIO, where: str) -> Archive:
             offset = view_at + BLOCK + view.size + _padding(view.size)
     except HarmonError as wrong:
         problem = str(wrong)
+    tail = block(offset + BLOCK) if problem is None else b""
     length = start + len(window)
     while chunk := stream.read(PIECE):
         digest.update(chunk)
         length += len(chunk)
-    if problem is None and (length != offset + len(END) or block(offset + BLOCK) != END[BLOCK:]):
+    if problem is None and (length != offset + len(END) or tail != END[BLOCK:]):
         problem = f"{where}: the archive ends at {offset + len(END)} but the file at {length} bytes"
     return Archive(tuple(samples), digest.hexdigest(), problem)
 

@@ -2,7 +2,8 @@
 
 A commit of the step `forget` states both in its configuration: `keys`, `urls_sha256` and `sha256` name the
 samples (links only by their hash, so that a tombstone does not publish what it hides), `files` the files that
-it took away. A tombstone holds for every dataset in the same folder.
+it took away, `asked` the digest of what was asked for before more keys were found. A tombstone holds for every
+dataset in the same folder.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,19 @@ class Tombstones:
 
     def __le__(self, other: "Tombstones") -> bool:
         return self.keys <= other.keys and self.urls_sha256 <= other.urls_sha256 and self.sha256 <= other.sha256
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that equal sets of samples share."""
+        return sha256_hex(canonical_json(self.to_json()))
+
+    def to_json(self) -> dict[str, list[str]]:
+        """As they stand in the configuration of a commit."""
+        return {
+            "keys": sorted(self.keys),
+            "urls_sha256": sorted(self.urls_sha256),
+            "sha256": sorted(self.sha256),
+        }
 
     def bar_row(self, key: str, url: str | None) -> bool:
         """Whether a row may not come in, judged before anything is fetched for it."""
@@ -73,14 +87,9 @@ def tombstoned_files(commit: Commit) -> list[str]:
     return _strings(commit, "files")
 
 
-def configuration(stones: Tombstones, files: Iterable[str]) -> dict[str, Any]:
-    """The configuration of a commit that forgets `stones` and takes `files` away."""
-    return {
-        "keys": sorted(stones.keys),
-        "urls_sha256": sorted(stones.urls_sha256),
-        "sha256": sorted(stones.sha256),
-        "files": sorted(files),
-    }
+def configuration(asked: Tombstones, stones: Tombstones, files: Iterable[str]) -> dict[str, Any]:
+    """The configuration of a commit that was asked to forget `asked`, forgets `stones` and takes `files` away."""
+    return {**stones.to_json(), "asked": asked.digest, "files": sorted(files)}
 
 
 def standing(dataset: Dataset, step: Step) -> Commit | None:

@@ -1,5 +1,6 @@
 """What an attempt at a shard keeps beside the data: lock, journal, temporaries. Never data."""
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -20,6 +21,17 @@ PATIENCE = 60.0  # seconds to wait for another process that holds the shard, suc
 log = logging.getLogger(__name__)
 
 _held: dict[Path, tuple[int, int]] = {}  # lock file -> (descriptor, pid)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds the lock of a shard below `folder`, the work of one step."""
+    for lock in folder.glob("*/lock"):
+        with contextlib.suppress(FileNotFoundError), lock.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
 
 
 class Journal:

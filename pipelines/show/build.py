@@ -189,7 +189,8 @@ def _commit_row(commit: Commit) -> Sequence[object]:
 def _configuration(commit: Commit) -> list[tuple[str, object]]:
     """Name and value of each setting; tombstones are told by their number alone."""
     if commit.step == FORGET:
-        return [(name, f"{len(value):,}, named in the manifest") for name, value in commit.configuration.items()]
+        told = ((name, value) for name, value in commit.configuration.items() if isinstance(value, list))
+        return [(name, f"{len(value):,}, named in the manifest") for name, value in told]
     return [(name, code(_short(value))) for name, value in commit.configuration.items()] or [("none", "")]
 
 

@@ -78,7 +78,7 @@ def test_a_recipe_is_laid_over_the_one_that_it_extends() -> None:
 
 def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
-    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"extends: ../{tmp_path.name}/a.yaml\n")
     with pytest.raises(ConfigurationError, match="extends itself"):
         load_recipe(tmp_path / "a.yaml")
 

@@ -113,6 +113,20 @@ def test_a_step_of_the_run_folder_is_redone_alone_and_says_the_same(small_run: S
 
 
 @pytest.mark.slow
+def test_redoing_the_training_takes_every_stage_away_a_half_trained_one_too(
+    small_run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_run.run, tmp_path / "run")
+    done = sorted((tmp_path / "run" / "train").glob("stage2-*/done.json"))
+    done[0].unlink()  # stage 2 has checkpoints and did not finish
+    recipe = load_recipe(RECIPE, [*small_run.settings, f"runs={tmp_path / 'run'}"])
+    monkeypatch.setattr("flows.run._as_flow", lambda recipe, works: [work.name for work in works])
+    outcome = run_recipe(recipe, redo="train")
+    assert outcome.did[0] == "train:stage1"
+    assert not list((tmp_path / "run" / "train").glob("stage[12]-*"))
+
+
+@pytest.mark.slow
 def test_a_step_whose_result_stands_in_a_dataset_is_not_redone(small_run: SmallRun) -> None:
     recipe = load_recipe(RECIPE, small_run.settings)
     with pytest.raises(ConfigurationError, match="nothing is overwritten"):

@@ -1,5 +1,7 @@
 """Diff: samples added, removed with their reasons, forgotten, and values changed, whatever shard they lie in."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,13 +42,22 @@ def caption(dataset: Dataset, group: str, write) -> None:
     run.commit()
 
 
-def small(root: Path, rows: list[dict], rejects: list[dict] = [], shards: int = 1) -> Dataset:  # noqa: B006
-    """A text-only dataset of `rows` in `shards` shards."""
+def small(
+    root: Path,
+    rows: list[dict],
+    rejects: list[dict] = [],  # noqa: B006
+    shards: int = 1,
+    pictures: Mapping[str, bytes] = {},
+) -> Dataset:
+    """A dataset of `rows` in `shards` shards; `pictures` gives the image of each key that has one."""
     dataset = Dataset(root)
     run = StepRun(dataset, Step("select", 1, {"rows": len(rows), "shards": shards}))
     for shard in run.pending(range(shards)):
         out = run.shard(shard)
         mine = rows[shard::shards]
+        for one in mine:
+            if one["key"] in pictures:
+                out.images().add(one["key"], pictures[one["key"]], "jpg", {})
         out.columns(SOURCE, pa.Table.from_pylist(mine, SOURCE_SCHEMA))
         lost = rejects if shard == 0 else []
         if lost:
@@ -92,6 +103,30 @@ def test_samples_added_removed_and_changed_are_counted_with_reasons_and_examples
     assert "why?" in str(found.columns[1].examples[0].after)
     text = "\n".join(found.lines())
     assert "1 samples removed: too_small" in text and "source.caption: 1 samples changed" in text
+
+
+@pytest.mark.parametrize("shards", [1, 2], ids=["equal source files", "other shards"])
+def test_images_of_other_bytes_are_a_difference(tmp_path: Path, shards: int) -> None:
+    rows = [row(n, task="text" if n == 4 else "text2image") for n in range(6)]
+    keys = [one["key"] for one in rows]
+    pictures = {key: b"old" + key.encode() for key in keys}
+    before = small(tmp_path / "a", rows, pictures=pictures)
+    assert diff(before, small(tmp_path / "same", rows, shards=shards, pictures=pictures)).equal
+    other = pictures | {keys[2]: b"new"}
+    del other[keys[4]]  # a row of text may have an image, and need not
+    after = small(tmp_path / "b", rows, shards=shards, pictures=other)
+    found = diff(before, after)
+    assert not found.equal
+    ((group, column, count, examples),) = [(c.group, c.column, c.rows, c.examples) for c in found.columns]
+    assert (group, column, count) == ("images", "data", 2)
+    digests = {key: hashlib.sha256(data).hexdigest() for key, data in pictures.items()}
+    assert {one.key: (one.before, one.after) for one in examples} == {
+        keys[2]: (digests[keys[2]], hashlib.sha256(b"new").hexdigest()),
+        keys[4]: (digests[keys[4]], None),
+    }
+    assert "images.data: 2 samples changed" in "\n".join(found.lines())
+    forget(before, Request(keys=frozenset([keys[0], keys[2]])))  # their old bytes are gone, whichever version is asked
+    assert [one.key for one in diff(before.at(0), after).columns[0].examples] == [keys[4]]
 
 
 def test_groups_that_one_version_lacks_are_named_and_new_captions_compared(toys: Dataset) -> None:

@@ -1,5 +1,6 @@
 """Forgetting: samples leave every listing and file, may not come back, and a kill at any point changes nothing."""
 
+import fcntl
 import os
 import random
 import subprocess
@@ -18,9 +19,9 @@ from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.drafts import Overtaken
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.forget import forget, forget_everywhere, relatives
+from pipelines.forget import forget, forget_everywhere, plan_forgetting, relatives
 from pipelines.forget_report import run_forget
-from pipelines.manifest import SOURCE, Receipt, receipt_path
+from pipelines.manifest import SOURCE, Receipt, receipt_path, step_path
 from pipelines.repair import apply_repair, plan_repair
 from pipelines.request import Request, read_request, read_requests
 from pipelines.steps import Reads, Step, StepRun
@@ -138,6 +139,37 @@ def test_derived_datasets_are_listed_or_followed(toys: Dataset, tmp_path: Path) 
     assert tombstones_beside(Dataset(tmp_path / "new")).bar_row(KEY, None)
 
 
+def test_what_an_earlier_forgetting_took_with_it_stays_in_derived_datasets(toys: Dataset, tmp_path: Path) -> None:
+    made = derive(toys, tmp_path / "made")
+    other = source_row(1, 0)["key"]
+    both = Request(keys=frozenset([KEY, other]))
+    forget(toys, both)
+    assert [one.samples for one in relatives(toys, ONE)] == [1]
+    forget_everywhere(toys, ONE)
+    keys = made.whole_table(SOURCE).column("key").to_pylist()
+    assert (KEY in keys, other in keys) == (False, True)
+    forget_everywhere(toys, both)
+    assert other not in made.whole_table(SOURCE).column("key").to_pylist()
+
+
+def test_keys_found_by_a_link_are_forgotten_in_derived_datasets_that_do_not_tell_it(tmp_path: Path) -> None:
+    toys, made = Dataset(tmp_path / "toys"), Dataset(tmp_path / "made")
+    for dataset, reads, url in ((toys, (), "http://a.example/0"), (made, (Reads(toys, ("source",)),), None)):
+        step = Step("select" if reads else "download", 1, {}, reads)
+        run = StepRun(dataset, step)
+        run.pending([0])
+        out = run.shard(0)
+        row = source_row(0, 0) | {"task": "text", "url": url}
+        out.columns(SOURCE, pa.Table.from_pylist([row], SOURCE_SCHEMA))
+        out.finish(1)
+        run.commit({"toys": {}})
+    linked = Request(urls=frozenset(["http://a.example/0"]))
+    forget(toys, linked)
+    assert [one.samples for one in relatives(toys, linked)] == [1]
+    forget_everywhere(toys, linked)
+    assert made.total_rows == 0
+
+
 def test_steps_stay_done_where_their_results_have_forgotten_the_same(toys: Dataset, tmp_path: Path) -> None:
     made = derive(toys, tmp_path / "made")
     forget(toys, ONE)
@@ -188,6 +220,33 @@ def test_leftovers_with_forgotten_samples_go_and_an_attempt_under_way_is_respect
     run.shard(9)  # opens a workspace, and is never finished
     with pytest.raises(HarmonError, match=r"an attempt at the step download .* is under way"):
         forget(half, Request(keys=frozenset([source_row(0, 0)["key"]])))
+
+
+def test_what_a_killed_forgetting_kept_goes_and_one_under_way_is_respected(toys: Dataset) -> None:
+    step = plan_forgetting(toys, ONE).step
+    toys.store.put(step_path(step.key), step.identity)
+    folder = toys.store.work(f".work/{step.key}/00001")
+    (folder / "out").mkdir(parents=True)
+    (folder / "out" / "images.tar").write_bytes(picture(1, 0))
+    other = Request(keys=frozenset([source_row(1, 0)["key"]]))
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(HarmonError, match=r"another forgetting .* is under way"):
+            forget(toys, other)
+    forget(toys, other)
+    assert picture(1, 0) not in bytes_below(toys.root)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("record", [b"{", b"[]", b"\xff"])
+def test_work_of_a_step_whose_record_is_damaged_is_respected(toys: Dataset, record: bytes) -> None:
+    key = "0" * 64
+    toys.store.put(step_path(key), record)
+    folder = toys.store.work(f".work/{key}/00001")
+    folder.mkdir(parents=True)
+    (folder / "lock").touch()
+    with pytest.raises(HarmonError, match="the step of an unknown name"):
+        forget(toys, ONE)
 
 
 def test_audit_tells_an_unfinished_deletion_and_a_sample_that_is_back(toys: Dataset) -> None:

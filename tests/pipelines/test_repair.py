@@ -132,6 +132,20 @@ def test_what_no_program_can_mend_is_left_to_a_person(toys: Dataset) -> None:
     assert toys.store.sizes() == before
 
 
+def test_a_damaged_file_whose_commit_is_unreadable_is_left_to_a_person(toys: Dataset) -> None:
+    path = path_of(toys, "images")
+    manifest = toys.store.read("manifest/000000.json")
+    spoil(toys, path)
+    toys.store.remove("manifest/000000.json")
+    toys.store.put("manifest/000000.json", b"{")
+    plan = {mend.path: mend for mend in plan_repair(toys, audit(Dataset(toys.root), deep=True))}
+    assert plan["manifest/000000.json"].action == plan[path].action == "restore"
+    assert "manifest of the commit that wrote it cannot be read" in plan[path].detail and plan[path].do is None
+    toys.store.remove("manifest/000000.json")
+    toys.store.put("manifest/000000.json", manifest)
+    assert repair(Dataset(toys.root)) == ({"rerun"}, [])  # with the manifest back, its step can be run again
+
+
 def test_an_index_is_not_made_from_a_damaged_archive(toys: Dataset) -> None:
     tar = path_of(toys, "images")
     data = toys.store.read(tar)

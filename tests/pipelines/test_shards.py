@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.canonical import sha256_hex
 from pipelines.errors import HarmonError
-from pipelines.shards import BLOCK, Image, ImageShard, ShardWriter, index_path, scan
+from pipelines.shards import BLOCK, PIECE, Image, ImageShard, ShardWriter, index_path, scan
 
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
 DATA = st.binary(max_size=60) | st.integers(0, 3).map(lambda blocks: b"\xff" * (BLOCK * blocks)) | st.just(b"\0" * 1100)
@@ -133,3 +133,16 @@ def test_scan_finds_a_truncated_archive(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.tar").write_bytes(data[:-cut])
     with pytest.raises(HarmonError):
         list(scan(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("size", range(PIECE - BLOCK, PIECE + 4 * BLOCK, BLOCK))
+def test_the_end_is_found_wherever_the_pieces_of_reading_part_it(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.tar"
+    write(path, [sample(1, bytes(size - 5 * BLOCK))])  # two headers, the view and the end are five blocks
+    data = path.read_bytes()
+    assert len(data) == size
+    assert [key for _, key in scan(path)] == [sample(1).key]
+    for damaged in (data[:-BLOCK], data[:-1] + b"x", data + bytes(BLOCK)):
+        path.write_bytes(damaged)
+        with pytest.raises(HarmonError, match="the archive ends at"):
+            list(scan(path))
