@@ -61,7 +61,9 @@ def text_to_image_loss(
 def image_to_text_loss(
     model: Harmon, latents: Tensor, input_ids: Tensor, labels: Tensor, attention_mask: Tensor
 ) -> Tensor:
-    """Mean over labelled tokens, without gradient scaling; arguments as `Harmon.image_to_text_loss`."""
+    """Mean over labelled tokens, without gradient scaling; arguments as `Harmon.image_to_text_loss`,
+    and `attention_mask` [B, L] true at real tokens.
+    """
     tokens_BNC, _ = model.to_tokens(latents)
     image_BSH = _to_llm(model, _encode(model, tokens_BNC, torch.zeros(tokens_BNC.shape[:2])))
     hidden_BLH = model.llm.model(

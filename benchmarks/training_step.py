@@ -118,7 +118,7 @@ def _image_to_text(
     mask = torch.ones_like(ids, dtype=torch.bool)
 
     def ours(given: Tensor) -> Tensor:
-        loss = model.image_to_text_loss(given, ids, labels, mask, grad_scale=None)
+        loss = model.image_to_text_loss(given, ids, labels, grad_scale=None)
         return _backward(model, loss.total / loss.count)
 
     def theirs() -> Tensor:

@@ -90,13 +90,19 @@ def generate_files(
     animated WebP beside the picture. `on_progress` is told AR steps done and in all.
 
     Raises:
-        ConfigurationError: a record asks for a size that the model cannot draw, or is of other weights.
+        ConfigurationError: a record asks for a size that the model cannot draw, or is of other weights or of
+            another dtype.
     """
     for record in records:
         if record.weights != trained.fingerprint:
             raise ConfigurationError(
                 f"The picture {record.prompt!r} was drawn with other weights ({record.weights}, these are "
                 f"{trained.fingerprint}); name the checkpoint that drew it."
+            )
+        if record.dtype != dtype_of(trained):
+            raise ConfigurationError(
+                f"The picture {record.prompt!r} is of a model in {record.dtype}, and this one runs in "
+                f"{dtype_of(trained)}: give --dtype {record.dtype}."
             )
         _check_size(trained, record.width, record.height)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +115,11 @@ def generate_files(
         if on_progress:
             on_progress(done, total)
     return [folder / record.file_name for record in records]
+
+
+def dtype_of(trained: Trained) -> str:
+    """Name of the float type that the model runs in, as PictureRecord has it."""
+    return str(trained.model.dtype).removeprefix("torch.")
 
 
 def picture_size(trained: Trained, px: int | None, size: str | None, aspect: str | None) -> tuple[int, int]:

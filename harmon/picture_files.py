@@ -25,6 +25,7 @@ CHUNK = "harmon"
 FRAME_MS = 120
 LAST_FRAME_MS = 2000
 Variant = Literal["single", "release-batch"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class PictureRecord(Settings):
@@ -41,7 +42,9 @@ class PictureRecord(Settings):
     single-image script does not (MODEL.md section 5, item 15)."""
     sampling: SamplingConfig
     weights: str
-    """Fingerprint of the model (harmon.convert.contents.Contents)."""
+    """Fingerprint of the model as stored (harmon.convert.contents.Contents), whatever `dtype` it ran in."""
+    dtype: Dtype = "float32"
+    """Float type of the weights as the model ran."""
     version: Literal[1] = 1
     """Raised when the same record would draw another picture."""
 

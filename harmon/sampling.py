@@ -119,6 +119,7 @@ class PromptedImage:
     def __init__(self, model: Harmon, text_ids: Tensor, text_mask: Tensor, grid: Grid) -> None:
         self.model, self.grid = model, grid
         self.text_mask_GL = text_mask.bool()
+        self.unpadded = bool(self.text_mask_GL.all())
         rows, self.prompt = text_ids.shape
         llm = model.llm.model
         self.past = KeyValues(llm, rows, self.prompt + bucket(grid.positions) + model.config.mar.buffer_size)
@@ -148,7 +149,7 @@ class PromptedImage:
             self.model.llm.model,
             image_GSH,
             positions=positions_of(seen_GT)[:, self.prompt :],
-            seen=seen_GT,
+            seen=None if self.unpadded and size == real else seen_GT,
             past=self.past.first(rows),
         )
         return self.model.inform(x_BSD.repeat(copies, 1, 1), hidden_GSH)[:, : buffers + real]
@@ -317,12 +318,14 @@ def answer_logits(
     """
     image_BSH = None if latents is None else model.visual_features(*model.to_tokens(latents))[1]
     llm, seen_BT = model.llm.model, mask.bool()
+    unpadded = bool(seen_BT.all())  # then each new token is attended without a mask
     embeddings = model.prompt_embeddings(input_ids, image_BSH)
     last_B1 = (seen_BT * torch.arange(seen_BT.shape[1], device=seen_BT.device)).argmax(1, keepdim=True)
     past = KeyValues(llm, len(input_ids), input_ids.shape[1] + _ANSWER_ROOM)
     while True:
         positions = positions_of(seen_BT)[:, past.length :]
-        hidden_B1H = read_causally(llm, embeddings, positions=positions, read_BR=last_B1, seen=seen_BT, past=past)
+        seen = None if unpadded else seen_BT
+        hidden_B1H = read_causally(llm, embeddings, positions=positions, read_BR=last_B1, seen=seen, past=past)
         logits: Tensor = model.llm.lm_head(hidden_B1H[:, 0]).float()
         sent_B = yield logits
         spoken_B = logits.argmax(-1) if sent_B is None else sent_B

@@ -97,6 +97,10 @@ class Harmon(nn.Module):
     def device(self) -> torch.device:
         return self.mar.fake_latent.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mar.fake_latent.dtype
+
     # -- tokens ----------------------------------------------------------------------------------------------
 
     def to_tokens(self, latents: Tensor) -> tuple[Tensor, Grid]:
@@ -207,16 +211,16 @@ class Harmon(nn.Module):
         latents: Tensor | None,
         input_ids: Tensor,
         labels: Tensor,
-        attention_mask: Tensor,
+        *,
         weight: Tensor | None = None,
         grad_scale: float | None = 0.1,
     ) -> LossSum:
         """Cross-entropy of the labelled tokens; with `latents` None, of text alone.
 
         `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
-        and are right padded, as `attention_mask` says: there causal attention keeps padding out by itself, and the
-        mask is not read. `labels` [B, L] hold `harmon.text.IGNORED` where nothing is learned. The gradient into the
-        visual features is multiplied by `grad_scale` (None: not).
+        and must be right padded: causal attention keeps that padding out by itself, and no other. `labels` [B, L]
+        hold `harmon.text.IGNORED` where nothing is learned, padding included. The gradient into the visual features is
+        multiplied by `grad_scale` (None: not).
         """
         image_BSH = None
         if latents is not None:

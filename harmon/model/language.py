@@ -81,7 +81,8 @@ def read_causally(
     before = past.length if past is not None else 0
     if past is not None:
         past.reserve(length)
-    mask = None if seen is None and not before else _causal_mask(x_BTH, before, seen)
+    single = seen is None and length == 1  # one new position sees every key, so it needs no mask
+    mask = None if single or (seen is None and not before) else _causal_mask(x_BTH, before, seen)
     layers = llm.layers[: llm.config.num_hidden_layers]
     for number, layer in enumerate(layers):
         normed_BTH = norm(layer.input_layernorm, x_BTH)
@@ -89,10 +90,10 @@ def read_causally(
         if past is not None:
             keys, values = past.put(number, keys, values)
         if read_BR is not None and number == len(layers) - 1:
-            mask = _rows_of_mask(mask, read_BR, before, keys.shape[2])
+            mask = None if single else _rows_of_mask(mask, read_BR, before, keys.shape[2])
             rotation = _at(rotation[0], read_BR), _at(rotation[1], read_BR)
             x_BTH, normed_BTH = _at(x_BTH, read_BR), _at(normed_BTH, read_BR)
-        x_BTH = x_BTH + _attend(layer.self_attn, normed_BTH, keys, values, rotation, mask)
+        x_BTH = x_BTH + _attend(layer.self_attn, normed_BTH, keys, values, rotation, mask, causal=not single)
         x_BTH = x_BTH + layer.mlp(norm(layer.post_attention_layernorm, x_BTH))
     if past is not None:
         past.length += length
@@ -121,13 +122,15 @@ def _attend(
     values_BGKd: Tensor,
     rotation: tuple[Tensor, Tensor],
     mask: Tensor | None,
+    causal: bool,
 ) -> Tensor:
+    """Attention through `mask`; without one, over the keys up to each query where `causal`, else over all."""
     queries = _rotated(_heads(attention.q_proj, x_BTH, attention.head_dim), rotation)
     groups = attention.num_key_value_groups
     if mask is not None and groups > 1:  # CUDA's fused kernels share key heads only where no mask is given
         keys_BGKd, values_BGKd = keys_BGKd.repeat_interleave(groups, 1), values_BGKd.repeat_interleave(groups, 1)
     mixed = F.scaled_dot_product_attention(
-        queries, keys_BGKd, values_BGKd, attn_mask=mask, is_causal=mask is None, enable_gqa=mask is None
+        queries, keys_BGKd, values_BGKd, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=mask is None
     )
     out: Tensor = attention.o_proj(mixed.transpose(1, 2).flatten(2))
     return out

@@ -43,12 +43,8 @@ def image_to_text(golden: Golden) -> Iterator[Line]:
         ("i2t", latents, None, "_without_scaling"),
         ("textonly", None, scale, ""),
     ):
-        ids, labels, mask = (
-            golden.ids(f"in.{run}.input_ids"),
-            golden.tensor(f"in.{run}.labels"),
-            golden.tensor(f"in.{run}.attention_mask"),
-        )
-        loss = golden.model.image_to_text_loss(images, ids, labels, mask, grad_scale=factor)
+        ids, labels = golden.ids(f"in.{run}.input_ids"), golden.tensor(f"in.{run}.labels")
+        loss = golden.model.image_to_text_loss(images, ids, labels, grad_scale=factor)
         yield from _loss_and_gradients(golden, run, loss, suffix)
 
 

@@ -53,8 +53,7 @@ class ChatBatch:
 
     latents: Tensor | None  # [B, C, h, w] float32; None: text only
     input_ids: Tensor  # [B, L] int64, right padded, image slots inside
-    labels: Tensor  # [B, L] int64
-    attention_mask: Tensor  # [B, L] bool
+    labels: Tensor  # [B, L] int64, IGNORED at padding
 
     @property
     def count(self) -> int:
@@ -123,9 +122,9 @@ class StageData:
         pictured = task == "image2text"
         slots = self.tokens + self.model.mar.buffer_size if pictured else 0
         chats = [self._chat(task, number, text, slots) for number, (text, _) in zip(numbers, rows, strict=True)]
-        ids, mask = _padded([chat.ids for chat in chats], self.text.pad)
+        ids, _ = _padded([chat.ids for chat in chats], self.text.pad)
         labels, _ = _padded([chat.labels for chat in chats], IGNORED)
-        return ChatBatch(self._pictures([latents for _, latents in rows]) if pictured else None, ids, labels, mask)
+        return ChatBatch(self._pictures([latents for _, latents in rows]) if pictured else None, ids, labels)
 
     def epochs(self, task: Task, samples: int) -> list[float]:
         """Passes through each entry of `task` that its first `samples` samples make."""

@@ -185,8 +185,8 @@ def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, d
             moved(batch.noise),
         ).total
     latents = None if batch.latents is None else moved(batch.latents)
-    ids, labels, mask = moved(batch.input_ids), moved(batch.labels), moved(batch.attention_mask)
-    return model.image_to_text_loss(latents, ids, labels, mask, grad_scale=model.config.grad_scale).total
+    ids, labels = moved(batch.input_ids), moved(batch.labels)
+    return model.image_to_text_loss(latents, ids, labels, grad_scale=model.config.grad_scale).total
 
 
 @torch.no_grad()

@@ -226,6 +226,19 @@ def test_a_picture_of_other_weights_or_of_no_record_is_refused(trained: Trained,
             read_record(wrong)
 
 
+def test_another_dtype_draws_another_picture_and_is_refused_again(run: Path, tmp_path: Path) -> None:
+    how = ["a red circle", "--ar-steps", 2, "--diffusion-steps", "3", "--clip-x0", 3, "-o", tmp_path]
+    [half] = drawn(run, *how, "--dtype", "bfloat16")
+    [single] = drawn(run, *how)
+    assert half != single and (pixels(half) != pixels(single)).any()
+    assert (read_record(half).dtype, read_record(single).dtype) == ("bfloat16", "float32")
+    refused = harmon("generate", run, "--again", half, "-o", tmp_path / "again")
+    assert refused.exit_code == 2 and "give --dtype bfloat16" in refused.stderr
+    assert not (tmp_path / "again").exists()
+    [again] = drawn(run, "--again", half, "--dtype", "bfloat16", "-o", tmp_path / "again")
+    assert again.name == half.name and np.array_equal(pixels(again), pixels(half))
+
+
 def test_the_command_says_what_is_missing(run: Path, tmp_path: Path) -> None:
     nothing = harmon("generate", run, "-o", tmp_path / "x")
     assert nothing.exit_code == 2 and "Name at least one PROMPT" in nothing.stderr

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_model import ODD, odd_model
 from torch import Tensor
+from torch.nn import functional as F
 
 from harmon.model.language import KeyValues, positions_of, read_causally
 
@@ -46,6 +47,19 @@ def test_a_sequence_read_in_parts_equals_the_whole_whatever_room_there_was(parts
         places = torch.arange(past.length, past.length + part)
         done.append(read_causally(LLM, x[:, places], positions=places, past=past))
     torch.testing.assert_close(torch.cat(done, 1), read_causally(LLM, x), atol=1e-5, rtol=1e-4)
+
+
+def test_one_position_behind_a_past_is_read_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, places = inputs(2, 6), torch.arange(6)
+    expected, past = read_causally(LLM, x)[:, 5:], KeyValues(LLM, 2, 6)
+    read_causally(LLM, x[:, :5], positions=places[:5], past=past)
+    masks, attention = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: masks.append(k["attn_mask"]) or attention(*a, **k)
+    )
+    got = read_causally(LLM, x[:, 5:], positions=places[5:], read_BR=torch.zeros(2, 1, dtype=torch.int64), past=past)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    assert masks == [None] * len(LLM.layers)
 
 
 def test_what_the_first_rows_go_on_to_read_leaves_the_past_as_it_is() -> None:

@@ -90,7 +90,6 @@ def inputs() -> dict[str, Tensor]:
     for run, ids in (("i2t", prompt.repeat(2, 1)), ("textonly", torch.randint(VOCABULARY, (2, 9)))):
         tensors[f"in.{run}.input_ids"] = ids
         tensors[f"in.{run}.labels"] = ids.clone().index_fill(1, torch.arange(ids.shape[1] - 3), -100)
-        tensors[f"in.{run}.attention_mask"] = torch.ones_like(ids, dtype=torch.bool)
     tensors["in.i2t.pixel_values"] = torch.rand(2, 3, 64, 64) * 2 - 1
     tensors["in.answer.input_ids"] = prompt
     tensors["in.answer.pixel_values"] = torch.rand(1, 3, 64, 64) * 2 - 1

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
+from torch.nn import functional as F
 
 from harmon.answering import AnswerConfig, answer
 from harmon.model.diffusion import tables
@@ -109,9 +110,11 @@ def test_generation_switches_dropout_off_and_training_on_again() -> None:
     assert torch.equal(*images) and model.training
 
 
-def test_the_cached_prompt_gives_what_the_training_path_gives() -> None:
+@pytest.mark.parametrize("padded", [None, 8])
+@pytest.mark.parametrize("lengths", [[6, 2, 5, 6], [6, 6, 6, 6]])
+def test_the_cached_prompt_gives_what_the_training_path_gives(lengths: list[int], padded: int | None) -> None:
     model, grid = odd_model(), Grid(3, 4)
-    ids, mask = prompts([6, 2, 5, 6])
+    ids, mask = prompts(lengths)
     tokens, visible = torch.randn(2, 12, 8), torch.tensor([[0, 3, 11], [2, 5, 6]])
     with torch.no_grad():
         prompted = PromptedImage(model, ids, mask, grid)
@@ -119,7 +122,10 @@ def test_the_cached_prompt_gives_what_the_training_path_gives() -> None:
             x, image = model.visual_features(tokens, grid, shown)
             hidden = model.read_after_text(ids, mask, image.repeat(2, 1, 1))
             torch.testing.assert_close(
-                prompted.encode(tokens, shown), model.inform(x.repeat(2, 1, 1), hidden), atol=1e-5, rtol=1e-4
+                prompted.encode(tokens, shown, padded=padded),
+                model.inform(x.repeat(2, 1, 1), hidden),
+                atol=1e-5,
+                rtol=1e-4,
             )
 
 
@@ -285,10 +291,29 @@ def test_padded_batches_answer_as_each_prompt_alone(side: str) -> None:
     latents = torch.randn(2, 8, 2, 2, generator=torch.Generator().manual_seed(5))
     width = max(row.shape[1] for row in rows)
     padding = [(width - row.shape[1], 0) if side == "left" else (0, width - row.shape[1]) for row in rows]
-    ids = torch.cat([torch.nn.functional.pad(row, pad, value=7) for row, pad in zip(rows, padding)])
-    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, padding)])
+    ids = torch.cat([F.pad(row, pad, value=7) for row, pad in zip(rows, padding)])
+    mask = torch.cat([F.pad(torch.ones_like(row), pad) for row, pad in zip(rows, padding)])
     expected = [uncached_answer(model, latents[i : i + 1], row, 6) for i, row in enumerate(rows)]
     assert answer(model, latents, ids, mask, AnswerConfig(max_new_tokens=6), eos_ids=()) == expected
+
+
+@torch.no_grad()
+def test_whole_prompts_are_answered_as_alone_and_each_token_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = odd_model(4)
+    ids = torch.cat([image_prompt(2, 6, 1), image_prompt(2, 6, 2)])
+    latents = torch.randn(2, 8, 2, 2, generator=torch.Generator().manual_seed(5))
+    expected = [uncached_answer(model, latents[i : i + 1], ids[i : i + 1], 6) for i in range(2)]
+    masks, attention = [], F.scaled_dot_product_attention
+
+    def watched(queries: Tensor, *rest: Any, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if queries.shape[2] == 1:
+            masks.append(attn_mask)
+        return attention(queries, *rest, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    assert answer(model, latents, ids, None, AnswerConfig(max_new_tokens=6), eos_ids=()) == expected
+    layers = ODD.llm.num_hidden_layers
+    assert masks[1:] == [None] * 5 * layers  # the first is the prompt's last layer, at its last position
 
 
 @torch.no_grad()

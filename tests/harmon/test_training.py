@@ -199,7 +199,7 @@ def test_a_batch_counts_what_its_loss_counts(job):
         batch = data.batch(block, 0, 1)
         assert torch.isfinite(loss_sum(model, batch, torch.float32, torch.device("cpu")))
         if isinstance(batch, ChatBatch):
-            loss = model.image_to_text_loss(batch.latents, batch.input_ids, batch.labels, batch.attention_mask)
+            loss = model.image_to_text_loss(batch.latents, batch.input_ids, batch.labels)
             assert loss.count.item() == batch.count
 
 
