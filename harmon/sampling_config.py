@@ -12,7 +12,8 @@ from pipelines.settings import Settings
 class SamplingConfig(Settings):
     """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults).
 
-    The last four fields are approximations, off by default; docs/sampling.md has what each costs, docs/speed.md what it saves.
+    The last four fields are approximations, off by default: docs/sampling.md has what each costs, docs/speed.md what
+    it saves.
     """
 
     ar_steps: int = Field(default=64, gt=0)
