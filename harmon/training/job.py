@@ -15,7 +15,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
 
-VERSION = 2  # raised when the same job would give other weights
+VERSION = 3  # raised when the same job would give other weights
 DONE = "done.json"
 
 
