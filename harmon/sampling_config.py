@@ -12,7 +12,7 @@ from pipelines.settings import Settings
 class SamplingConfig(Settings):
     """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults).
 
-    The last four fields are approximations, off by default: docs/sampling.md has what each costs, docs/speed.md what
+    The last five fields are approximations, off by default: docs/sampling.md has what each costs, docs/speed.md what
     it saves.
     """
 
@@ -41,6 +41,11 @@ class SamplingConfig(Settings):
     cfg_every: int = Field(default=1, gt=0)
     """AR steps from one computation of the unconditional half to the next; between them each position keeps its
     difference from the conditional half (the condition cache of LazyMAR, arXiv 2503.12450)."""
+
+    refresh_every: int = Field(default=1, gt=0)
+    """AR steps from one computation of all features to the next; between them only the buffers, the tokens drawn
+    since, and the positions about to be drawn are computed, and attend to what is kept of the others (the token
+    cache of LazyMAR, arXiv 2503.12450; `harmon.token_cache`)."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "SamplingConfig":

@@ -13,7 +13,8 @@ from harmon.model.diffusion import ancestral_step, guided, tables
 from harmon.model.mar import Grid
 from harmon.parity.golden import Golden, Line
 from harmon.parity.parts import visible_positions, with_own_range
-from harmon.sampling import PromptedImage, answer_logits, generate, plan
+from harmon.prompted import PromptedImage
+from harmon.sampling import answer_logits, generate, plan
 
 
 class RecordedDraws:

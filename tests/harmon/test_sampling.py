@@ -13,7 +13,8 @@ from harmon.answering import AnswerConfig, answer
 from harmon.model.diffusion import tables
 from harmon.model.harmon import Harmon
 from harmon.model.mar import Grid
-from harmon.sampling import PromptedImage, annealed, bucket, draw_tokens, generate, plan
+from harmon.prompted import PromptedImage, bucket
+from harmon.sampling import annealed, draw_tokens, generate, plan
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import ConfigurationError
 
