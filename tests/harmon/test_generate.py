@@ -137,11 +137,11 @@ def test_every_choice_is_in_the_record(trained: Trained, tmp_path: Path) -> None
 
 def test_the_approximations_are_options_and_stand_in_the_record(run: Path, tmp_path: Path) -> None:
     options = ["--diffusion-steps", "6", "--diffusion-steps-last", 2, "--sampler", "dpm++"]
-    options += ["--cfg-interval", 0, 0.5, "--cfg-every", 2, "--ar-steps", 3]
+    options += ["--cfg-interval", 0, 0.5, "--cfg-every", 2, "--refresh-every", 3, "--ar-steps", 3]
     [file] = drawn(run, "a red circle", *options, "-o", tmp_path)
     sampling = read_record(file).sampling
     assert (sampling.diffusion_steps_last, sampling.sampler, sampling.cfg_every) == (2, "dpm++", 2)
-    assert sampling.cfg_interval == (0.0, 0.5)
+    assert sampling.cfg_interval == (0.0, 0.5) and sampling.refresh_every == 3
 
 
 def test_a_picture_that_is_there_is_not_drawn_again(trained: Trained, tmp_path: Path) -> None:
