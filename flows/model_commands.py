@@ -182,6 +182,8 @@ def generate(
     width, height = picture_size(trained, px, size, aspect)
     chosen = {key: value for key, value in sampling.items() if value is not None}
     how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling")
+    if negative is not None and how.cfg == 1:
+        raise ConfigurationError("--negative says what guidance leads away from, and --cfg 1 is no guidance.")
     shared = {"negative": negative, "width": width, "height": height, "variant": variant, "sampling": how}
     shared |= {"weights": trained.fingerprint, "dtype": dtype_of(trained)}
     records += [

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from harmon.model.config import RESPACING
 from harmon.sampling import CfgSchedule, Sampler
 from harmon.training.stage import Departure
 from pipelines.settings import Settings
@@ -22,7 +23,7 @@ class SamplingConfig(Settings):
     """Classifier-free guidance; 1 is none."""
     cfg_schedule: CfgSchedule = "constant"
     """`linear` raises the guidance from 1 with the share of tokens drawn."""
-    diffusion_steps: str = Field(default="100", pattern=r"^\d+(,\d+)*$")
+    diffusion_steps: str = Field(default="100", pattern=RESPACING)
     """T: steps of the diffusion head for each token."""
     temperature: float = Field(default=1.0, gt=0)
     """Factor on the noise of every diffusion step."""
