@@ -33,6 +33,7 @@ from pipelines.errors import ConfigurationError
 CfgSchedule = Literal["constant", "linear"]
 Sampler = Literal["ddpm", "dpm++"]
 _ANSWER_ROOM = 64  # new tokens that an answer's memory holds at first
+_ROWS = 512  # conditions of the head at once: a matrix product's full speed, and 120 MB for the largest published head
 
 
 class Draws(Protocol):
@@ -139,10 +140,9 @@ def draw_tokens(
         z_GPZ = F.pad(z_GPZ, (0, 0, 0, padded - real))
         noise_TBPC = F.pad(noise_TBPC, (0, 0, 0, padded - real))
     rows = z_GPZ.view(-1, images, *z_GPZ.shape[1:])  # [1 or 2, B, P, Z]
-    embedded, times_TW = head.net.cond_embed(rows), head.net.time_embed(chain.timesteps)
     tokens_BPC, earlier = noise_TBPC[0], None
-    for index in reversed(range(steps)):
-        output = head.net.predict(tokens_BPC, times_TW[index] + embedded).float()
+    for index, modulations in zip(reversed(range(steps)), _modulations(head, chain.timesteps, rows)):
+        output = head.net.predict(tokens_BPC, modulations).float()
         combined = guided(output[0], output[1], cfg) if len(output) == 2 else output[0]
         here, noise_BPC = chain.at(index), noise_TBPC[steps - index] if index else None
         if sampler == "ddpm":
@@ -158,6 +158,21 @@ def draw_tokens(
         tokens_BPC = solver_step(here, chain.at(index - 1), tokens_BPC, clean_BPC, before, temperature * noise_BPC)
         earlier = (here, clean_BPC)
     return tokens_BPC[:, :real]
+
+
+def _modulations(head: DiffusionHead, timesteps_T: Tensor, z: Tensor) -> Iterator[list[Tensor]]:
+    """The head's modulations of each diffusion step, the noisiest first, for decoder outputs [1 or 2, B, P, Z].
+
+    They depend on no token, so those of several steps are one product: few rows alone would spend their time on
+    reading weights.
+    """
+    embedded, times_TW = head.net.cond_embed(z), head.net.time_embed(timesteps_T)
+    together = max(1, _ROWS // z[..., 0].numel())
+    for end in range(len(times_TW), 0, -together):
+        times = times_TW[max(0, end - together) : end]
+        found = head.net.modulations(times[:, None, None, None] + embedded)
+        for step in reversed(range(len(times))):
+            yield [one[step] for one in found]
 
 
 @torch.no_grad()

@@ -229,8 +229,11 @@ class PerfectHead:
     def time_embed(self, timesteps: Tensor) -> Tensor:
         return torch.arange(len(timesteps)).float().unsqueeze(-1)  # hands on the index in the chain
 
-    def predict(self, noisy: Tensor, condition: Tensor) -> Tensor:
-        here = self.chain.at(int(condition.flatten()[0]))
+    def modulations(self, condition: Tensor) -> list[Tensor]:
+        return [condition]
+
+    def predict(self, noisy: Tensor, modulations: list[Tensor]) -> Tensor:
+        here = self.chain.at(int(modulations[0].flatten()[0]))
         alpha, sigma = here.sqrt_alphas_cumprod, here.sqrt_one_minus_alphas_cumprod
         gain = alpha * self.deviation**2 / (alpha**2 * self.deviation**2 + sigma**2)
         clean = self.mean + gain * (noisy - alpha * self.mean)
