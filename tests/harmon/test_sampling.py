@@ -9,6 +9,7 @@ from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
 from torch.nn import functional as F
 
+from harmon import sampling
 from harmon.answering import AnswerConfig, answer
 from harmon.model.diffusion import tables
 from harmon.model.harmon import Harmon
@@ -187,6 +188,13 @@ def drawn(**options: Any) -> tuple[Tensor, list[int]]:
     draws = CountedDraws()
     options = {"steps": 4, "diffusion_steps": 6, "clip_x0": 3.0} | options
     return generate(odd_model(), ids, mask, (3, 4), draws=draws, **options), draws.steps
+
+
+@pytest.mark.parametrize("rows", [1, 8, 20])
+def test_how_many_modulations_are_one_product_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = drawn()[0]
+    monkeypatch.setattr(sampling, "_ROWS", rows)  # 2 to 12 rows of a diffusion step: one step at once, or some
+    torch.testing.assert_close(drawn()[0], whole, atol=1e-4, rtol=1e-4)
 
 
 def test_annealing_asks_fewer_and_fewer_diffusion_steps() -> None:
