@@ -200,7 +200,7 @@ class Mar(nn.Module):
         keys_S = None
         if real is not None:
             keys_S = torch.arange(x_BSD.shape[1], device=x_BSD.device) < self.config.buffer_size + real
-        for block, past in zip(self.encoder_blocks, pasts or [None] * len(self.encoder_blocks)):
+        for block, past in _with_pasts(self.encoder_blocks, pasts):
             x_BSD = block(x_BSD, None, keys_S, past)
         out: Tensor = self.encoder_norm(x_BSD)
         return out
@@ -235,7 +235,7 @@ class Mar(nn.Module):
         if pasts is not None:
             x_BTD = take(x_BTD, pasts[0].places_BQ)
             read_BP = None if read_BP is None else torch.searchsorted(pasts[0].places_BQ, read_BP)
-        *inner, last = zip(self.decoder_blocks, pasts or [None] * len(self.decoder_blocks))
+        *inner, last = _with_pasts(self.decoder_blocks, pasts)
         for block, past in inner:
             x_BTD = block(x_BTD, None, None, past)
         block, past = last
@@ -256,6 +256,11 @@ class Mar(nn.Module):
         image_1Dhw = image_1ND.transpose(1, 2).reshape(1, -1, native, native)
         resized_1Dhw = F.interpolate(image_1Dhw, size=tuple(grid), mode="bilinear", align_corners=False)
         return torch.cat([buffer_1UD, resized_1Dhw.flatten(2).transpose(1, 2)], 1)
+
+
+def _with_pasts(blocks: nn.ModuleList, pasts: Sequence[Past] | None) -> list[tuple[nn.Module, Past | None]]:
+    none: list[Past | None] = [None] * len(blocks)
+    return list(zip(blocks, none if pasts is None else pasts, strict=True))
 
 
 def _split(table_1TD: Tensor, buffers: int) -> tuple[Tensor, Tensor]:

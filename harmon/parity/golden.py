@@ -117,7 +117,7 @@ class Golden:
     def as_recorded(self, latents: Tensor) -> Tensor:
         """Latents as recordings have them: tokens [B, m, n, C]."""
         tokens, grid = self.model.to_tokens(latents)
-        return tokens.unflatten(1, grid)
+        return tokens.reshape(len(tokens), *grid, -1)
 
     def encoded(self, name: str) -> Tensor:
         """Latents of recorded pixels, in float64: the autoencoder's rounding counts in its own lines only."""
