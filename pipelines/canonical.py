@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.errors import HarmonError
 
+PLAIN = frozenset((str, int, float, bool, type(None)))  # types without anything inside
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -28,10 +29,12 @@ def _refuse_ambiguous(value: object, where: str) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise HarmonError(f"{where} has the key {key!r}, which is not a string; canonical JSON needs strings")
-            _refuse_ambiguous(item, f"{where}.{key}")
+            if type(item) not in PLAIN:
+                _refuse_ambiguous(item, f"{where}.{key}")
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for position, item in enumerate(value):
-            _refuse_ambiguous(item, f"{where}[{position}]")
+            if type(item) not in PLAIN:
+                _refuse_ambiguous(item, f"{where}[{position}]")
 
 
 def sha256_hex(data: bytes) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.archive import index_of, read_archive
 from pipelines.audit import AuditReport
 from pipelines.audit_files import count_failed, count_rejected
 from pipelines.canonical import sha256_hex
@@ -32,7 +33,6 @@ from pipelines.manifest import (
     step_path,
     written_by,
 )
-from pipelines.shards import index_of, read_archive
 from pipelines.storage import LocalStore, Upload, remove_folder
 from pipelines.workspace import DAMAGED, WORK, is_held
 
