@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.errors import HarmonError
 from pipelines.ustar import BLOCK, END, Member, member, padding
 
-PIECE = 1 << 18  # bytes read and hashed at a time, whole blocks: they stay in a processor's cache between the two
+PIECE = 1 << 19  # bytes read and hashed at a time, whole blocks: they stay in a processor's cache between the two
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class _Reading:
     def __init__(self, stream: BinaryIO, where: str) -> None:
         self._stream, self._where = stream, where
         self._digest = hashlib.sha256()
-        self._buffer = memoryview(bytearray(PIECE))
+        self._buffer = bytearray(PIECE)
+        self._view = memoryview(self._buffer)
         self._start = self._held = 0  # the buffer holds the bytes [start, start + held)
 
     def _next(self) -> bool:
@@ -39,24 +40,28 @@ class _Reading:
         self._start += self._held
         self._held = 0
         while self._held < PIECE:
-            count: int = self._stream.readinto(self._buffer[self._held :])  # type: ignore[attr-defined]
+            count: int = self._stream.readinto(self._view[self._held :])  # type: ignore[attr-defined]
             if not count:
                 break
             self._held += count
-        self._digest.update(self._buffer[: self._held])
+        self._digest.update(self._view[: self._held])
         return self._held > 0
 
-    def block(self, offset: int) -> bytes:
-        """The 512 bytes at `offset`, a whole number of blocks that only grows; fewer at the end of the file."""
-        while offset >= self._start + self._held:
-            if not self._next():
-                return b""
-        at = offset - self._start
-        return bytes(self._buffer[at : min(at + BLOCK, self._held)])
+    def _reach(self, offset: int) -> int:
+        """The place in the buffer of the block at `offset`, a whole number of blocks that only grows."""
+        while offset >= self._start + self._held and self._next():
+            pass
+        return offset - self._start
 
-    def member(self, offset: int, block: bytes) -> Member:
-        """What the header `block` at `offset` says. Raises HarmonError where it is none."""
-        said = member(block)
+    def is_zero(self, offset: int) -> bool:
+        """Whether the block at `offset` is a half of the end marker."""
+        at = self._reach(offset)
+        return self._buffer.startswith(END[:BLOCK], at, self._held)
+
+    def member(self, offset: int) -> Member:
+        """What the header at `offset` says. Raises HarmonError where there is none."""
+        at = self._reach(offset)
+        said = member(self._buffer, at, self._held)
         if said is None:
             raise HarmonError(f"{self._where}: the bytes at {offset} are no member header")
         return said
@@ -74,19 +79,19 @@ def read_archive(stream: BinaryIO, where: str) -> Archive:
     samples: list[tuple[int, str]] = []
     problem, offset = None, 0
     try:
-        while (block := reading.block(offset)) != END[:BLOCK]:
-            image = reading.member(offset, block)
+        while not reading.is_zero(offset):
+            image = reading.member(offset)
             view_at = offset + BLOCK + image.size + padding(image.size)
-            view = reading.member(view_at, reading.block(view_at))
+            view = reading.member(view_at)
             if view.key != image.key or view.extension != "json" or image.extension == "json":
                 raise HarmonError(f"{where}: the members at {offset} and {view_at} are no image with its view")
             samples.append((offset, image.key))
             offset = view_at + BLOCK + view.size + padding(view.size)
     except HarmonError as wrong:
         problem = str(wrong)
-    tail = reading.block(offset + BLOCK) if problem is None else b""
+    ended = problem is None and reading.is_zero(offset + BLOCK)
     length, sha256 = reading.finish()
-    if problem is None and (length != offset + len(END) or tail != END[BLOCK:]):
+    if problem is None and (length != offset + len(END) or not ended):
         problem = f"{where}: the archive ends at {offset + len(END)} but the file at {length} bytes"
     return Archive(tuple(samples), sha256, problem)
 

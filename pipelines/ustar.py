@@ -2,6 +2,7 @@
 
 import re
 import struct
+import sys
 from typing import NamedTuple
 
 BLOCK = 512  # POSIX.1-1988 (ustar): headers and data are padded to blocks of 512 bytes
@@ -45,6 +46,7 @@ def _template() -> bytes:
 
 TEMPLATE = _template()
 TEMPLATE_SUM = sum(TEMPLATE)
+DOT = ord(".")
 MODE, TIME, LINK = TEMPLATE[100:124], TEMPLATE[136:148], TEMPLATE[156:]
 
 
@@ -55,13 +57,26 @@ def header(key: str, extension: str, size: int) -> bytes:
     return b"".join((text.ljust(100, b"\0"), MODE, digits, b"\0", TIME, checksum, LINK))
 
 
-def member(block: bytes) -> Member | None:
-    """The member that a header describes, or None if it is not one that `header` makes."""
-    match = HEADER.fullmatch(block)
+STRICT = re.compile(
+    rb"(?s)(?=([0-9a-f]{32})\.([a-z0-9]{1,8})\x00+"
+    + re.escape(MODE)
+    + rb").{124}([0-7]{11})\x00"
+    + re.escape(TIME)
+    + rb"([0-7]{6})\x00 "
+    + re.escape(LINK)
+)
+"""A header as `header` makes them, byte by byte; only the checksum's value is left to compare."""
+
+
+def member(data: bytes | bytearray, at: int = 0, end: int = sys.maxsize) -> Member | None:
+    """The member that the header at `at` describes, or None if before `end` there is none that `header` makes."""
+    match = STRICT.match(data, at, end)
     if match is None:
         return None
-    said = Member(match[1].decode(), match[2].decode(), int(match[3], 8))
-    return said if header(*said) == block else None
+    key, extension, digits, checksum = match.groups()
+    if int(checksum, 8) != TEMPLATE_SUM + sum(key) + DOT + sum(extension) + sum(digits):
+        return None
+    return Member(key.decode(), extension.decode(), int(digits, 8))
 
 
 def padding(size: int) -> int:
