@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from benchmarks.dataset_io import view
 from pipelines.audit import audit
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, schema_of, write_columns
@@ -275,7 +276,7 @@ def make_pictures(root: Path, images: int) -> Dataset:
         rows = []
         for number in range(shard * 1000, min(images, (shard + 1) * 1000)):
             row = {"key": sample_key("noise", str(number)), "source": "noise", "row_id": str(number)}
-            out_shard.images().add(row["key"], pictures[number % 20], "jpg", {"row_id": number})
+            out_shard.images().add(row["key"], pictures[number % 20], "jpg", view(row["key"], number, 280, 420))
             rows.append(row | {"task": "text2image", "caption": f"noise number {number}"})
         out_shard.columns(SOURCE, conform(pa.Table.from_pylist(rows, SOURCE_SCHEMA), SOURCE_SCHEMA, "source"))
         out_shard.rejects(REJECT_SCHEMA.empty_table())

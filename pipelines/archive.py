@@ -1,6 +1,7 @@
 """An image archive read from end to end, without its index: what audits, repairs and adoptions judge it by."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.errors import HarmonError
-from pipelines.ustar import BLOCK, END, Member, member, padding
+from pipelines.ustar import BLOCK, END, MAX_VIEW, member, padding
 
 PIECE = 1 << 19  # bytes read and hashed at a time, whole blocks: they stay in a processor's cache between the two
+DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -26,74 +28,83 @@ class Archive:
 
 
 class _Reading:
-    """A stream read forward, piece by piece into one buffer, each byte hashed once."""
+    """A stream read forward, piece by piece into one buffer, each byte hashed once.
 
-    def __init__(self, stream: BinaryIO, where: str) -> None:
-        self._stream, self._where = stream, where
-        self._digest = hashlib.sha256()
-        self._buffer = bytearray(PIECE)
-        self._view = memoryview(self._buffer)
-        self._start = self._held = 0  # the buffer holds the bytes [start, start + held)
+    The buffer holds the bytes [start, start + held). Pieces are whole blocks, but for the last.
+    """
 
-    def _next(self) -> bool:
-        """The next piece; False at the end. Only the last piece is short, so that blocks never cross pieces."""
-        self._start += self._held
-        self._held = 0
-        while self._held < PIECE:
-            count: int = self._stream.readinto(self._view[self._held :])  # type: ignore[attr-defined]
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
+        self.buffer = bytearray(PIECE)
+        self._view = memoryview(self.buffer)
+        self.start = self.held = 0
+
+    def next(self) -> bool:
+        """Go on to the next piece; False at the end."""
+        self.start += self.held
+        self.held = 0
+        while self.held < PIECE:
+            count: int = self._stream.readinto(self._view[self.held :])  # type: ignore[attr-defined]
             if not count:
                 break
-            self._held += count
-        self._digest.update(self._view[: self._held])
-        return self._held > 0
+            self.held += count
+        self.digest.update(self._view[: self.held])
+        return self.held > 0
 
-    def _reach(self, offset: int) -> int:
-        """The place in the buffer of the block at `offset`, a whole number of blocks that only grows."""
-        while offset >= self._start + self._held and self._next():
+    def reach(self, offset: int) -> int:
+        """The place in the buffer of the byte at `offset`, which never goes back; at `held` or beyond: no such byte."""
+        while offset >= self.start + self.held and self.next():
             pass
-        return offset - self._start
+        return offset - self.start
 
-    def is_zero(self, offset: int) -> bool:
-        """Whether the block at `offset` is a half of the end marker."""
-        at = self._reach(offset)
-        return self._buffer.startswith(END[:BLOCK], at, self._held)
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes from `offset`, fewer at the end of the file."""
+        at = self.reach(offset)
+        data = bytes(self._view[at : min(at + size, self.held)])
+        while len(data) < size and self.next():  # it goes on in the next piece
+            data += bytes(self._view[: min(size - len(data), self.held)])
+        return data
 
-    def member(self, offset: int) -> Member:
-        """What the header at `offset` says. Raises HarmonError where there is none."""
-        at = self._reach(offset)
-        said = member(self._buffer, at, self._held)
-        if said is None:
-            raise HarmonError(f"{self._where}: the bytes at {offset} are no member header")
-        return said
-
-    def finish(self) -> tuple[int, str]:
-        """Length and SHA-256 of the whole."""
-        while self._next():
-            pass
-        return self._start, self._digest.hexdigest()
+    def is_end(self, offset: int) -> bool:
+        """Whether the blocks at `offset` are the end marker."""
+        return self.read(offset, len(END)) == END
 
 
 def read_archive(stream: BinaryIO, where: str) -> Archive:
-    """Read every byte once, in bounded memory: its checksum, and its members by their headers."""
-    reading = _Reading(stream, where)
+    """Read every byte once, in bounded memory: its checksum, its members by their headers, their JSON views."""
+    reading = _Reading(stream)
     samples: list[tuple[int, str]] = []
     problem, offset = None, 0
+    while image := member(reading.buffer, reading.reach(offset), reading.held):
+        view_at = offset + BLOCK + image.size + padding(image.size)
+        view = member(reading.buffer, reading.reach(view_at), reading.held)
+        if view is None or view.key != image.key or view.extension != "json" or image.extension == "json":
+            problem = f"{where}: the members at {offset} and {view_at} are no image with its view"
+            break
+        if view.size > MAX_VIEW or not _is_view(reading.read(view_at + BLOCK, view.size), image.key):
+            problem = f"{where}: the member at {view_at} is no JSON object that describes {image.key}"
+            break
+        samples.append((offset, image.key))
+        offset = view_at + BLOCK + view.size + padding(view.size)
+    ended = problem is None and reading.is_end(offset)
+    while reading.next():
+        pass
+    if problem is None and not ended:
+        problem = f"{where}: the bytes at {offset} are neither a member's header nor the archive's end"
+    elif problem is None and reading.start != offset + len(END):
+        problem = f"{where}: the archive ends at {offset + len(END)} but the file at {reading.start}"
+    return Archive(tuple(samples), reading.digest.hexdigest(), problem)
+
+
+def _is_view(data: bytes, key: str) -> bool:
+    """Whether this is a JSON object, about this sample if it names one."""
     try:
-        while not reading.is_zero(offset):
-            image = reading.member(offset)
-            view_at = offset + BLOCK + image.size + padding(image.size)
-            view = reading.member(view_at)
-            if view.key != image.key or view.extension != "json" or image.extension == "json":
-                raise HarmonError(f"{where}: the members at {offset} and {view_at} are no image with its view")
-            samples.append((offset, image.key))
-            offset = view_at + BLOCK + view.size + padding(view.size)
-    except HarmonError as wrong:
-        problem = str(wrong)
-    ended = problem is None and reading.is_zero(offset + BLOCK)
-    length, sha256 = reading.finish()
-    if problem is None and (length != offset + len(END) or not ended):
-        problem = f"{where}: the archive ends at {offset + len(END)} but the file at {length} bytes"
-    return Archive(tuple(samples), sha256, problem)
+        text = data.decode()
+        value, end = DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return end == len(text) and isinstance(value, dict) and value.get("key", key) == key
 
 
 def scan(tar_path: Path) -> Iterator[tuple[int, str]]:

@@ -20,6 +20,7 @@ from pipelines.audit_pictures import check_pictures
 from pipelines.canonical import keys_sha256, sha256_hex
 from pipelines.columns import parquet_file, read_columns, schema_of
 from pipelines.dataset import Dataset
+from pipelines.disk import LocalStore
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding, found
 from pipelines.manifest import (
@@ -34,7 +35,6 @@ from pipelines.manifest import (
     rejects_group,
     written_by,
 )
-from pipelines.storage import LocalStore
 from pipelines.ustar import END
 
 DAMAGE = (HarmonError, ArrowException, OSError, ValueError)  # the many ways in which a file's damage shows

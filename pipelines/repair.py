@@ -14,6 +14,7 @@ from pipelines.audit import AuditReport
 from pipelines.audit_files import count_failed, count_rejected
 from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
+from pipelines.disk import LocalStore, remove_folder
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding
 from pipelines.forget import delete_tombstoned
@@ -33,7 +34,7 @@ from pipelines.manifest import (
     step_path,
     written_by,
 )
-from pipelines.storage import LocalStore, Upload, remove_folder
+from pipelines.storage import Upload
 from pipelines.workspace import DAMAGED, WORK, is_held
 
 Action = Literal["delete", "drop_upload", "rebuild_index", "rebuild_record", "rebuild_receipt", "rerun", "restore"]

@@ -19,9 +19,10 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from pipelines.canonical import canonical_json
+from pipelines.disk import mapped
 from pipelines.errors import HarmonError
-from pipelines.storage import ByteView, Store, mapped
-from pipelines.ustar import BLOCK, END, HEADER, MAX_MEMBER, header, member, padding
+from pipelines.storage import ByteView, Store
+from pipelines.ustar import BLOCK, END, HEADER, MAX_MEMBER, MAX_VIEW, header, member, padding
 
 BATCH = 1 << 19  # bytes hashed and written together: many for a system call, few enough to stay in the cache between
 AHEAD = 1 << 26  # bytes of disk asked for at a time, before what fills them is written
@@ -79,8 +80,10 @@ class ShardWriter:
         if key in self._known:
             raise HarmonError(f"the key {key} comes twice in {self.path}; keys are unique within a dataset")
         told = canonical_json(view)
-        if max(len(image), len(told)) > MAX_MEMBER:
-            raise HarmonError(f"{key} is larger than a ustar member of {self.path} may be ({MAX_MEMBER} bytes)")
+        if len(image) > MAX_MEMBER or len(told) > MAX_VIEW:
+            raise HarmonError(
+                f"{key} is too large for {self.path}: an image may have {MAX_MEMBER} bytes and a JSON view {MAX_VIEW}"
+            )
         self._known.add(key)
         self.keys.append(key)
         self._offsets.append(self._end)

@@ -147,7 +147,7 @@ def test_the_end_is_found_wherever_the_pieces_of_reading_part_it(tmp_path: Path,
     assert [key for _, key in scan(path)] == [sample(1).key]
     for damaged in (data[:-BLOCK], data[:-1] + b"x", data + bytes(BLOCK)):
         path.write_bytes(damaged)
-        with pytest.raises(HarmonError, match="the archive ends at"):
+        with pytest.raises(HarmonError, match=r"the archive ends at|nor the archive's end"):
             list(scan(path))
 
 
