@@ -114,7 +114,7 @@ def audit(dataset: Dataset, deep: bool = False, decode: float = 0.0, progress: P
     if not dataset.store.is_there():
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
     sizes = dataset.store.sizes()
-    commits, findings = read_history(dataset)
+    commits, findings = read_history(dataset, sizes)
     findings += check_history(dataset, commits, sizes)
     if commits:
         findings += check_files(dataset, commits[-1], sizes, Depth(deep, decode), progress)

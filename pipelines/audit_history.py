@@ -26,8 +26,11 @@ from pipelines.manifest import (
 READERS = 16  # receipts read at a time: in S3 each takes tens of milliseconds, most of it waiting
 
 
-def read_history(dataset: Dataset) -> tuple[list[Commit], list[Finding]]:
-    """The commits that can be read, oldest first, and what is wrong with the rest or with the chain."""
+def read_history(dataset: Dataset, sizes: Mapping[str, int | None]) -> tuple[list[Commit], list[Finding]]:
+    """The commits that can be read, oldest first, and what is wrong with the rest or with the chain.
+
+    `sizes` is what stands in the folder: a manifest that is only a link could be changed from outside it.
+    """
     commits: list[Commit] = []
     findings: list[Finding] = []
     numbers = dataset.commit_numbers()
@@ -36,6 +39,9 @@ def read_history(dataset: Dataset) -> tuple[list[Commit], list[Finding]]:
     before: bytes | None = None
     for number in numbers:
         path = manifest_path(number)
+        if sizes.get(path) is None:
+            findings.append(found("manifest_unreadable", path, "it is no file of the dataset's own, or only a link"))
+            continue
         data = dataset.store.read(path)
         try:
             commit = Commit.from_bytes(data, path)
