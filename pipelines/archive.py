@@ -36,8 +36,7 @@ class _Reading:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.digest = hashlib.sha256()
-        self.buffer = bytearray(PIECE)
-        self._view = memoryview(self.buffer)
+        self._view = memoryview(bytearray(PIECE))
         self.start = self.held = 0
 
     def next(self) -> bool:
@@ -52,15 +51,14 @@ class _Reading:
         self.digest.update(self._view[: self.held])
         return self.held > 0
 
-    def reach(self, offset: int) -> int:
-        """The place in the buffer of the byte at `offset`, which never goes back; at `held` or beyond: no such byte."""
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes from `offset`, which never goes back; fewer at the end of the file."""
+        at = offset - self.start
+        if at + size <= self.held:  # nearly always
+            return bytes(self._view[at : at + size])
         while offset >= self.start + self.held and self.next():
             pass
-        return offset - self.start
-
-    def read(self, offset: int, size: int) -> bytes:
-        """The bytes from `offset`, fewer at the end of the file."""
-        at = self.reach(offset)
+        at = offset - self.start
         data = bytes(self._view[at : min(at + size, self.held)])
         while len(data) < size and self.next():  # it goes on in the next piece
             data += bytes(self._view[: min(size - len(data), self.held)])
@@ -76,9 +74,9 @@ def read_archive(stream: BinaryIO, where: str) -> Archive:
     reading = _Reading(stream)
     samples: list[tuple[int, str]] = []
     problem, offset = None, 0
-    while image := member(reading.buffer, reading.reach(offset), reading.held):
+    while image := member(reading.read(offset, BLOCK)):
         view_at = offset + BLOCK + image.size + padding(image.size)
-        view = member(reading.buffer, reading.reach(view_at), reading.held)
+        view = member(reading.read(view_at, BLOCK))
         if view is None or view.key != image.key or view.extension != "json" or image.extension == "json":
             problem = f"{where}: the members at {offset} and {view_at} are no image with its view"
             break

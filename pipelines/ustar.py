@@ -2,8 +2,8 @@
 
 import re
 import struct
-import sys
 from typing import NamedTuple
+from zlib import adler32
 
 BLOCK = 512  # POSIX.1-1988 (ustar): headers and data are padded to blocks of 512 bytes
 END = bytes(2 * BLOCK)  # two zero blocks end an archive
@@ -47,35 +47,30 @@ def _template() -> bytes:
 
 TEMPLATE = _template()
 TEMPLATE_SUM = sum(TEMPLATE)
-EMPTY = bytes(100)  # a name without letters
-DOT = ord(".")
 MODE, TIME, LINK = TEMPLATE[100:124], TEMPLATE[136:148], TEMPLATE[156:]
 
 
 def header(key: str, extension: str, size: int) -> bytes:
-    """The header of a member; equal samples give equal bytes. Its checksum is the sum of all its bytes."""
-    text, digits = f"{key}.{extension}".encode(), b"%011o" % size
-    checksum = b"%06o\0 " % (TEMPLATE_SUM + sum(text) + sum(digits))
-    return b"".join((text.ljust(100, b"\0"), MODE, digits, b"\0", TIME, checksum, LINK))
+    """The header of a member; equal samples give equal bytes."""
+    return _header(f"{key}.{extension}".encode(), b"%011o" % size)
 
 
-def member(data: bytes | bytearray, at: int = 0, end: int = sys.maxsize) -> Member | None:
-    """The member that the header at `at` describes, or None if before `end` there is none that `header` makes."""
-    match = HEADER.match(data, at, end)
+def _header(name: bytes, digits: bytes) -> bytes:
+    """A header's checksum is the sum of all its bytes, the checksum's own eight taken as spaces."""
+    filled = adler32(name + digits) & 0xFFFF  # 1 + the sum of the bytes, which are far too few to reach its modulus
+    checksum = b"%06o\0 " % (TEMPLATE_SUM + filled - 1)
+    return b"".join((name.ljust(100, b"\0"), MODE, digits, b"\0", TIME, checksum, LINK))
+
+
+def member(block: bytes) -> Member | None:
+    """The member that a header describes, or None if it is not, byte for byte, one that `header` makes."""
+    match = HEADER.fullmatch(block)
     if match is None:
         return None
     key, extension, digits = match.groups()
-    checksum = b"%06o\0 " % (TEMPLATE_SUM + sum(key) + DOT + sum(extension) + sum(digits))
-    named = at + len(key) + 1 + len(extension)
-    if (
-        data.startswith(checksum, at + 148)
-        and data.startswith(LINK, at + 156)
-        and data.startswith(TIME, at + 136)
-        and data.startswith(MODE, at + 100)
-        and data.startswith(EMPTY[named - at :], named)
-    ):
-        return Member(key.decode(), extension.decode(), int(digits, 8))
-    return None
+    if _header(b"%b.%b" % (key, extension), digits) != block:
+        return None
+    return Member(key.decode(), extension.decode(), int(digits, 8))
 
 
 def padding(size: int) -> int:
