@@ -26,11 +26,8 @@ from pipelines.manifest import (
 READERS = 16  # receipts read at a time: in S3 each takes tens of milliseconds, most of it waiting
 
 
-def read_history(dataset: Dataset, sizes: Mapping[str, int | None]) -> tuple[list[Commit], list[Finding]]:
-    """The commits that can be read, oldest first, and what is wrong with the rest or with the chain.
-
-    `sizes` is what stands in the folder: a manifest that is only a link could be changed from outside it.
-    """
+def read_history(dataset: Dataset) -> tuple[list[Commit], list[Finding]]:
+    """The commits that can be read, oldest first, and what is wrong with the rest or with the chain."""
     commits: list[Commit] = []
     findings: list[Finding] = []
     numbers = dataset.commit_numbers()
@@ -39,9 +36,6 @@ def read_history(dataset: Dataset, sizes: Mapping[str, int | None]) -> tuple[lis
     before: bytes | None = None
     for number in numbers:
         path = manifest_path(number)
-        if sizes.get(path) is None:
-            findings.append(found("manifest_unreadable", path, "it is no file of the dataset's own, or only a link"))
-            continue
         data = dataset.store.read(path)
         try:
             commit = Commit.from_bytes(data, path)
@@ -65,6 +59,8 @@ def check_history(dataset: Dataset, commits: Sequence[Commit], sizes: Mapping[st
     standing: dict[tuple[str, int], FileEntry] = {}
     for commit in commits:
         path = manifest_path(commit.number)
+        if sizes.get(path) is None:  # it could be changed from outside the dataset
+            yield found("manifest_unreadable", path, "it is only a link")
         new = [entry for entry in commit.files if standing.get((entry.group, entry.shard)) != entry]
         yield from _check_files(path, commit, new, standing)
         identity = step_identity(
