@@ -1,7 +1,6 @@
 """An image archive read from end to end, without its index: what audits, repairs and adoptions judge it by."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipelines.canonical import json_object
 from pipelines.errors import HarmonError
 from pipelines.ustar import BLOCK, END, MAX_VIEW, member, padding
 
 PIECE = 1 << 19  # bytes read and hashed at a time, whole blocks: they stay in a processor's cache between the two
-DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,9 @@ def read_archive(stream: BinaryIO, where: str) -> Archive:
 def _is_view(data: bytes, key: str) -> bool:
     """Whether this is a JSON object, about this sample if it names one."""
     try:
-        text = data.decode()
-        value, end = DECODER.raw_decode(text)
-    except (ValueError, RecursionError):
+        return bool(json_object(data).get("key", key) == key)
+    except ValueError:
         return False
-    return end == len(text) and isinstance(value, dict) and value.get("key", key) == key
 
 
 def scan(tar_path: Path) -> Iterator[tuple[int, str]]:

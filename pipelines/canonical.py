@@ -3,11 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pipelines.errors import HarmonError
 
 PLAIN = frozenset((str, int, float, bool, type(None)))  # types without anything inside
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+DECODER = json.JSONDecoder()
 
 
 def canonical_json(value: object) -> bytes:
@@ -21,6 +23,18 @@ def canonical_json(value: object) -> bytes:
         return ENCODER.encode(value).encode()
     except (TypeError, ValueError) as problem:  # UnicodeEncodeError is a ValueError
         raise HarmonError(f"this value has no canonical JSON ({problem}); use plain finite JSON values") from problem
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is, without whitespace around it. Raises ValueError for anything else."""
+    text = data.decode()
+    try:
+        value, end = DECODER.raw_decode(text)  # json.loads also searches for whitespace and other encodings
+    except RecursionError as problem:
+        raise ValueError("nested too deeply") from problem
+    if end != len(text) or not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
 
 
 def _refuse_ambiguous(value: object, where: str) -> None:

@@ -6,7 +6,6 @@ of each sample's first header, then the offset at which the archive's end marker
 
 import contextlib
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -18,7 +17,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from pipelines.canonical import canonical_json
+from pipelines.canonical import canonical_json, json_object
 from pipelines.disk import mapped
 from pipelines.errors import HarmonError
 from pipelines.storage import ByteView, Store
@@ -203,8 +202,8 @@ class ImageShard:
         """The sample at position `row` (0-based, among the members). Raises IndexError outside the shard."""
         key, extension, data, view = self.raw(row)
         try:
-            return Image(key, extension, data, dict(json.loads(view)))
-        except (ValueError, TypeError) as problem:
+            return Image(key, extension, data, json_object(view))
+        except ValueError as problem:
             raise HarmonError(f"{self.where}: {key}.json is no JSON object; run `harmon audit --deep`") from problem
 
     def raw(self, row: int) -> RawSample:
