@@ -37,7 +37,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="fewer images and rounds")
     quick = options.parse_args().quick
-    count, rounds = (300, 3) if quick else (2000, 7)
+    count, rounds = (300, 3) if quick else (1000, 15)
     for like, (height, width, grain) in SIZES.items():
         images = make_images(count, height, width, grain)
         size = statistics.mean(len(data) for _, data, _ in images) / 1e3

@@ -10,7 +10,6 @@ import mmap
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -30,8 +29,7 @@ KEY = re.compile(r"[0-9a-f]{32}")
 EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """One sample of an image shard: encoded bytes as stored, and the JSON view beside them."""
 
     key: str
