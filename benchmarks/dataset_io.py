@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import webdataset
 from PIL import Image
 
+from benchmarks.pictures import make_pictures, make_view
 from pipelines.canonical import sample_key
 from pipelines.shards import ImageShard, ShardWriter, index_path
 
@@ -26,7 +26,6 @@ SIZES = {  # height, width, grain that gives JPEG at quality 85 the bytes of suc
     "the 256 px of img2dataset's default": (256, 256, 8.0),
     "web photographs": (480, 640, 5.0),
 }
-CAPTION = "A red tram waits before a white house with three tall windows while people cross the street."
 
 Images = Sequence[tuple[str, bytes, dict[str, object]]]
 """Key, encoded bytes, JSON view."""
@@ -74,39 +73,14 @@ def say(what: str, goal: str, count: int, seconds: list[tuple[float, float]], pe
 
 
 def make_images(count: int, height: int, width: int, grain: float) -> Images:
-    """Soft colours with grain as JPEG: bytes and pixels of photographs, each with the view of a download."""
-    generator = np.random.default_rng(0)
-    made = []
-    for _ in range(20):
-        out = io.BytesIO()
-        soft = Image.fromarray(generator.integers(0, 255, (height // 8, width // 8, 3), np.uint8)).resize(
-            (width, height)
-        )
-        grainy = np.asarray(soft, np.float32) + generator.normal(0, grain, (height, width, 1))
-        Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=85)
-        made.append(out.getvalue())
-    return [(key, made[i % len(made)], view(key, i, height, width)) for i, key in enumerate(keys(count))]
+    """Twenty pictures under so many keys, each with the view of a download."""
+    made = make_pictures(20, height, width, grain)
+    return [(key, made[i % len(made)], make_view(key, i, height, width)) for i, key in enumerate(keys(count))]
 
 
 def keys(count: int) -> list[str]:
     """So many sample keys."""
     return [sample_key("benchmark", str(i)) for i in range(count)]
-
-
-def view(key: str, row: int, height: int, width: int) -> dict[str, object]:
-    """The fields that a download writes beside each image."""
-    return {
-        "key": key,
-        "source": "benchmark",
-        "row_id": str(row),
-        "url": f"https://pictures.example.org/2026/11/{row:08d}.jpg",
-        "caption": CAPTION,
-        "task": "text2image",
-        "conversations": None,
-        "licence": None,
-        "width": width,
-        "height": height,
-    }
 
 
 def write(path: Path, images: Images) -> float:
