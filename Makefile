@@ -23,7 +23,15 @@ test: env img2dataset vllm check
 
 soak: env img2dataset vllm
 	mkdir -p docs/proof
-	HARMON_SOAK=1 $(PY) -m pytest -v --durations=20 -k "kill or racing" 2>&1 | tee docs/proof/soak.log
+	$(call soaked,datasets,tests/pipelines -k "kill or racing")
+	$(call soaked,flow,--ignore=tests/pipelines tests -k kill)
+
+# $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
+define soaked
+{ date -u +'%F %T UTC'; git log -1 --format='commit %H'; uname -srm; grep -m1 'model name' /proc/cpuinfo; nproc; \
+  grep -rn --include=*.py 'HARMON_SOAK' tests; \
+  HARMON_SOAK=1 $(PY) -m pytest -v --durations=20 $(2); } 2>&1 | tee docs/proof/soak-$(1).log
+endef
 
 check: env
 	.venv/bin/ruff format --check .

@@ -113,8 +113,8 @@ def audit(dataset: Dataset, deep: bool = False, decode: float = 0.0, progress: P
         raise ConfigurationError(f"--decode {decode:g}: decoding is part of a deep audit, its share 0 to 1; add --deep")
     if not dataset.store.is_there():
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
-    sizes = dataset.store.sizes()
     commits, findings = read_history(dataset)
+    sizes = dataset.store.sizes()  # after the commits, so that all their files stood already if another process commits
     findings += check_history(dataset, commits, sizes)
     if commits:
         findings += check_files(dataset, commits[-1], sizes, Depth(deep, decode), progress)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset import Dataset
+from pipelines.disk import remove_folder
 from pipelines.drafts import draft_commit
 from pipelines.errors import HarmonError
 from pipelines.identity import Reads, Step
 from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path, written_by
 from pipelines.outputs import ShardOutput
-from pipelines.storage import OtherBytes, remove_folder
+from pipelines.storage import OtherBytes
 from pipelines.tombstones import standing
 from pipelines.workspace import WORK, Journal, Workspace
 
