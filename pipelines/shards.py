@@ -22,7 +22,9 @@ from pipelines.errors import HarmonError
 from pipelines.storage import ByteView, Store
 from pipelines.ustar import BLOCK, END, HEADER, MAX_MEMBER, MAX_VIEW, header, member, padding
 
-BATCH = 1 << 19  # bytes hashed and written together: many for a system call, few enough to stay in the cache between
+BATCH = 1 << 20  # bytes that wait to be written together: many for a system call, few enough to stay in the cache
+PARTS = 1000  # parts that wait at most; Linux takes 1024 a call
+PAGE = 4096  # writes that end between pages cost the kernel half as much again
 AHEAD = 1 << 26  # bytes of disk asked for at a time, before what fills them is written
 
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -58,8 +60,7 @@ class ShardWriter:
         self._known: set[str] = set()
         self._offsets: list[int] = []
         self._end = 0
-        self._buffer = memoryview(bytearray(BATCH))
-        self._held = 0  # bytes that wait in the buffer
+        self._waiting: list[bytes | memoryview] = []
         self._written = 0
         self._allocated = 0
         self._digest = hashlib.sha256()
@@ -84,45 +85,51 @@ class ShardWriter:
         self._known.add(key)
         self.keys.append(key)
         self._offsets.append(self._end)
-        self._write(header(key, extension, len(image)))
-        self._write(image)
         beside = (bytes(padding(len(image))), header(key, "json", len(told)), told, bytes(padding(len(told))))
-        self._write(b"".join(beside))
+        self._write(header(key, extension, len(image)), image, b"".join(beside))
 
-    def _write(self, data: bytes) -> None:
-        """Append bytes: gathered in one buffer, so that hashing and writing cost few calls."""
-        self._end += len(data)
-        while len(data) > (room := BATCH - self._held):
-            self._buffer[self._held :] = data[:room]
-            self._held, data = BATCH, data[room:]
-            self._allocate()
-            self._flush()
-        until = self._held + len(data)
-        self._buffer[self._held : until] = data
-        self._held = until
+    def _write(self, *parts: bytes) -> None:
+        """Append parts: hashed at once, and gathered as they are so that writing costs few calls and no copy."""
+        for part in parts:
+            self._digest.update(part)
+            self._end += len(part)
+        self._waiting += parts
+        if self._end - self._written >= BATCH or len(self._waiting) >= PARTS:
+            self._flush(self._end - self._end % PAGE)
 
-    def _allocate(self) -> None:
+    def _flush(self, until: int) -> None:
+        """Hand over what waits before the offset `until`; the rest goes on waiting."""
+        over, rest = self._end - until, list[bytes | memoryview]()
+        while over:
+            part = self._waiting.pop()
+            cut = max(0, len(part) - over)
+            rest.insert(0, part[cut:])
+            over -= len(part) - cut
+            if cut:
+                self._waiting.append(memoryview(part)[:cut])
+        if self._waiting:
+            self._allocate(until)
+            written = os.writev(self._stream.fileno(), self._waiting)
+            if written < until - self._written:  # a system call may fall short of what it was given
+                missing = memoryview(b"".join(self._waiting))[written:]
+                while missing:
+                    missing = missing[self._stream.write(missing) :]
+        self._waiting, self._written = rest, until
+
+    def _allocate(self, until: int) -> None:
         """Have the disk lay out space ahead in one piece: cheaper than page by page. `close` cuts off the rest."""
-        if self._written + BATCH > self._allocated:
+        if until > self._allocated:
+            length = max(AHEAD, until - self._allocated)
             with contextlib.suppress(OSError):  # only a saving: a disk that is really full says so at the write
-                os.posix_fallocate(self._stream.fileno(), self._allocated, AHEAD)
-            self._allocated += AHEAD
-
-    def _flush(self) -> None:
-        """Hash and hand over what waits; a system call may fall short of it, then the rest follows."""
-        rest = self._buffer[: self._held]
-        self._digest.update(rest)
-        while rest:
-            rest = rest[self._stream.write(rest) :]
-        self._written += self._held
-        self._held = 0
+                os.posix_fallocate(self._stream.fileno(), self._allocated, length)
+            self._allocated += length
 
     def close(self) -> int:
         """Write the end marker and the index; returns the number of samples. Closing twice is fine."""
         if not self._stream.closed:
             index = np.array([*self._offsets, self._end], dtype="<u8").tobytes()
             self._write(END)
-            self._flush()
+            self._flush(self._end)
             self._stream.truncate(self._end)
             self._stream.close()
             with index_path(self.path).open("xb") as stream:
