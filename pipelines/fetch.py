@@ -146,9 +146,11 @@ def _run(
                     brought = Landed(shards[number], output, number, len(links[shards[number]]), digits_of(largest))
                     if brought.complete:
                         yield brought
-                if on_live and (ended or time.monotonic() - told > LIVE_EVERY):
+                if on_live and (len(landed) == len(shards) or time.monotonic() - told > LIVE_EVERY):
                     told = time.monotonic()
                     on_live(traffic.live())
+                if len(landed) == len(shards):
+                    return  # img2dataset may hang at its end
                 if ended or time.monotonic() - max(heard, traffic.heard) > how.patience:
                     return
                 killed += _kill_silent(traffic, how.patience)

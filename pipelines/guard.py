@@ -116,7 +116,7 @@ class Guard:
                     self._wait(host)
                     began = time.monotonic()
                     try:
-                        return self._followed(link, Deadline(left, self.rules.timeout))
+                        return self.attempt(link, left)
                     except FetchError as error:
                         left -= time.monotonic() - began
                         pause = self.rules.pause_after(error, attempt)
@@ -133,8 +133,9 @@ class Guard:
         while (seconds := host.wait(time.monotonic())) > 0:
             self._sleep(seconds)
 
-    def _followed(self, link: Link, deadline: Deadline) -> Answer:
-        """Body, headers and link at the end of a link's redirects."""
+    def attempt(self, link: Link, seconds: float) -> Answer:
+        """Body, headers and link at the end of the link's redirects, asked for once and at once. Raises FetchError."""
+        deadline = Deadline(seconds, self.rules.timeout)
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 response, connection = self._answer(link, deadline)
@@ -158,9 +159,9 @@ class Guard:
     def _answer(self, link: Link, deadline: Deadline) -> tuple[http.client.HTTPResponse, "_Connection"]:
         """The head of the answer; a kept connection that the server has closed meanwhile is replaced at once."""
         headers = {"User-Agent": self.rules.user_agent, "Accept": "*/*"}
+        kept = self._pool.take(link.origin)
         while True:
-            kept = self._pool.take(link.origin)
-            connection = kept or self._connection(link)
+            connection = kept or (_TlsConnection if link.scheme == "https" else _Connection)(self, link)
             connection.use(deadline)
             try:
                 connection.request("GET", link.target, headers=headers)
@@ -169,12 +170,10 @@ class Guard:
                 connection.close()
                 if kept is None:
                     raise
+                kept = None
             except BaseException:
                 connection.close()
                 raise
-
-    def _connection(self, link: Link) -> "_Connection":
-        return _TlsConnection(self, link) if link.scheme == "https" else _Connection(self, link)
 
     def connect(self, link: Link, deadline: Deadline) -> socket.socket:
         """A connection to one of the addresses that the host has now, all of which must be permitted.

@@ -9,17 +9,16 @@ since they load this file again before any work reaches them; so each of them is
 started it.
 """
 
-import ctypes
 import importlib.util
 import json
 import os
-import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
 FIRST = "HARMON_LANDING_PID"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def add_pipelines() -> None:
@@ -35,16 +34,20 @@ def add_pipelines() -> None:
 
 
 def end_with_first() -> None:
-    """In a spawned worker: die when the first process does, which left its number in the environment.
+    """In a spawned worker: end soon after the first process does, which left its number in the environment.
 
-    (`children.spawn` sees to the first process. multiprocessing itself does not know the parent yet at this point.)
+    (`children.spawn` sees to the first process.) The kernel could tell of a parent's death, but means the thread that
+    started the worker: a thread of the pool, which ends before the pool has let go of its locks.
     """
     first = int(os.environ.setdefault(FIRST, str(os.getpid())))
-    if first == os.getpid() or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != first:
+
+    def watch() -> None:
+        while os.getppid() == first:
+            time.sleep(0.5)
         os._exit(1)
+
+    if first != os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def leave_out_unused() -> None:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipelines.guard import Guard
 from pipelines.landed import LandingWriter
 from pipelines.politeness import Host, Hosts
 from pipelines.rules import (
@@ -37,6 +38,7 @@ from pipelines.rules import (
 from pipelines.traffic import Meter
 
 NAMES = 64  # names that are asked for at a time
+PLAIN = 16  # links that aiohttp does not understand and http.client fetches at a time
 REMEMBERED = 60  # seconds that a checked address serves new connections to its name
 KEPT_ALIVE = 10.0  # seconds that an idle connection is kept
 SPILL = 1 << 20  # bytes of a picture that are held in memory
@@ -124,6 +126,8 @@ class Client:
         self._connections = asyncio.Semaphore(connections)
         self._hosts: Hosts[asyncio.Semaphore] = Hosts(rules, asyncio.Semaphore)
         self._resolver = _Checked(rules, resolve)
+        self._guard = Guard(rules, resolve)
+        self._threads = ThreadPoolExecutor(PLAIN, thread_name_prefix="plain")
 
     async def __aenter__(self) -> "Client":
         connector = aiohttp.TCPConnector(
@@ -146,6 +150,7 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def open(self, url: str) -> Body:
         """Fetch a link whole; transient failures are tried again after a growing, random pause.
@@ -207,10 +212,18 @@ class Client:
             raise failure_of(error.os_error) from None
         except OSError as error:  # TimeoutError, and aiohttp's own errors of a connection, among them
             raise failure_of(error) from None
-        except aiohttp.ClientPayloadError:
+        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
             raise FetchError("dropped", "the server closed the connection early") from None
         except (aiohttp.ClientError, ValueError):
-            raise FetchError("bad_answer", "the answer is not HTTP") from None
+            return await self._plainly(link, seconds)
+
+    async def _plainly(self, link: Link, seconds: float) -> Body:
+        """The body as img2dataset has it: aiohttp is stricter, and drops an answer longer than announced."""
+        loop = asyncio.get_running_loop()
+        data, _, _ = await loop.run_in_executor(self._threads, self._guard.attempt, link, seconds)
+        body = Body(self._folder)
+        body.add(data)
+        return body
 
     async def _followed(self, link: Link) -> Body:
         """The body at the end of a link's redirects."""

@@ -286,7 +286,7 @@ def failure_of(error: OSError) -> FetchError:
         return FetchError("timeout", "not finished in time")
     if isinstance(error, ssl.SSLCertVerificationError):
         return FetchError("tls", "the certificate is not valid for the host")
-    if isinstance(error, ssl.SSLEOFError | ConnectionResetError | BrokenPipeError | ConnectionAbortedError):
+    if isinstance(error, ssl.SSLEOFError | ConnectionResetError) or number in {errno.ECONNRESET, errno.EPIPE}:
         return FetchError("dropped", "the server closed the connection early")
     if isinstance(error, ssl.SSLError):
         return FetchError("tls", "no encrypted connection can be made")
