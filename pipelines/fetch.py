@@ -140,7 +140,7 @@ def _run(
             while True:
                 ended = child.poll() is not None  # looked at first, so that what it wrote last is not missed
                 traffic.follow()
-                for number in sorted(complete(output) - landed):
+                for number in sorted(complete(output, landed)):
                     landed.add(number)
                     heard = time.monotonic()
                     brought = Landed(shards[number], output, number, len(links[shards[number]]), digits_of(largest))

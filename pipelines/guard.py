@@ -18,6 +18,7 @@ import time
 import urllib.request
 import urllib.response
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from pipelines.politeness import Host, Hosts
@@ -76,8 +77,13 @@ class Guard:
         self._meter = meter
         self._hosts: Hosts[threading.Semaphore] = Hosts(rules, threading.Semaphore)
         self._pool = _Pool()
-        self.tls = tls_context()
-        self.tls.sslsocket_class = _TlsSocket
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """The one context of all connections."""
+        context = tls_context()
+        context.sslsocket_class = _TlsSocket
+        return context
 
     def open(
         self, request: urllib.request.Request | str, data: None = None, timeout: object = None
@@ -116,14 +122,16 @@ class Guard:
                     self._wait(host)
                     began = time.monotonic()
                     try:
-                        return self.attempt(link, left)
-                    except FetchError as error:
-                        left -= time.monotonic() - began
-                        pause = self.rules.pause_after(error, attempt)
-                        if error.retry_after:
-                            host.close(time.monotonic() + error.retry_after)
-                        if pause is None or left <= 0:
-                            raise
+                        answer = self.attempt(link, left)
+                    except FetchError as failure:
+                        error = host.heard(link.port, failure, time.monotonic()) or failure
+                    else:
+                        host.heard(link.port, None, began)
+                        return answer
+                left -= time.monotonic() - began
+                pause = self.rules.pause_after(error, attempt)
+                if pause is None or left <= 0:
+                    raise error
             finally:
                 self._hosts.leave(host)
             self._sleep(pause)
@@ -136,6 +144,7 @@ class Guard:
     def attempt(self, link: Link, seconds: float) -> Answer:
         """Body, headers and link at the end of the link's redirects, asked for once and at once. Raises FetchError."""
         deadline = Deadline(seconds, self.rules.timeout)
+        asked = link
         try:
             for _ in range(MAX_REDIRECTS + 1):
                 response, connection = self._answer(link, deadline)
@@ -151,7 +160,7 @@ class Guard:
         except http.client.IncompleteRead:
             raise FetchError("dropped", "the server closed the connection early") from None
         except OSError as error:
-            raise failure_of(error) from None
+            raise failure_of(error, link is not asked) from None
         except (http.client.HTTPException, ValueError):
             raise FetchError("bad_answer", "the answer is not HTTP") from None
         raise FetchError("redirects", f"more than {MAX_REDIRECTS} redirects")

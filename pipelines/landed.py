@@ -6,23 +6,31 @@ link, failures included) and, last, NNNNN_stats.json; only with the last is it c
 
 import json
 import math
-import tarfile
+import mmap
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.rules import FetchError, parsed
+from pipelines.shards import BLOCK, member_header
 
-BLOCK = tarfile.BLOCKSIZE
 ANSWERS = pa.schema(
     [(name, pa.string()) for name in ("url", "key", "status", "error_message")]
     + [(name, pa.int32()) for name in ("width", "height", "original_width", "original_height")]
 )
+VIEW = (
+    json.dumps(
+        {"url": "", "key": "KEY", "status": "success", "error_message": None} | dict.fromkeys(ANSWERS.names[4:]),
+        indent=4,
+    )
+    .encode()
+    .replace(b'"url": ""', b'"url": URL')
+)  # the JSON of a picture, but for its link and key
 SHARD_DIGITS = 5  # of a shard's number, in names and keys: img2dataset's oom_shard_count
 
 
@@ -31,10 +39,12 @@ def digits_of(links: int) -> int:
     return math.ceil(math.log10(links)) if links > 1 else 0
 
 
-def complete(output: Path) -> set[int]:
-    """Numbers of the shards below `output` whose counts are written, as valid JSON."""
+def complete(output: Path, known: Container[int] = ()) -> set[int]:
+    """Numbers of the shards below `output` whose counts are written, as valid JSON, without those that are `known`."""
     numbers = set()
     for path in output.glob("*_stats.json"):
+        if int(path.name.partition("_")[0]) in known:
+            continue
         try:
             json.loads(path.read_bytes())
         except ValueError:  # being written right now
@@ -56,10 +66,9 @@ class Landed:
         table = pq.read_table(answers, columns=["key", "error_message"])
         positions = [int(key) % 10**digits for key in table.column("key").to_pylist()]
         self._errors = dict(zip(positions, table.column("error_message").to_pylist(), strict=True))
-        with tarfile.open(tar, "r:") as members:
-            self._members = {
-                int(Path(m.name).stem) % 10**digits: (m.offset_data, m.size) for m in members if m.name.endswith(".jpg")
-            }
+        self._members = {
+            int(name[:-4]) % 10**digits: place for name, place in _members(tar).items() if name.endswith(b".jpg")
+        }
         brought = {position for position, error in self._errors.items() if error is None}
         self.complete = len(self._errors) == links and brought == set(self._members)
 
@@ -99,15 +108,11 @@ class LandingWriter:
 
     def add(self, position: int, url: str, size: int, pieces: Iterable[bytes]) -> None:
         """A link that gave `size` bytes, in `pieces`."""
-        row = self._row(position, url, "success", None)
-        key = row["key"]
-        _header(self._tar, f"{key}.jpg", size)
-        for piece in pieces:
-            self._tar.write(piece)
-        self._tar.write(bytes(-size % BLOCK))
-        view = json.dumps(row, indent=4).encode()
-        _header(self._tar, f"{key}.json", len(view))
-        self._tar.write(view + bytes(-len(view) % BLOCK))
+        key = self._row(position, url, "success", None)
+        view = VIEW.replace(b"URL", json.dumps(url).encode(), 1).replace(b"KEY", key.encode(), 1)
+        parts = [member_header(f"{key}.jpg", size), *pieces, bytes(-size % BLOCK)]
+        parts += [member_header(f"{key}.json", len(view)), view, bytes(-len(view) % BLOCK)]
+        self._tar.writelines(parts)
 
     def fail(self, position: int, url: str, error: FetchError) -> None:
         """A link that gave none."""
@@ -132,14 +137,24 @@ class LandingWriter:
         }
         Path(f"{self._stem}_stats.json").write_text(json.dumps(stats, indent=4))
 
-    def _row(self, position: int, url: str, status: str, error: str | None) -> dict[str, Any]:
-        row = {"url": url, "key": f"{self._base + position:0{self._width}d}", "status": status, "error_message": error}
-        row |= dict.fromkeys(("width", "height", "original_width", "original_height"))
-        self._rows.append(row)
-        return row
+    def _row(self, position: int, url: str, status: str, error: str | None) -> str:
+        key = f"{self._base + position:0{self._width}d}"
+        self._rows.append({"url": url, "key": key, "status": status, "error_message": error})
+        return key
 
 
-def _header(tar: BinaryIO, name: str, size: int) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = size
-    tar.write(member.tobuf(tarfile.USTAR_FORMAT))
+def _members(tar: Path) -> dict[bytes, tuple[int, int]]:
+    """Name, offset and size of the files in a complete tar that an engine of ours has just written.
+
+    Names are short and sizes below 8 GiB, so that nothing but times stands in the extended headers that img2dataset
+    writes: they are passed over. tarfile's own reading takes a tenth of the time of fetching.
+    """
+    found = {}
+    with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        offset = 0
+        while offset + BLOCK <= len(data) and data[offset]:
+            size = int(data[offset + 124 : offset + 135], 8)
+            if data[offset + 156] in b"0\0":
+                found[data[offset : offset + 100].rstrip(b"\0")] = (offset + BLOCK, size)
+            offset += BLOCK + size + -size % BLOCK
+    return found

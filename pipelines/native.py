@@ -33,7 +33,6 @@ from pipelines.rules import (
     link_of,
     redirected,
     system_names,
-    tls_context,
 )
 from pipelines.traffic import Meter
 
@@ -135,7 +134,6 @@ class Client:
             resolver=self._resolver,
             use_dns_cache=True,
             ttl_dns_cache=REMEMBERED,
-            ssl=tls_context(),
             keepalive_timeout=KEPT_ALIVE,
             socket_factory=self._socket,
         )
@@ -185,14 +183,16 @@ class Client:
                     async with self._connections:
                         began = time.monotonic()
                         try:
-                            return await self._attempt(link, left)
-                        except FetchError as error:
-                            left -= time.monotonic() - began
-                            pause = self._rules.pause_after(error, attempt)
-                            if error.retry_after:
-                                host.close(time.monotonic() + error.retry_after)
-                            if pause is None or left <= 0:
-                                raise
+                            body = await self._attempt(link, left)
+                        except FetchError as failure:
+                            error = host.heard(link.port, failure, time.monotonic()) or failure
+                        else:
+                            host.heard(link.port, None, began)
+                            return body
+                left -= time.monotonic() - began
+                pause = self._rules.pause_after(error, attempt)
+                if pause is None or left <= 0:
+                    raise error
             finally:
                 self._hosts.leave(host)
             await asyncio.sleep(pause)
@@ -208,8 +208,6 @@ class Client:
                 return await self._followed(link)
         except aiohttp.ClientConnectorCertificateError as error:
             raise failure_of(error.certificate_error) from None  # type: ignore[arg-type]  # an SSLCertVerificationError
-        except aiohttp.ClientConnectorError as error:
-            raise failure_of(error.os_error) from None
         except OSError as error:  # TimeoutError, and aiohttp's own errors of a connection, among them
             raise failure_of(error) from None
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
@@ -227,8 +225,15 @@ class Client:
 
     async def _followed(self, link: Link) -> Body:
         """The body at the end of a link's redirects."""
-        for _ in range(MAX_REDIRECTS + 1):
-            async with self._session.get(yarl.URL(link.absolute, encoded=True), allow_redirects=False) as response:
+        for hop in range(MAX_REDIRECTS + 1):
+            url, tls = yarl.URL(link.absolute, encoded=True), self._guard.tls if link.scheme == "https" else True
+            try:
+                response = await self._session.get(url, allow_redirects=False, ssl=tls)
+            except aiohttp.ClientConnectorError as error:
+                if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                    raise
+                raise failure_of(error.os_error, hop > 0) from None
+            async with response:
                 if response.status in REDIRECTS and (location := response.headers.get("Location")):
                     link = redirected(link, location)
                     continue

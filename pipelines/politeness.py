@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pipelines.rules import FetchError, Rules
+from pipelines.rules import REFUSED, FetchError, Rules
 
 KEPT = 4096  # hosts remembered; beyond, those that nobody waits for are forgotten
 
@@ -23,6 +23,7 @@ class Host(Generic[S]):
         self.turns = turns
         self.users = 0
         """Links under way or waiting."""
+        self._answered: set[int] = set()  # ports that have
         self._gap = gap
         self._max_pause = max_pause
         self._next = 0.0
@@ -41,6 +42,19 @@ class Host(Generic[S]):
                 return free - now
             self._next = now + self._gap
             return 0.0
+
+    def heard(self, port: int, error: FetchError | None, now: float) -> FetchError | None:
+        """Take note of how a link to `port` ended (None: it gave bytes); returns what that means, knowing the host.
+
+        A host that has answered and refuses now is `gone`: for a while, or the network is.
+        """
+        if error is None or error.status:
+            self._answered.add(port)
+        elif port in self._answered and error.detail == REFUSED:
+            return FetchError("gone", "its host has answered before and refuses now")
+        if error is not None and error.retry_after:
+            self.close(now + error.retry_after)
+        return error
 
     def close(self, until: float) -> None:
         """Ask nothing before `until`, as the host wishes."""

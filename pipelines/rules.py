@@ -31,11 +31,13 @@ MAX_URL = 8192  # characters; servers take no more
 OptOut = Literal["noai", "noimageai", "noindex", "noimageindex"]
 OPT_OUT: tuple[OptOut, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # what img2dataset obeys by default
 AT_FAULT = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that is busy or broken at the moment
-TRANSIENT = frozenset({"timeout", "dropped", "name_server", "unreachable", "local", "paused"}) | frozenset(
+TRANSIENT = frozenset({"timeout", "dropped", "gone", "name_server", "unreachable", "local", "paused"}) | frozenset(
     f"http_{status}" for status in AT_FAULT
 )
 """Reasons that may be gone at the next attempt; a refused connection or unknown name (`dead_link`) hardly ever is."""
-OWN_SIDE = frozenset({"name_server", "unreachable", "local"})  # more likely this side's fault than the link's
+OWN_SIDE = frozenset({"gone", "name_server", "unreachable", "local"})  # more likely this side's fault than the link's
+REFUSED = "the connection is refused"
+LED_ASTRAY = "the host that it redirects to refuses"
 NO_PICTURES = frozenset({1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6697, 10080}) | frozenset(
     range(6665, 6670)
 )  # ports above 1023 that the Fetch standard bars, because other protocols listen there
@@ -45,14 +47,16 @@ SCOPED = re.compile(r"\s*([^\s:,]+)\s*:(.*)", re.DOTALL)  # X-Robots-Tag: `agent
 TYPED = re.compile(r"([a-z0-9_]+): (.*)", re.DOTALL)  # the text of a FetchError
 VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")  # no agents, in spite of `:`
 
+UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: all of IPv6 that the internet routes
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
-REFUSED = tuple(
+BARRED = tuple(
     ipaddress.ip_network(text)
     for text in (
         "168.63.129.16/32",  # Azure's host, in public space, which hands a machine its certificates
-        "64:ff9b:1::/48",  # RFC 8215: translation into the local network
-        "2001::/32",  # Teredo: the address inside is another machine's to choose
-        "fec0::/10",  # RFC 3879: site-local, once
+        "192.0.0.0/24",  # RFC 6890: protocol assignments; Oracle's metadata among them
+        "192.88.99.0/24",  # RFC 7526: relays of 6to4, once
+        "2001::/23",  # RFC 2928: protocol assignments; Teredo, whose inner address is another's to choose, among them
+        "3fff::/20",  # RFC 9637: documentation
     )
 )
 ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214: the interface identifier ends in an IPv4 address
@@ -69,6 +73,7 @@ class FetchError(Exception):
     def __init__(self, reason: str, detail: str, status: int | None = None, retry_after: float | None = None) -> None:
         """`status`: the HTTP status of the answer, where there was one; it leads the detail."""
         self.reason = reason
+        self.status = status
         self.detail = f"HTTP {status}: {detail}" if status else detail
         self.retry_after = retry_after
         super().__init__(f"{reason}: {self.detail}")
@@ -142,9 +147,10 @@ class Rules:
         if self._opens(ip):
             return True
         inner = _inner(ip)
-        if any(one in network for network in REFUSED for one in (ip, inner)):
+        if any(one in network for network in BARRED for one in (ip, inner)):
             return False
-        return inner.is_global and not (inner.is_multicast or inner.is_reserved)
+        routed = isinstance(inner, ipaddress.IPv4Address) or inner in UNICAST
+        return routed and inner.is_global and not (inner.is_multicast or inner.is_reserved)
 
     def checked(self, host: str, found: Found) -> Found:
         """The addresses of `host`, if every one of them may be connected to. Raises FetchError."""
@@ -277,8 +283,8 @@ def redirected(link: Link, location: str) -> Link:
         raise FetchError("bad_url", "it redirects to a malformed link") from None
 
 
-def failure_of(error: OSError) -> FetchError:
-    """What an error of a connection says about the link; an error of a disk says nothing, and is raised again."""
+def failure_of(error: OSError, led: bool = False) -> FetchError:
+    """What an error of a connection, to where a redirect `led`, says about the link; one of a disk is raised again."""
     number = error.errno
     if number in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}:
         raise error
@@ -295,7 +301,7 @@ def failure_of(error: OSError) -> FetchError:
     if number in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}:
         return FetchError("local", f"this machine cannot open a connection ({error.strerror})")
     if number == errno.ECONNREFUSED:
-        return FetchError("dead_link", "the connection is refused")
+        return FetchError("dead_link", LED_ASTRAY if led else REFUSED)
     return FetchError("dead_link", error.strerror or type(error).__name__)
 
 

@@ -78,7 +78,7 @@ TEMPLATE_SUM = sum(TEMPLATE)
 MODE, TIME, LINK = TEMPLATE[100:124], TEMPLATE[136:148], TEMPLATE[156:]
 
 
-def _header(name: str, size: int) -> bytes:
+def member_header(name: str, size: int) -> bytes:
     """The header of a member; equal samples give equal bytes. Its checksum is the sum of all its bytes."""
     text, digits = name.encode(), b"%011o" % size
     checksum = b"%06o\0 " % (TEMPLATE_SUM + sum(text) + sum(digits))
@@ -126,8 +126,13 @@ class ShardWriter:
         self._known.add(key)
         self.keys.append(key)
         self._offsets.append(self._end)
-        beside = (bytes(_padding(len(image))), _header(f"{key}.json", len(told)), told, bytes(_padding(len(told))))
-        self._write(_header(f"{key}.{extension}", len(image)), image, b"".join(beside))
+        beside = (
+            bytes(_padding(len(image))),
+            member_header(f"{key}.json", len(told)),
+            told,
+            bytes(_padding(len(told))),
+        )
+        self._write(member_header(f"{key}.{extension}", len(image)), image, b"".join(beside))
 
     def _write(self, *parts: bytes) -> None:
         self._waiting += parts
@@ -357,7 +362,7 @@ def scan(tar_path: Path) -> Iterator[tuple[int, str]]:
 
 def _checked(header: bytes, where: str, offset: int) -> MemberName:
     name = parse_header(header)
-    if name is None or _header(f"{name.key}.{name.extension}", name.size) != header:
+    if name is None or member_header(f"{name.key}.{name.extension}", name.size) != header:
         raise HarmonError(f"{where}: the bytes at {offset} are no member header")
     return name
 

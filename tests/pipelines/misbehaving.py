@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,13 +90,19 @@ class Site:
     """Requests to one host at a time, at most."""
     well: bool = False
     """Whether servers that were down are up again."""
+    delay: float = 0.0
+    """Seconds before each answer."""
+    stop: Callable[[], None] = lambda: None
+    """Closes the server and every connection at once."""
 
 
-def write_list(path: Path, port: int, rows: int, seed: int = 0) -> dict[str, str | None]:
-    """A list of `rows` links of every kind in random order; returns what has to become of each."""
+def write_list(
+    path: Path, port: int, rows: int, kinds: Mapping[str, Kind] = KINDS, seed: int = 0
+) -> dict[str, str | None]:
+    """A list of `rows` links of all `kinds`, and good ones, in random order; returns what has to become of each."""
     numbers = iter(range(rows))
     links = []
-    for name, kind in KINDS.items():
+    for name, kind in kinds.items():
         for _ in range(max(1, kind.share * rows // 1000)):
             n = next(numbers)
             links.append((f"{name}-{n}", kind.url.format(n=n, port=port), kind.reason))
@@ -115,11 +121,18 @@ def misbehave(port: int = 0) -> Iterator[Site]:
     thread.start()
     site = Site(port)
     servers = asyncio.run_coroutine_threadsafe(_start(site), loop).result()
+
+    def stop() -> None:
+        for server in servers:
+            server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+
+    site.stop = lambda: loop.call_soon_threadsafe(stop) and None
     try:
         yield site
     finally:
-        loop.call_soon_threadsafe(lambda: [server.close() for server in servers])
-        loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+        site.stop()
         loop.call_soon_threadsafe(loop.call_later, 0.1, loop.stop)
         thread.join()
 
@@ -129,8 +142,8 @@ async def _start(site: Site) -> list[asyncio.Server]:
         try:
             while await _answer(site, reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, or the server has been stopped
         finally:
             writer.close()
 
@@ -161,6 +174,8 @@ async def _answer(site: Site, reader: asyncio.StreamReader, writer: asyncio.Stre
 
 
 async def _behave(site: Site, path: str, writer: asyncio.StreamWriter) -> bool:
+    if site.delay:
+        await asyncio.sleep(site.delay)
     kind, _, rest = path.lstrip("/").partition("/")
     number = rest.rpartition("/")[2]
     again = site.requests[path] > 1
