@@ -22,7 +22,7 @@ from pipelines.download import NAME, TELEMETRY, DownloadSettings, download, down
 from pipelines.errors import HarmonError
 from pipelines.fetch import Engine, FetchSettings, LiveCallback
 from pipelines.manifest import IMAGES, SOURCE, Commit, rejects_group
-from pipelines.rules import TRANSIENT
+from pipelines.rules import TRANSIENT, FetchError, link_of
 from pipelines.settings import parse
 from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.tombstones import REASON
@@ -30,9 +30,7 @@ from pipelines.url_list import read_list
 
 RETRY, VERSION = "retry", 1
 Only = Literal["failed", "transient", "missing"]
-LISTED = frozenset(
-    {"duplicate_row_id", "unknown_task", "no_url", "bad_url", "forbidden_scheme", REASON}
-)  # reasons that no server can change
+LISTED = frozenset({"duplicate_row_id", "unknown_task", "no_url", REASON})  # reasons that no server can change
 OWN_GROUPS = {IMAGES, SOURCE, TELEMETRY}
 
 
@@ -142,11 +140,19 @@ def _rejected(dataset: Dataset, only: Only) -> list[str]:
     last: dict[str, str] = {}
     for step in (NAME, RETRY):
         for entry in dataset.entries(rejects_group(step, "")):  # of a retry in the order of its rounds
-            table = dataset.table(entry.group, entry.shard, ["row_id", "reason"])
-            last |= dict(zip(*(table.column(name).to_pylist() for name in ("row_id", "reason")), strict=True))
+            for row in dataset.table(entry.group, entry.shard, ["row_id", "url", "reason"]).to_pylist():
+                last[row["row_id"]] = row["reason"] if _may_be_asked(row["url"]) else REASON
     kept = set(dataset.whole_table(SOURCE, ["row_id"]).column("row_id").to_pylist())
     meant = [row_id for row_id, reason in last.items() if reason not in LISTED and row_id not in kept]
     return meant if only == "failed" else [row_id for row_id in meant if last[row_id] in TRANSIENT]
+
+
+def _may_be_asked(url: str | None) -> bool:
+    """Whether the link itself is sound; what it redirects to may change."""
+    try:
+        return bool(url and link_of(url))
+    except FetchError:
+        return False
 
 
 def _origin(dataset: Dataset, links: Path | None, engine: Engine | None) -> _Origin:

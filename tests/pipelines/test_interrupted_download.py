@@ -91,6 +91,7 @@ def processes_below(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 60 * KILLS)
 @pytest.mark.parametrize("engine", ["img2dataset", "native"])
 def test_a_downloader_killed_at_any_moment_and_run_again_makes_the_same_dataset(
     engine: Engine, web: Web, tmp_path: Path
