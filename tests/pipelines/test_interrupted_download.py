@@ -97,7 +97,7 @@ def test_a_downloader_killed_at_any_moment_and_run_again_makes_the_same_dataset(
     engine: Engine, web: Web, tmp_path: Path
 ) -> None:
     """Now the whole of it is killed, now the engine, now one of its workers."""
-    draw = random.Random(20250321)
+    draw, web.site.delay = random.Random(20250321), 0.2
     kills = rounds = 0
     while kills < KILLS:
         rounds += 1
@@ -108,9 +108,15 @@ def test_a_downloader_killed_at_any_moment_and_run_again_makes_the_same_dataset(
         )
         for _ in range(3):
             flow = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-            time.sleep(draw.uniform(0.5, 1.0 + web.seconds[engine]))
+            if kills % 2:  # at a random moment, or at one when a random number of shards stand
+                time.sleep(draw.uniform(0.5, 1.0 + web.seconds[engine]))
+            else:
+                shards = draw.randrange(ROWS // SHARD)
+                while flow.poll() is None and len(list(root.glob("steps/*/[0-9]*.json"))) < shards:
+                    time.sleep(0.02)
+                time.sleep(draw.uniform(0.0, 0.3))
             inner = processes_below(root)
-            victim = draw.choice([flow.pid, *inner])
+            victim = flow.pid if draw.random() < 0.5 else draw.choice(inner or [flow.pid])
             stood = len(list(root.glob("steps/*/[0-9]*.json")))
             if flow.poll() is None:
                 try:
@@ -133,6 +139,7 @@ def test_a_downloader_killed_at_any_moment_and_run_again_makes_the_same_dataset(
         commit = download(Dataset(root), SOURCE, web.links, what(engine), HOW)
         assert commit.content_hash == web.content_hash
         assert audit(Dataset(root), deep=True).sound
+    web.site.delay = 0.05
 
 
 @pytest.mark.slow
