@@ -39,9 +39,12 @@ def shown_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def shown_live() -> Iterator[Callable[["Live"], None]]:
-    """What it yields is told how a download goes: redrawn on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
+def shown_live(redraw: bool = True) -> Iterator[Callable[["Live"], None]]:
+    """What it yields is told how a download goes: redrawn on a terminal, a line now and then elsewhere.
+
+    Not to be redrawn where others write to the terminal too.
+    """
+    if redraw and sys.stderr.isatty():
         drawn = 0
 
         def draw(live: "Live") -> None:

@@ -144,7 +144,7 @@ def _download(recipe: Recipe, name: str) -> Work:
     links = recipe.web_folder / f"list-{name}.parquet"
 
     def do(progress: ProgressCallback) -> None:
-        with serve(recipe.web_folder, recipe.web.port), shown_live() as live:
+        with serve(recipe.web_folder, recipe.web.port), shown_live(redraw=False) as live:
             download(dataset, entry, links, settings, recipe.fetch, progress, live)
 
     return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)

@@ -21,12 +21,11 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from pipelines.course import Course
 from pipelines.politeness import Host, Hosts
 from pipelines.rules import (
-    MAX_REDIRECTS,
     REDIRECTS,
     FetchError,
-    Found,
     Link,
     Resolve,
     Rules,
@@ -113,57 +112,55 @@ class Guard:
                 self._meter.end(host, reason, size)
 
     def _asked(self, link: Link) -> Answer:
-        """Body, headers and last link, after as many attempts as the rules give."""
-        left = self.rules.max_seconds
-        for attempt in range(self.rules.retries + 1):
-            host = self._hosts.enter(link.host, time.monotonic())
+        """Body, headers and last link, after as many redirects and attempts as the rules give."""
+        course = Course.begin(self.rules, link)
+        while True:
+            host = self._hosts.enter(course.link.host, time.monotonic())
             try:
                 with host.turns:
                     self._wait(host)
-                    began = time.monotonic()
-                    try:
-                        answer = self.attempt(link, left)
-                    except FetchError as failure:
-                        error = host.heard(link.port, failure, time.monotonic()) or failure
-                    else:
-                        host.heard(link.port, None, began)
-                        return answer
-                left -= time.monotonic() - began
-                pause = self.rules.pause_after(error, attempt)
-                if pause is None or left <= 0:
-                    raise error
+                    began, found = time.monotonic(), self._heard(host, course)
             finally:
                 self._hosts.leave(host)
-            self._sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            seconds = time.monotonic() - began
+            if isinstance(found, Link):
+                course.redirect(found, seconds)
+            elif isinstance(found, FetchError):
+                self._sleep(course.retry(found, seconds))
+            else:
+                return found
+
+    def _heard(self, host: Host[threading.Semaphore], course: Course) -> "Answer | Link | FetchError":
+        """What one step of a link gives."""
+        try:
+            found = self.step(course.link, course.left)
+        except FetchError as error:
+            return host.failed(course.link.port, error, time.monotonic())
+        host.answered(course.link.port)
+        return found
 
     def _wait(self, host: Host[threading.Semaphore]) -> None:
         while (seconds := host.wait(time.monotonic())) > 0:
             self._sleep(seconds)
 
-    def attempt(self, link: Link, seconds: float) -> Answer:
-        """Body, headers and link at the end of the link's redirects, asked for once and at once. Raises FetchError."""
+    def step(self, link: Link, seconds: float) -> "Answer | Link":
+        """Ask for `link` once and at once: its answer, or the link that it redirects to. Raises FetchError."""
         deadline = Deadline(seconds, self.rules.timeout)
-        asked = link
         try:
-            for _ in range(MAX_REDIRECTS + 1):
-                response, connection = self._answer(link, deadline)
-                try:
-                    if response.status in REDIRECTS and (location := response.headers.get("Location")):
-                        self._drain(response)
-                        link = redirected(link, location)
-                        continue
-                    body = self._body(response)
-                finally:
-                    self._give_back(connection, response)
-                return body, response.headers, link.url
+            response, connection = self._answer(link, deadline)
+            try:
+                if response.status in REDIRECTS and (location := response.headers.get("Location")):
+                    self._drain(response)
+                    return redirected(link, location)
+                return self._body(response), response.headers, link.url
+            finally:
+                self._give_back(connection, response)
         except http.client.IncompleteRead:
             raise FetchError("dropped", "the server closed the connection early") from None
         except OSError as error:
-            raise failure_of(error, link is not asked) from None
+            raise failure_of(error) from None
         except (http.client.HTTPException, ValueError):
             raise FetchError("bad_answer", "the answer is not HTTP") from None
-        raise FetchError("redirects", f"more than {MAX_REDIRECTS} redirects")
 
     def _answer(self, link: Link, deadline: Deadline) -> tuple[http.client.HTTPResponse, "_Connection"]:
         """The head of the answer; a kept connection that the server has closed meanwhile is replaced at once."""
@@ -190,7 +187,7 @@ class Guard:
         Raises FetchError, TimeoutError once the deadline is over, or the OSError of the last address.
         """
         failure: OSError = OSError("no address")
-        for family, kind, protocol, _, address in self._addresses(link):
+        for family, kind, protocol, _, address in self.rules.resolved(link.host, link.port, self._resolve):
             connection = _Socket(family, kind, protocol)
             try:
                 connection.deadline = deadline
@@ -203,9 +200,6 @@ class Guard:
                 failure = error
                 connection.close()
         raise failure
-
-    def _addresses(self, link: Link) -> Found:
-        return self.rules.resolved(link.host, link.port, self._resolve)
 
     def _give_back(self, connection: "_Connection", response: http.client.HTTPResponse) -> None:
         """Keep the connection where the answer was read to its end; otherwise close it."""

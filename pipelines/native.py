@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipelines.course import Course
 from pipelines.guard import Guard
 from pipelines.landed import LandingWriter
 from pipelines.politeness import Host, Hosts
 from pipelines.rules import (
-    MAX_REDIRECTS,
     REDIRECTS,
     FetchError,
     Link,
@@ -173,41 +173,48 @@ class Client:
                 self._meter.end(host, reason, size)
 
     async def _asked(self, link: Link) -> Body:
-        """The body, after as many attempts as the rules give."""
-        left = self._rules.max_seconds
-        for attempt in range(self._rules.retries + 1):
-            host = self._hosts.enter(link.host, time.monotonic())
+        """The body, after as many redirects and attempts as the rules give."""
+        course = Course.begin(self._rules, link)
+        while True:
+            host = self._hosts.enter(course.link.host, time.monotonic())
             try:
                 async with host.turns:
                     await self._wait(host)
                     async with self._connections:
                         began = time.monotonic()
-                        try:
-                            body = await self._attempt(link, left)
-                        except FetchError as failure:
-                            error = host.heard(link.port, failure, time.monotonic()) or failure
-                        else:
-                            host.heard(link.port, None, began)
-                            return body
-                left -= time.monotonic() - began
-                pause = self._rules.pause_after(error, attempt)
-                if pause is None or left <= 0:
-                    raise error
+                        found = await self._heard(host, course)
             finally:
                 self._hosts.leave(host)
-            await asyncio.sleep(pause)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            seconds = time.monotonic() - began
+            if isinstance(found, Link):
+                course.redirect(found, seconds)
+            elif isinstance(found, FetchError):
+                await asyncio.sleep(course.retry(found, seconds))
+            else:
+                return found
+
+    async def _heard(self, host: Host[asyncio.Semaphore], course: Course) -> "Body | Link | FetchError":
+        """What one step of a link gives."""
+        try:
+            found = await self._step(course.link, course.left)
+        except FetchError as error:
+            return host.failed(course.link.port, error, time.monotonic())
+        host.answered(course.link.port)
+        return found
 
     async def _wait(self, host: Host[asyncio.Semaphore]) -> None:
         while (seconds := host.wait(time.monotonic())) > 0:
             await asyncio.sleep(seconds)
 
-    async def _attempt(self, link: Link, seconds: float) -> Body:
+    async def _step(self, link: Link, seconds: float) -> "Body | Link":
+        """Ask for `link` once: its body, or the link that it redirects to. Raises FetchError."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._followed(link)
+                return await self._answer(link)
         except aiohttp.ClientConnectorCertificateError as error:
             raise failure_of(error.certificate_error) from None  # type: ignore[arg-type]  # an SSLCertVerificationError
+        except aiohttp.ClientConnectorError as error:
+            raise failure_of(error.os_error) from None
         except OSError as error:  # TimeoutError, and aiohttp's own errors of a connection, among them
             raise failure_of(error) from None
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
@@ -215,38 +222,30 @@ class Client:
         except (aiohttp.ClientError, ValueError):
             return await self._plainly(link, seconds)
 
-    async def _plainly(self, link: Link, seconds: float) -> Body:
-        """The body as img2dataset has it: aiohttp is stricter, and drops an answer longer than announced."""
+    async def _plainly(self, link: Link, seconds: float) -> "Body | Link":
+        """What img2dataset has: aiohttp is stricter, and drops an answer longer than announced."""
         loop = asyncio.get_running_loop()
-        data, _, _ = await loop.run_in_executor(self._threads, self._guard.attempt, link, seconds)
+        found = await loop.run_in_executor(self._threads, self._guard.step, link, seconds)
+        if isinstance(found, Link):
+            return found
         body = Body(self._folder)
-        body.add(data)
+        body.add(found[0])
         return body
 
-    async def _followed(self, link: Link) -> Body:
-        """The body at the end of a link's redirects."""
-        for hop in range(MAX_REDIRECTS + 1):
-            url, tls = yarl.URL(link.absolute, encoded=True), self._guard.tls if link.scheme == "https" else True
-            try:
-                response = await self._session.get(url, allow_redirects=False, ssl=tls)
-            except aiohttp.ClientConnectorError as error:
-                if isinstance(error, aiohttp.ClientConnectorCertificateError):
-                    raise
-                raise failure_of(error.os_error, hop > 0) from None
-            async with response:
-                if response.status in REDIRECTS and (location := response.headers.get("Location")):
-                    link = redirected(link, location)
-                    continue
-                headers = response.headers
-                robots = headers.getall("X-Robots-Tag", [])
-                self._rules.judge(response.status, response.content_length, robots, headers.get("Retry-After"))
-                body = Body(self._folder)
-                async for piece in response.content.iter_any():
-                    body.add(piece)
-                    if body.size > self._rules.max_bytes:
-                        raise self._rules.too_large()
-                return body
-        raise FetchError("redirects", f"more than {MAX_REDIRECTS} redirects")
+    async def _answer(self, link: Link) -> "Body | Link":
+        url, tls = yarl.URL(link.absolute, encoded=True), self._guard.tls if link.scheme == "https" else True
+        async with self._session.get(url, allow_redirects=False, ssl=tls) as response:
+            if response.status in REDIRECTS and (location := response.headers.get("Location")):
+                return redirected(link, location)
+            headers = response.headers
+            robots = headers.getall("X-Robots-Tag", [])
+            self._rules.judge(response.status, response.content_length, robots, headers.get("Retry-After"))
+            body = Body(self._folder)
+            async for piece in response.content.iter_any():
+                body.add(piece)
+                if body.size > self._rules.max_bytes:
+                    raise self._rules.too_large()
+            return body
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
         """A socket for what aiohttp is about to connect to, names that are numeric addresses included."""

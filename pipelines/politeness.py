@@ -43,17 +43,21 @@ class Host(Generic[S]):
             self._next = now + self._gap
             return 0.0
 
-    def heard(self, port: int, error: FetchError | None, now: float) -> FetchError | None:
-        """Take note of how a link to `port` ended (None: it gave bytes); returns what that means, knowing the host.
+    def answered(self, port: int) -> None:
+        """Something came from `port`."""
+        self._answered.add(port)
+
+    def failed(self, port: int, error: FetchError, now: float) -> FetchError:
+        """What a failure at `port` means, knowing the host, whose Retry-After closes it.
 
         A host that has answered and refuses now is `gone`: for a while, or the network is.
         """
-        if error is None or error.status:
-            self._answered.add(port)
+        if error.retry_after:
+            self.close(now + error.retry_after)
+        if error.status:
+            self.answered(port)
         elif port in self._answered and error.detail == REFUSED:
             return FetchError("gone", "its host has answered before and refuses now")
-        if error is not None and error.retry_after:
-            self.close(now + error.retry_after)
         return error
 
     def close(self, until: float) -> None:

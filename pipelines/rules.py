@@ -26,7 +26,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 REDIRECTS = (301, 302, 303, 307, 308)
-MAX_REDIRECTS = 5
 MAX_URL = 8192  # characters; servers take no more
 OptOut = Literal["noai", "noimageai", "noindex", "noimageindex"]
 OPT_OUT: tuple[OptOut, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # what img2dataset obeys by default
@@ -37,7 +36,6 @@ TRANSIENT = frozenset({"timeout", "dropped", "gone", "name_server", "unreachable
 """Reasons that may be gone at the next attempt; a refused connection or unknown name (`dead_link`) hardly ever is."""
 OWN_SIDE = frozenset({"gone", "name_server", "unreachable", "local"})  # more likely this side's fault than the link's
 REFUSED = "the connection is refused"
-LED_ASTRAY = "the host that it redirects to refuses"
 NO_PICTURES = frozenset({1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6697, 10080}) | frozenset(
     range(6665, 6670)
 )  # ports above 1023 that the Fetch standard bars, because other protocols listen there
@@ -283,8 +281,8 @@ def redirected(link: Link, location: str) -> Link:
         raise FetchError("bad_url", "it redirects to a malformed link") from None
 
 
-def failure_of(error: OSError, led: bool = False) -> FetchError:
-    """What an error of a connection, to where a redirect `led`, says about the link; one of a disk is raised again."""
+def failure_of(error: OSError) -> FetchError:
+    """What an error of a connection says about the link; an error of a disk says nothing, and is raised again."""
     number = error.errno
     if number in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}:
         raise error
@@ -301,7 +299,7 @@ def failure_of(error: OSError, led: bool = False) -> FetchError:
     if number in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}:
         return FetchError("local", f"this machine cannot open a connection ({error.strerror})")
     if number == errno.ECONNREFUSED:
-        return FetchError("dead_link", LED_ASTRAY if led else REFUSED)
+        return FetchError("dead_link", REFUSED)
     return FetchError("dead_link", error.strerror or type(error).__name__)
 
 

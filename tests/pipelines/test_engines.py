@@ -101,6 +101,16 @@ def test_one_host_is_asked_no_oftener_than_it_may_be_and_others_do_not_wait(fetc
     assert time.monotonic() - began < 9 / 20 + 1.0
 
 
+def test_a_host_that_many_others_redirect_to_keeps_its_limits(fetch: Fetch, site: Site) -> None:
+    def resolve(host: str, port: int) -> Found:
+        return system_names("127.0.0.1", port)
+
+    site.delay, to = 0.02, f"to/http://c.example:{site.port}/good"
+    urls = [f"http://h{n}.example:{site.port}/{to}/{n}" for n in range(20)]
+    assert fetch(replace(RULES, per_host=2), urls, resolve) == [picture(str(n)) for n in range(20)]
+    assert site.most_open["c.example"] == 2
+
+
 def test_retry_after_closes_the_host_for_all_its_links(fetch: Fetch, site: Site) -> None:
     rules = replace(RULES, retries=1, per_host=1)
     urls = [f"http://127.0.0.1:{site.port}/{name}" for name in ("busy/1", "good/2")]

@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import fetch
+from pipelines.course import MAX_REDIRECTS
 from pipelines.guard import Guard
-from pipelines.rules import MAX_REDIRECTS, FetchError, Rules
+from pipelines.rules import FetchError, Rules
 
 INSIDE = (
     "0.0.0.0/8",
