@@ -56,15 +56,19 @@ def shown_live(redraw: bool = True) -> Iterator[Callable[["Live"], None]]:
 
         yield draw
         return
-    told = -LIVE_LINES
+    told = 0.0
+    last: "Live | None" = None
 
     def tell(live: "Live") -> None:
-        nonlocal told
+        nonlocal told, last
+        last = live
         if live.seconds - told >= LIVE_LINES:
-            told = live.seconds
+            told, last = live.seconds, None
             click.echo(live.sentence(), err=True)
 
     yield tell
+    if last is not None:
+        click.echo(last.sentence(), err=True)
 
 
 def table_of(live: "Live") -> list[str]:
