@@ -57,7 +57,7 @@ def shown_live(redraw: bool = True) -> Iterator[Callable[["Live"], None]]:
         yield draw
         return
     told = 0.0
-    last: "Live | None" = None
+    last: Live | None = None
 
     def tell(live: "Live") -> None:
         nonlocal told, last
