@@ -108,11 +108,14 @@ def download(
     run = StepRun(dataset, download_step(source, links, settings), on_progress)
     if run.committed:
         return run.committed
+    table = read_list(links)
     origin = {"list": str(links.absolute()), "engine": settings.engine, "fetch": how.model_dump()}
     note = note_path(dataset, run.step.key)
     note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(origin))
-    fetch_and_store(run, source, read_list(links), 0, settings, how, on_live)
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps(origin))
+    part.replace(note)
+    fetch_and_store(run, source, table, 0, settings, how, on_live)
     return run.commit({source.name: {"licence": source.licence, "terms": source.terms}}, origin)
 
 
