@@ -21,6 +21,7 @@ from filtering.select import Selection, select, select_step
 from flows.recipe import AestheticSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
+from flows.terminal import shown_live
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
@@ -143,8 +144,8 @@ def _download(recipe: Recipe, name: str) -> Work:
     links = recipe.web_folder / f"list-{name}.parquet"
 
     def do(progress: ProgressCallback) -> None:
-        with serve(recipe.web_folder, recipe.web.port):
-            download(dataset, entry, links, settings, recipe.fetch, progress)
+        with serve(recipe.web_folder, recipe.web.port), shown_live(redraw=False) as live:
+            download(dataset, entry, links, settings, recipe.fetch, progress, live)
 
     return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)
 

@@ -40,6 +40,7 @@ def draft_commit(
     asked: Iterable[int],
     terms: Mapping[str, Any],
     began: datetime,
+    notes: Mapping[str, Any] | None = None,
 ) -> Commit:
     """The commit that puts `receipts` on top of `head`.
 
@@ -70,7 +71,7 @@ def draft_commit(
         failed=_summed(receipt.failed for receipt in receipts),
         schemas=_merged_schemas(dataset, head, receipts),
         terms=_merged_terms(step, head, terms),
-        context=_context(began, receipts),
+        context=_context(began, receipts) | dict(notes or {}),
     )
 
 
