@@ -17,6 +17,7 @@ from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
 from pipelines.location import Location, location
 from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
+from pipelines.terms import Acceptance
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
 
@@ -110,6 +111,8 @@ class Recipe(Settings):
     """The stand-in for the internet that the run serves on loopback while it downloads."""
     sources: Mapping[str, DownloadSettings]
     """What is downloaded, by catalogue name."""
+    terms: Mapping[str, Acceptance] = {}
+    """Who accepted the terms of which source, and when; a source that needs it is refused without."""
     fetch: FetchSettings = FetchSettings()
     """How links are fetched."""
     recaption: RecaptionSettings

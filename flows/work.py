@@ -38,6 +38,7 @@ from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
 from pipelines.steps import ProgressCallback, Step, StepRun
+from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
 from pipelines.web import is_published, planted, publish
 from recaption.engines import Engine, open_engine
@@ -140,6 +141,7 @@ def _publish(recipe: Recipe) -> Work:
 
 def _download(recipe: Recipe, name: str) -> Work:
     dataset, entry, settings = Dataset(recipe.dataset(name)), source(name), recipe.sources[name]
+    check_accepted(entry, recipe.terms)
     links = recipe.web_folder / f"list-{name}.parquet"
 
     def do(progress: ProgressCallback) -> None:

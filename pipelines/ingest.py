@@ -21,10 +21,10 @@ from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import Commit
-from pipelines.native.files import NativeFiles, open_reader, scratch_folder
-from pipelines.native.row import Native, Reader, named
-from pipelines.native.rules import Reject, Sample, fields_of, sample_of
 from pipelines.normalise import BadPicture, Limits, normalise
+from pipelines.readers.files import NativeFiles, open_reader, scratch_folder
+from pipelines.readers.row import Native, Reader, named
+from pipelines.readers.rules import Reject, Sample, fields_of, sample_of
 from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
@@ -170,7 +170,9 @@ def _store(
 ) -> None:
     """Write one shard: every row becomes a row or a reject, in order."""
     source = files.source
-    repeated = set(again[np.searchsorted(again, piece.start) : np.searchsorted(again, piece.start + piece.rows)].tolist())
+    repeated = set(
+        again[np.searchsorted(again, piece.start) : np.searchsorted(again, piece.start + piece.rows)].tolist()
+    )
     kept: list[Row] = []
     notes: list[Row] = []
     rejected: list[Row] = []
@@ -188,8 +190,10 @@ def _store(
             kept.append({**identity, **_passed_on(sample), "terms_class": source.terms, **facts})
             notes.append({"key": identity["key"], "note": sample.note})
     if seen != piece.rows:
-        raise HarmonError(f"{files.root / piece.file} gave {seen} rows from number {piece.first} on, not {piece.rows}: it "
-                          "changed while it was read; run again")
+        raise HarmonError(
+            f"{files.root / piece.file} gave {seen} rows from number {piece.first} on, not {piece.rows}: it "
+            "changed while it was read; run again"
+        )
     out.columns("source", pa.Table.from_pylist(kept, SOURCE_SCHEMA))
     out.columns(READING, pa.Table.from_pylist(notes, NOTES_SCHEMA))
     if rejected:
@@ -207,7 +211,9 @@ def _passed_on(sample: Sample) -> Row:
     }
 
 
-def _stored(out: ShardOutput, identity: Row, sample: Sample, settings: IngestSettings, barred: Tombstones) -> Row | Reject:
+def _stored(
+    out: ShardOutput, identity: Row, sample: Sample, settings: IngestSettings, barred: Tombstones
+) -> Row | Reject:
     """Store a sample's image, where it has one; its columns, or why it is turned away."""
     if barred.bar_row(identity["key"], sample.url):
         return Reject(sample.row_id, None, REASON, "its key or link is in a tombstone")

@@ -1,6 +1,6 @@
 """How a published dataset lies on disk: the forms that a catalogue entry may name, one reader for each.
 
-Nothing is read here; `pipelines.native` reads.
+Nothing is read here; `pipelines.readers` reads.
 """
 
 import re

@@ -4,7 +4,6 @@ Rows that are turned away before anything is fetched (no link, a gate that is no
 step's rejects. The list has the rest, so rows of the publisher = rows of the list + rejects of this step.
 """
 
-import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,13 +21,12 @@ from pipelines.errors import HarmonError
 from pipelines.fetch import FetchSettings
 from pipelines.layouts import UrlTable
 from pipelines.manifest import Commit
-from pipelines.native.files import NativeFiles, scratch_folder
-from pipelines.native.links import LinkReader
-from pipelines.native.rules import Reject, sample_of
+from pipelines.readers.files import NativeFiles, scratch_folder
+from pipelines.readers.links import LinkReader
+from pipelines.readers.rules import Reject, sample_of
 from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
 from pipelines.tombstones import tombstones_beside
-from pipelines.workspace import WORK
 
 NAME, VERSION = "list", 1
 BATCH = 10_000  # rows of the list written at a time
@@ -61,7 +59,7 @@ def download_listed(
 ) -> Commit:
     """List the links of `files`, then download them into `dataset`; the download's commit.
 
-    The list lies in the dataset's workspace until the download is committed.
+    The list stays in this machine's scratch, for links that are asked again later; it can be made anew.
 
     Raises as `pipelines.download.download` does; ConfigurationError where terms have to be accepted first.
     """
@@ -69,14 +67,10 @@ def download_listed(
     run = StepRun(dataset, list_step(files, settings.rows_per_shard))
     if run.committed and (commit := _downloaded(dataset, files, settings)):
         return commit
-    links = dataset.store.work(f"{WORK}/links-{run.step.key8}.parquet")
+    links = scratch_folder() / "links" / f"{run.step.key}.parquet"
     _list(run, files, links, settings.rows_per_shard)
     run.commit({files.source.name: terms})
-    commit = download(dataset, files.source, links, settings, how, on_progress)
-    links.unlink()
-    with contextlib.suppress(OSError):
-        links.parent.rmdir()
-    return commit
+    return download(dataset, files.source, links, settings, how, on_progress)
 
 
 def _downloaded(dataset: Dataset, files: NativeFiles, settings: DownloadSettings) -> Commit | None:

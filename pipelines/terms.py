@@ -53,9 +53,9 @@ def check_accepted(source: Source, accepted: Mapping[str, Acceptance]) -> None:
     if source.needs_acceptance and source.name not in accepted:
         needed = sorted({"gated", "agreement", "non-commercial"} & set(source.restrictions))
         raise ConfigurationError(
-            f"{source.name} is {' and '.join(needed)} and nobody has accepted its terms: {source.agreement} Then record "
-            f"it: terms: {{{source.name}: {{by: WHO, on: YYYY-MM-DD, what: WHAT WAS ACCEPTED}}}} in the recipe, or in a "
-            "file given with --terms."
+            f"{source.name} is {' and '.join(needed)} and nobody has accepted its terms: {source.agreement} "
+            f"Then record it: terms: {{{source.name}: {{by: WHO, on: YYYY-MM-DD, what: WHAT WAS ACCEPTED}}}} in the "
+            "recipe, or in a file given with --terms."
         )
 
 

@@ -101,7 +101,9 @@ def zipped(path: Path, members: list[tuple[str, bytes]]) -> None:
 CHAT_SCHEMA = pa.schema([("id", pa.string()), ("image", IMAGE), ("conversations", TURNS), ("data_source", pa.string())])
 
 
-def _chat_row(number: int | str, data: bytes | None, turns: list[dict[str, str]], path: str = "x.jpg") -> dict[str, Any]:
+def _chat_row(
+    number: int | str, data: bytes | None, turns: list[dict[str, str]], path: str = "x.jpg"
+) -> dict[str, Any]:
     return {
         "id": f"{number:0>9}" if isinstance(number, int) else number,
         "image": {"bytes": data, "path": path},
@@ -257,7 +259,9 @@ def sharegpt4v_pt(root: Path) -> Miniature:
 def infinity_mm(root: Path) -> Miniature:
     mini = Miniature()
 
-    def sample(key: str, data: bytes, turns: list[dict[str, str]], image: str = "pics/1.png") -> list[tuple[str, bytes]]:
+    def sample(
+        key: str, data: bytes, turns: list[dict[str, str]], image: str = "pics/1.png"
+    ) -> list[tuple[str, bytes]]:
         record = {"id": key, "source": "vqa", "image": image, "conversations": turns, "ram++_tags": ["chart"]}
         record |= {"ram++_tags_score": [0.91], "phash": ["c3d1b0a4e5f60718"]}
         return [(f"{key}.jpg", data), (f"{key}.json", json.dumps(record).encode())]
@@ -284,7 +288,10 @@ def text_to_image_2m(root: Path) -> Miniature:
     mini = Miniature()
 
     def sample(n: int, data: bytes | None = None) -> list[tuple[str, bytes]]:
-        return [(f"{n:08}.jpg", data or picture(n)), (f"{n:08}.json", json.dumps({"prompt": f"A paper fish {n}."}).encode())]
+        return [
+            (f"{n:08}.jpg", data or picture(n)),
+            (f"{n:08}.json", json.dumps({"prompt": f"A paper fish {n}."}).encode()),
+        ]
 
     tar(root / "data_512_2M/data_000000.tar", [m for n in range(GOOD) for m in sample(n)])
     tar(root / "data_1024_10K/data_000000.tar", [m for n in range(20) for m in sample(n)] + sample(99, cut()))
@@ -302,8 +309,17 @@ def blip3o_60k(root: Path) -> Miniature:
 
     for part in ("dalle3", "geneval_train"):
         tar(root / f"{part}.tar", [m for n in range(GOOD // 2) for m in sample(n)])
-    tar(root / "text_1.tar", [("1.jpg", picture(1)), ("1.txt", b"\xff\xfe"), ("2.jpg", picture(2)), ("2.txt", b"  "),
-                              ("3.jpg", picture(3)), ("3.txt", b"a sign")])
+    tar(
+        root / "text_1.tar",
+        [
+            ("1.jpg", picture(1)),
+            ("1.txt", b"\xff\xfe"),
+            ("2.jpg", picture(2)),
+            ("2.txt", b"  "),
+            ("3.jpg", picture(3)),
+            ("3.txt", b"a sign"),
+        ],
+    )
     mini.good(GOOD + 1)
     mini.bad("bad_record")
     mini.bad("no_caption")
@@ -335,21 +351,29 @@ def journeydb(root: Path) -> Miniature:
     for folder, members in shown.items():
         tar(root / f"data/train/imgs/{folder}.tgz", members, "w:gz")
     first = "./017/00000000-0000-4000-8000-000000000001.jpg"
-    mini.captions = {first: "glass greenhouse 0, dawn", first.replace("017/00000000", "018/00000001"): "A glass greenhouse, 1."}
+    mini.captions = {
+        first: "glass greenhouse 0, dawn",
+        first.replace("017/00000000", "018/00000001"): "A glass greenhouse, 1.",
+    }
     return mini
 
 
 # Links: `web` is the address of a server whose folder holds n.jpg, page.html and cut.jpg
 
 
+PIXELPROSE = """
+uid url key status original_caption vlm_model vlm_caption toxicity severe_toxicity obscene identity_attack insult threat
+sexual_explicit watermark_class_id watermark_class_score aesthetic_score error_message width height original_width
+original_height exif sha256 image_id author subreddit score
+"""
+
+
 def pixelprose(root: Path, web: str) -> Miniature:
     mini = Miniature()
-    names = (
-        "uid url key status original_caption vlm_model vlm_caption toxicity severe_toxicity obscene identity_attack insult "
-        "threat sexual_explicit watermark_class_id watermark_class_score aesthetic_score error_message width height "
-        "original_width original_height exif sha256 image_id author subreddit score"
-    ).split()
-    text = "uid url key status original_caption vlm_model vlm_caption error_message exif sha256 image_id author subreddit"
+    names = PIXELPROSE.split()
+    text = (
+        "uid url key status original_caption vlm_model vlm_caption error_message exif sha256 image_id author subreddit"
+    )
     schema = pa.schema([(name, pa.string() if name in text.split() else pa.float64()) for name in names])
     rows = [
         {"uid": f"{n:032x}", "url": f"{web}/{n}.jpg", "status": "success", "author": "someone",
@@ -375,13 +399,19 @@ def pixelprose(root: Path, web: str) -> Miniature:
 
 def pd12m(root: Path, web: str) -> Miniature:
     mini = Miniature()
-    new = pa.schema([(n, pa.string()) for n in ("id", "url", "caption")] + [("width", pa.int64()), ("height", pa.int64())]
-                    + [(n, pa.string()) for n in ("mime_type", "hash", "license", "source")])
+    new = pa.schema(
+        [(n, pa.string()) for n in ("id", "url", "caption")]
+        + [("width", pa.int64()), ("height", pa.int64())]
+        + [(n, pa.string()) for n in ("mime_type", "hash", "license", "source")]
+    )
     old = pa.schema([(n, pa.string()) for n in ("id", "url", "caption", "md5_hash", "license_type", "s3_key")])
     cc0 = "https://creativecommons.org/publicdomain/zero/1.0/"
-    rows = [{"id": f"3b1f-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license": cc0} for n in range(GOOD // 2)]
+    rows = [
+        {"id": f"3b1f-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license": cc0} for n in range(GOOD // 2)
+    ]
     more = [
-        {"id": f"old-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license_type": cc0} for n in range(GOOD // 2)
+        {"id": f"old-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license_type": cc0}
+        for n in range(GOOD // 2)
     ]
     mini.good(GOOD)
     more.append({"id": "cut", "url": f"{web}/cut.jpg", "caption": "Half."})
@@ -394,8 +424,15 @@ def pd12m(root: Path, web: str) -> Miniature:
 def megalith_10m(root: Path, web: str) -> Miniature:
     mini = Miniature()
     captions = [f"caption_{m}{s}" for s in ("", "_short") for m in ("internlm2", "florence2", "sharecap")]
-    schema = pa.schema([("url_highres", pa.string()), ("url_source", pa.string()), ("width", pa.int64()),
-                        ("height", pa.int64()), *((name, pa.string()) for name in captions)])
+    schema = pa.schema(
+        [
+            ("url_highres", pa.string()),
+            ("url_source", pa.string()),
+            ("width", pa.int64()),
+            ("height", pa.int64()),
+            *((name, pa.string()) for name in captions),
+        ]
+    )
     rows = [{"url_highres": f"{web}/{n}.jpg", "caption_internlm2_short": f"Fields, {n}."} for n in range(GOOD)]
     mini.good(GOOD)
     rows.append({"url_highres": f"{web}/3.jpg", "caption_internlm2_short": "Again."})
@@ -485,7 +522,9 @@ def own_parquet(root: Path) -> Miniature:
 def cc12m_wds(root: Path) -> Miniature:
     mini = Miniature()
     members = [
-        m for n in range(GOOD) for m in ((f"{n:09}.jpg", picture(n)), (f"{n:09}.json", b"{}"), (f"{n:09}.txt", b"alt text"))
+        m
+        for n in range(GOOD)
+        for m in ((f"{n:09}.jpg", picture(n)), (f"{n:09}.json", b"{}"), (f"{n:09}.txt", b"alt text"))
     ]
     tar(root / "cc12m-train-0000.tar", members)
     mini.good(GOOD)
@@ -536,5 +575,3 @@ def web(folder: Path) -> None:
         (folder / f"{n}.jpg").write_bytes(picture(n))
     (folder / "page.html").write_bytes(HTML)
     (folder / "cut.jpg").write_bytes(cut())
-
-

@@ -16,7 +16,7 @@ from pipelines.fetch import FetchSettings
 from pipelines.ingest import READING, IngestSettings, ingest
 from pipelines.listing import download_listed
 from pipelines.loopback import serve
-from pipelines.native.files import local_files
+from pipelines.readers.files import local_files
 from pipelines.terms import Acceptance
 from tests.parts import need
 from tests.pipelines.miniatures import WITH_IMAGES, WITH_LINKS, Miniature, web

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from pipelines.errors import HarmonError
 from pipelines.layouts import Images, matching
-from pipelines.native.paths import BadPath, clean_path
+from pipelines.readers.paths import BadPath, clean_path
 
 OPEN_FILES = 32  # archives kept open at a time
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -159,7 +159,9 @@ def _zip_members(path: Path) -> Iterator[Member]:
             link = stat.S_ISLNK(info.external_attr >> 16)
             if info.is_dir() or link or info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
                 if not info.is_dir():
-                    log.warning("%s: %r is a link, encrypted or packed in a rare way; it is left out", path, info.filename)
+                    log.warning(
+                        "%s: %r is a link, encrypted or packed in a rare way; it is left out", path, info.filename
+                    )
                 continue
             name = _clean(info.filename, path)
             if name is not None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from pipelines.catalogue import Source
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.layouts import ClassFolders, Layout, ParquetImages, Records, UrlTable, WebDataset, matching, patterns
-from pipelines.native.class_folders import ClassFolderReader
-from pipelines.native.parquet_images import ParquetImageReader
-from pipelines.native.records import ArchivedReader, RecordReader
-from pipelines.native.row import Reader
-from pipelines.native.webdataset import WebDatasetReader
+from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, matching, patterns
+from pipelines.readers.class_folders import ClassFolderReader
+from pipelines.readers.parquet_images import ParquetImageReader
+from pipelines.readers.records import ArchivedReader, RecordReader
+from pipelines.readers.row import Reader
+from pipelines.readers.webdataset import WebDatasetReader
 from pipelines.storage import file_sha256
 
 CHECKSUMS = "checksums.jsonl"
@@ -42,7 +42,7 @@ class NativeFiles:
 
     def checksums(self) -> list[list[str]]:
         """Name and SHA-256 of every file: what a step's key says that it read."""
-        known = _Checksums()
+        known = Checksums()
         return [[name, known.of(self.root / name)] for name in self.names]
 
 
@@ -54,7 +54,9 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         HarmonError: the folder is absent, or has the files of none of the source's layouts.
     """
     if not source.layouts:
-        raise ConfigurationError(f"{source.name} is made by a recipe's own web and not read from files; use `harmon run`.")
+        raise ConfigurationError(
+            f"{source.name} is made by a recipe's own web and not read from files; use `harmon run`."
+        )
     if not root.is_dir():
         raise HarmonError(f"there is no folder {root} to read {source.name} from; name the one that holds its files")
     names = sorted(_walk(root))
@@ -65,7 +67,9 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         if only:
             left = matching(rows, only)
             if not left:
-                raise ConfigurationError(f"--files {' '.join(only)} matches none of {len(rows)} files, such as {rows[0]}.")
+                raise ConfigurationError(
+                    f"--files {' '.join(only)} matches none of {len(rows)} files, such as {rows[0]}."
+                )
             dropped = set(rows) - set(left)
             names = [name for name in names if name not in dropped]
         wanted = matching(names, _reaching(patterns(layout), root))
@@ -116,7 +120,7 @@ def scratch_folder() -> Path:
     return folder
 
 
-class _Checksums:
+class Checksums:
     """SHA-256 of local files, remembered by path, size and time of change: a terabyte is not hashed twice."""
 
     def __init__(self) -> None:

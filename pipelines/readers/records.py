@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from pipelines.errors import HarmonError
 from pipelines.layouts import Records, glob_pattern
-from pipelines.native.image_store import ImageStore, NoImage
-from pipelines.native.json_stream import Found, read_record, read_records
-from pipelines.native.paths import BadPath, clean_path
-from pipelines.native.row import Mark, Native, Presence, Record, named, text_of, value_of
-from pipelines.native.tar_samples import members
+from pipelines.readers.image_store import ImageStore, NoImage
+from pipelines.readers.json_stream import Found, read_record, read_records
+from pipelines.readers.paths import BadPath, clean_path
+from pipelines.readers.row import Mark, Native, Presence, Record, named, text_of, value_of
+from pipelines.readers.tar_samples import members
 
 MAX_UNPACKED = 64 << 30  # bytes of records that a gzipped tar may hold; JourneyDB's are some 10 GB
 LOOKED_FOR = 5000  # rows with an image of which none may be without one, else the entry is wrong about names
@@ -35,7 +35,9 @@ class RecordReader:
         self._store = ImageStore(root, names, layout.images, scratch, cap)
         if layout.images and not self._store:
             globs = ", ".join(glob for images in layout.images for glob in images.files)
-            raise HarmonError(f"no images of {', '.join(files)} are below {root}: put them at {globs}, as many as you have")
+            raise HarmonError(
+                f"no images of {', '.join(files)} are below {root}: put them at {globs}, as many as you have"
+            )
 
     def index(self, file: str) -> Iterator[Mark]:
         presence = Presence(str(self._root / file), self._fields)
@@ -51,10 +53,13 @@ class RecordReader:
             yield Mark(one.offset, _row_id(one, self._fields.row_id) or named(file, number))
         presence.check()
         if wanted and not found:
-            first = next(p[0] for one in read_records(self._path(file)) if (p := image_paths(one.value, self._fields.image)))
+            first = next(
+                p[0] for one in read_records(self._path(file)) if (p := image_paths(one.value, self._fields.image))
+            )
             raise HarmonError(
-                f"none of the first {wanted} images that {self._root / file} names is there: a row names {first!r}, the "
-                f"archives have {self._store.example()!r}; set where they belong with --set layouts.0.images.0.at=[PREFIX]"
+                f"none of the first {wanted} images that {self._root / file} names is there: a row names {first!r}, "
+                f"the archives have {self._store.example()!r}; say where those belong with "
+                "--set layouts.0.images.0.at=[PREFIX]"
             )
 
     def rows(self, file: str, cursor: int, first: int, count: int) -> Iterator[Native]:
@@ -147,11 +152,10 @@ class ArchivedReader:
         yield from (Mark(number, None) for number in range(rows))
 
     def rows(self, file: str, cursor: int, first: int, count: int) -> Iterator[Native]:
-        stop, number = cursor + count, 0
-        for native in self._all(file, range(cursor, stop)):
-            if number >= cursor and native is not None:
+        stop = cursor + count
+        for number, native in enumerate(self._all(file, range(cursor, stop)), start=1):
+            if native is not None:
                 yield native
-            number += 1
             if number == stop:
                 return
 
@@ -216,7 +220,9 @@ def unpacked(path: Path, scratch: Path) -> Path:
         suffix = Path(member.name or "").suffix
         if suffix in {".json", ".jsonl"}:
             if member.size > MAX_UNPACKED:
-                raise HarmonError(f"{path} unpacks to {member.size} bytes, more than {MAX_UNPACKED}; is it what it says?")
+                raise HarmonError(
+                    f"{path} unpacks to {member.size} bytes, more than {MAX_UNPACKED}; is it what it says?"
+                )
             attempt, target = scratch / "unpacking", scratch / f"{path.name}{suffix}"
             with attempt.open("wb") as out:
                 shutil.copyfileobj(member.stream(), out, 1 << 20)

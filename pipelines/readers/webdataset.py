@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.layouts import WebDataset
-from pipelines.native.json_stream import MAX_RECORD
-from pipelines.native.paths import IMAGE_SUFFIXES
-from pipelines.native.row import Mark, Native, Presence, named
-from pipelines.native.tar_samples import Member, members
+from pipelines.readers.json_stream import MAX_RECORD
+from pipelines.readers.paths import IMAGE_SUFFIXES
+from pipelines.readers.row import Mark, Native, Presence, named
+from pipelines.readers.tar_samples import Member, members
 
 PROBED = 20  # samples of a tar that are looked at for the entry's fields before any row is read
 TEXTS = ("json", "txt")

@@ -8,9 +8,9 @@ from typing import Any
 
 from pipelines.errors import HarmonError
 from pipelines.layouts import UrlTable
-from pipelines.native.json_stream import MAX_RECORD, read_records
-from pipelines.native.parquet_images import opened
-from pipelines.native.row import Native, Presence, Record, named, value_of, wrong_guess
+from pipelines.readers.json_stream import MAX_RECORD, read_records
+from pipelines.readers.parquet_images import opened
+from pipelines.readers.row import Native, Presence, Record, named, value_of, wrong_guess
 
 BATCH = 4096  # rows of a Parquet file decoded at a time
 ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".txt")
@@ -24,7 +24,9 @@ class LinkReader:
         self._root = root
         self._layout = layout
         if odd := [file for file in files if not file.endswith(ENDINGS)]:
-            raise HarmonError(f"{root / odd[0]} is no table of links that can be read; it may end in {', '.join(ENDINGS)}")
+            raise HarmonError(
+                f"{root / odd[0]} is no table of links that can be read; it may end in {', '.join(ENDINGS)}"
+            )
 
     def rows(self, file: str) -> Iterator[Native]:
         """Every row of `file`; its image is a link. Rows that fail a gate come with the reason `gated`.
@@ -64,7 +66,10 @@ class LinkReader:
         for gate in self._layout.gates:
             value = _number(value_of(record, gate.field))
             if value is None or not value < gate.below:
-                return ("gated", f"{gate.field[0]} is {'absent' if value is None else f'{value:g}'}, not below {gate.below:g}")
+                return (
+                    "gated",
+                    f"{gate.field[0]} is {'absent' if value is None else f'{value:g}'}, not below {gate.below:g}",
+                )
         return None
 
 
@@ -103,5 +108,3 @@ def _separated(path: Path) -> Iterator[tuple[Record, tuple[str, str] | None]]:
                 yield record, ("bad_record", problem) if problem else None
         except csv.Error as error:
             raise HarmonError(f"{path}, line {table.line_num}, is no CSV: {error}; mend that line") from None
-
-

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from pipelines.errors import HarmonError
-from pipelines.native.paths import BadPath, clean_path
+from pipelines.readers.paths import BadPath, clean_path
 
 
 class Member:

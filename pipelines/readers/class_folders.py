@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipelines.errors import HarmonError
 from pipelines.layouts import ClassFolders, glob_pattern
-from pipelines.native.parquet_images import LABELS
-from pipelines.native.paths import is_image_name
-from pipelines.native.row import Mark, Native
+from pipelines.readers.parquet_images import LABELS
+from pipelines.readers.paths import is_image_name
+from pipelines.readers.row import Mark, Native
 
 SYNSETS = "LOC_synset_mapping.txt"  # beside the folders, as ImageNet's own development kit has it
 MAX_TEXT = 1 << 20  # bytes of a caption beside an image
@@ -95,5 +95,3 @@ def wordnet_names(root: Path) -> dict[str, str]:
             lines = lemmas.read_text(encoding="utf-8").splitlines()
             return {wnid: words.strip() for wnid, _, words in (line.partition("\t") for line in lines)}
     raise HarmonError(f"nothing says what WordNet ids mean: put ImageNet's {SYNSETS} into {root}")
-
-

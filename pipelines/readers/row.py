@@ -127,5 +127,3 @@ class Presence:
 def named(file: str, number: int | str) -> str:
     """file#number, file#member."""
     return f"{file}#{number}"
-
-

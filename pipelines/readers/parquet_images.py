@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import HarmonError
 from pipelines.layouts import Fields, ParquetImages
-from pipelines.native.row import Mark, Native, named, text_of, wrong_guess
+from pipelines.readers.row import Mark, Native, named, text_of, wrong_guess
 
 BATCH = 16  # rows decoded at a time: at a cap of 32 MiB an image, half a GiB at the very worst
 BUFFER = 1 << 20  # bytes of a column that are read ahead; without it pyarrow takes whole row groups
@@ -50,7 +50,7 @@ class ParquetImageReader:
                     f"{self._root / file} does not say what its labels mean: its schema has no ClassLabel names; "
                     "read class folders instead, or a file that the hub's `datasets` library wrote"
                 )
-            number, groups = 0, []
+            number, groups = 0, list[int]()
             for group in range(parquet.num_row_groups):
                 rows = parquet.metadata.row_group(group).num_rows
                 if not groups and number + rows <= cursor:
@@ -70,7 +70,8 @@ class ParquetImageReader:
         for name in self._fields.image:
             value = record.pop(name, None)
             images += value if isinstance(value, list) else [value] if value is not None else []
-        record |= {LABELS: labels[name] for name in self._fields.label if name in labels}
+        for name in self._fields.label:
+            record[LABELS] = labels.get(name, [])
         if images and isinstance(images[0], dict):
             record[self._fields.image[0]] = {"path": images[0].get("path")}
         data = images[0].get("bytes") if images and isinstance(images[0], dict) else images[0] if images else None
@@ -104,8 +105,8 @@ def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_image(kind.value_type)
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return bool(kind.get_field_index("bytes") >= 0) and _is_image(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _row_id(record: dict[str, Any], fields: Fields) -> str | None:

@@ -11,8 +11,8 @@ from typing import Any
 from pipelines.canonical import sha256_hex
 from pipelines.catalogue import Source
 from pipelines.layouts import ClassFolders, Fields, Layout, ParquetImages
-from pipelines.native.parquet_images import LABELS
-from pipelines.native.row import Native, text_of, value_of
+from pipelines.readers.parquet_images import LABELS
+from pipelines.readers.row import Native, text_of, value_of
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = re.compile(r"\s*<image>\s*")
@@ -175,7 +175,9 @@ def _turns(value: Any) -> list[Turn] | None:
         turns.append({"role": role, "text": _encodable(text) or ""})
     roles = [turn["role"] for turn in turns if turn["role"] != "system"]
     if roles != ["user", "assistant"] * (len(roles) // 2) or not roles:
-        raise _Odd("bad_conversation", f"the turns are {', '.join(roles)[:100] or 'none'}, not question and answer in turn")
+        raise _Odd(
+            "bad_conversation", f"the turns are {', '.join(roles)[:100] or 'none'}, not question and answer in turn"
+        )
     return turns
 
 
