@@ -179,7 +179,6 @@ class _asking:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if error is None:
             return False
-        import httpx
         from huggingface_hub import errors
 
         repository = self._source.hub
@@ -189,7 +188,7 @@ class _asking:
             said = "it is gated: ask for access on its page, then give a token (hf auth login, or HF_TOKEN)"
         elif isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
             said = "there is no such dataset or revision, or it is private: give a token (hf auth login, or HF_TOKEN)"
-        elif isinstance(error, httpx.HTTPError | OSError | ValueError):
+        elif isinstance(error, OSError | ValueError) or type(error).__module__.startswith("httpx"):  # hub's own client
             if not self._last:
                 log.warning("%s: %s; trying again", repository, str(error).splitlines()[0][:200])
                 return True
