@@ -86,7 +86,7 @@ def _list(run: StepRun, files: NativeFiles, links: Path, rows_per_shard: int) ->
     """Write the list, then one shard or more of rejects, numbered after those that the download will write."""
     links.parent.mkdir(parents=True, exist_ok=True)
     attempt = links.with_suffix(".part")
-    rows, barred = _read(files), tombstones_beside(run.dataset)
+    rows, barred = read_list_rows(files), tombstones_beside(run.dataset)
     listed = 0
     with tempfile.TemporaryDirectory(prefix="listing-", dir=scratch_folder()) as scratch:
         away = _Spill(Path(scratch))
@@ -139,7 +139,7 @@ class _Spill:
         self._waiting = self._waiting[rows:]
 
 
-def _read(files: NativeFiles) -> Iterator[dict[str, Any] | Reject]:
+def read_list_rows(files: NativeFiles) -> Iterator[dict[str, Any] | Reject]:
     """Every row of the tables, as a row of the list or a reject."""
     assert isinstance(files.layout, UrlTable)
     reader = LinkReader(files.root, files.tables, files.layout)

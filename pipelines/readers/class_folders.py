@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 from pipelines.errors import HarmonError
@@ -80,7 +79,6 @@ class ClassFolderReader:
         return [name for name in names if not (name.endswith(".txt") and Path(name).stem in stems)]
 
 
-@cache
 def wordnet_names(root: Path) -> dict[str, str]:
     """WordNet id to its words, "tench, Tinca tinca": from the development kit's list beside the folders, else from
     the list that the package timm carries. Raises HarmonError where neither is there."""

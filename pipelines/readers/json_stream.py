@@ -60,7 +60,7 @@ def _lines(stream: BinaryIO, offset: int) -> Iterator[Found]:
     while line := stream.readline(MAX_RECORD + 1):
         size, problem, value = len(line), None, {}
         if size > MAX_RECORD:
-            while (rest := stream.readline(MAX_RECORD)) and not line.endswith(b"\n"):
+            while not line.endswith(b"\n") and (rest := stream.readline(MAX_RECORD)):
                 size, line = size + len(rest), rest
             problem = f"a line of more than {MAX_RECORD} bytes"
         elif not (text := line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line).strip():

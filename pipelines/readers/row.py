@@ -94,7 +94,7 @@ def wrong_guess(where: Path | str, field: str, names: Iterable[str], has_names: 
     names, there = list(names), sorted(set(has_names))
     hint = nearest(names[0], there) if there else "it has none"
     return HarmonError(
-        f"{where} has no field {' or '.join(names)}, where the catalogue entry expects the {field} of a row; {hint}. "
+        f"{where} has no field {' or '.join(names)}, where the catalogue entry expects the {field} of a row ({hint}). "
         f"If the publisher has renamed it, give its name with --set layouts.0.fields.{field}=[NAME]"
     )
 

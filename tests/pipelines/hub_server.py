@@ -38,7 +38,14 @@ class Hub:
                 one["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
             siblings.append(one)
         commit = COMMITS[self.head] if revision == "main" else revision
-        return {"id": self.repository, "sha": commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+        return {
+            "id": self.repository,
+            "sha": commit,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+        }
 
 
 def large(name: str) -> bool:

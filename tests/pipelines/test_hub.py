@@ -63,7 +63,9 @@ def test_a_dataset_keeps_to_the_commit_that_it_began_with(hub: Hub, tmp_path: Pa
     assert acquire(Dataset(tmp_path / "e"), SOURCE, ASKED).configuration["revision"] == COMMITS[1]
 
 
-def test_a_download_that_breaks_off_goes_on_and_nothing_is_fetched_twice(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_breaks_off_goes_on_and_nothing_is_fetched_twice(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # 10 MiB: more than the file has
     hub.cut = {"dalle3.tar"}
     root = fetch_files(SOURCE, list_files(SOURCE))
