@@ -92,7 +92,7 @@ class AuditReport:
             yield from (f"  {line}" for line in self.effective_terms.lines())
             for name, record in sorted(self.head.terms.items()):
                 if accepted := record.get("accepted"):
-                    yield f"    {name}: accepted by {accepted['by']} on {accepted['on']}: {accepted['what']}"
+                    yield f"    {name}: accepted by {accepted['by']} on {accepted['when']}: {accepted['what']}"
         for finding in sorted(self.findings, key=lambda finding: (finding.sound, finding.kind, finding.path)):
             mark = "note" if finding.sound else "WRONG"
             yield f"  {mark} {finding.kind}: {finding.path}: {finding.detail} ({finding.advice})"

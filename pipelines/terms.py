@@ -28,10 +28,10 @@ class Acceptance(Settings):
 
     by: str
     """Who: a person, and for whom they may speak."""
-    on: date
-    """When."""
     what: str
-    """What was accepted, as it was called: "ImageNet terms of access, 2026-11-20"."""
+    """What was accepted, as it was called: "ImageNet terms of access"."""
+    when: date
+    """The day."""
 
     @field_validator("by", "what")
     @classmethod
@@ -40,7 +40,7 @@ class Acceptance(Settings):
             raise ValueError("must not be empty")
         return value
 
-    @field_validator("on")
+    @field_validator("when")
     @classmethod
     def _past(cls, value: date) -> date:
         if value > datetime.now(UTC).date():
@@ -54,7 +54,7 @@ def check_accepted(source: Source, accepted: Mapping[str, Acceptance]) -> None:
         needed = sorted({"gated", "agreement", "non-commercial"} & set(source.restrictions))
         raise ConfigurationError(
             f"{source.name} is {' and '.join(needed)} and nobody has accepted its terms: {source.agreement} "
-            f"Then record it: terms: {{{source.name}: {{by: WHO, on: YYYY-MM-DD, what: WHAT WAS ACCEPTED}}}} in the "
+            f"Then record it: terms: {{{source.name}: {{by: WHO, what: WHAT WAS ACCEPTED, when: YYYY-MM-DD}}}} in the "
             "recipe, or in a file given with --terms."
         )
 
@@ -134,5 +134,5 @@ def accepted_in(data: Mapping[str, Any], where: str) -> dict[str, Acceptance]:
     """
     terms = data.get("terms") or {}
     if not isinstance(terms, Mapping):
-        raise ConfigurationError(f"{where}: terms: name each source with by, on and what.")
+        raise ConfigurationError(f"{where}: terms: name each source with by, what and when.")
     return {str(name): parse(Acceptance, record or {}, f"{where}: terms.{name}") for name, record in terms.items()}

@@ -22,7 +22,7 @@ from tests.parts import need
 from tests.pipelines.miniatures import WITH_IMAGES, WITH_LINKS, Miniature, web
 
 SETTINGS = IngestSettings(rows_per_shard=37)
-YES = Acceptance(by="A. Tester", on=date(2026, 11, 22), what="the terms, for a test")
+YES = Acceptance(by="A. Tester", when=date(2026, 11, 22), what="the terms, for a test")
 
 
 @pytest.fixture(autouse=True)
