@@ -5,6 +5,7 @@ Nothing heavy is imported until one runs.
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 OWN_LINKS = "own-links"
+MISSING = "image_missing"  # reason of rows whose image is not there
 
 
 @click.command()
@@ -183,11 +185,23 @@ def _told(dataset: object, source: "Source", number: int, binding: "EffectiveTer
     assert isinstance(dataset, Dataset)
     lost = _rejected(dataset)
     lines = [f"{dataset.root}: commit {number}, {dataset.total_rows:,} rows, {sum(lost.values()):,} rejected"]
-    lines += [f"  {reason}: {count:,}" for reason, count in sorted(lost.items(), key=lambda one: -one[1])]
+    for reason, count in sorted(lost.items(), key=lambda one: -one[1]):
+        lines.append(f"  {reason}: {count:,}")
+        if reason == MISSING:
+            lines += [f"    below {folder}/: {number:,}" for folder, number in _missing(dataset).most_common(5)]
     seen = dataset.total_rows + sum(lost.values())
     if source.rows and not source.override and seen != source.rows.count:
         lines.append(f"  the publisher speaks of {source.rows.count:,} rows; these files have {seen:,}")
     return [*lines, *binding.lines()]
+
+
+def _missing(dataset: object) -> Counter[str]:
+    """Images that were not there, by the first folder of their path: which part of a source is not here."""
+    from pipelines.dataset import Dataset
+
+    assert isinstance(dataset, Dataset)
+    rows = dataset.rejects().select(["reason", "detail"]).to_pylist()
+    return Counter(row["detail"].partition("/")[0] for row in rows if row["reason"] == MISSING and "/" in row["detail"])
 
 
 def _rejected(dataset: object) -> dict[str, int]:

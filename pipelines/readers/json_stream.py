@@ -1,7 +1,7 @@
 """JSON records as a stream: an array of any length, or JSON lines, one record in memory at a time.
 
-The array is read with the standard library's own scanner over a buffer that holds whole records, which is several
-times as fast as an event parser and gives each record's place in the file, so that reading can go on from there.
+The array is read with the standard library's own scanner over a buffer that holds whole records. That gives each
+record's place in the file, so that reading can go on from there, which ijson does not, at about 0.85 of its speed.
 """
 
 import codecs

@@ -1,4 +1,4 @@
-"""`harmon catalog` tells what is known and what binds it; `harmon download` makes it a dataset or says what it lacks."""
+"""`harmon catalog` tells what is known and what binds it; `harmon download` makes it a dataset or says what lacks."""
 
 import json
 import os
@@ -67,6 +67,15 @@ def test_a_gated_source_is_refused_then_read_once_its_terms_are_accepted(tmp_pat
     told = json.loads(harmon(*asked, "--terms", tmp_path / "terms.yaml", "--short-side", "24",
                              "--rows-per-shard", "64", "--json").stdout)  # fmt: skip
     assert (told["rows"], told["commit"], told["rejected"]) == (203, 0, {"no_label": 1})
+
+
+def test_what_is_missing_of_a_source_is_told_by_family(tmp_path: Path) -> None:
+    """Of SA-1B, under Meta's agreement, only one tar is here."""
+    WITH_IMAGES["sharegpt4v-pt"](tmp_path / "native")
+    (tmp_path / "terms.yaml").write_text(TERMS.replace("imagenet-1k", "sharegpt4v-pt"))
+    asked = ("download", "sharegpt4v-pt", "--from", tmp_path / "native", "--to", tmp_path / "d")
+    done = harmon(*asked, "--terms", tmp_path / "terms.yaml")
+    assert "image_missing: 33\n    below sam/: 33" in done.stdout
 
 
 def test_an_entry_of_ones_own_is_a_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
 from pipelines import catalogue, fetch
@@ -13,13 +14,15 @@ from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings
 from pipelines.fetch import FetchSettings
+from pipelines.forget import forget
 from pipelines.ingest import READING, IngestSettings, ingest
 from pipelines.listing import download_listed
 from pipelines.loopback import serve
 from pipelines.readers.files import local_files
+from pipelines.request import Request
 from pipelines.terms import Acceptance
 from tests.parts import need
-from tests.pipelines.miniatures import WITH_IMAGES, WITH_LINKS, Miniature, web
+from tests.pipelines.miniatures import GOOD, WITH_IMAGES, WITH_LINKS, Miniature, web
 
 SETTINGS = IngestSettings(rows_per_shard=37)
 YES = Acceptance(by="A. Tester", when=date(2026, 11, 22), what="the terms, for a test")
@@ -88,3 +91,19 @@ def test_an_entry_of_links_becomes_a_sound_dataset(name: str, site: str, tmp_pat
     accounted(dataset, mini)
     assert sum(one.rows_in for one in dataset.commits()) == mini.rows
     assert download_listed(Dataset(tmp_path / name), files, settings, {name: YES}, how).number == commit.number
+
+
+def test_a_listed_row_and_one_that_was_turned_away_can_be_forgotten(site: str, tmp_path: Path) -> None:
+    """The rejects of the listing lie in shards of their own."""
+    mini = WITH_LINKS["laion-aesthetics"](tmp_path / "native", site)
+    source = catalogue.source("laion-aesthetics")
+    dataset = Dataset(tmp_path / "d")
+    settings = DownloadSettings(rows_per_shard=150, allow=("127.0.0.1/32",))
+    files, how = local_files(source, tmp_path / "native"), FetchSettings(retries=0)
+    download_listed(dataset, files, settings, {}, how)
+    urls = frozenset({f"{site}/never-1.jpg", f"{site}/5.jpg"})
+    forget(dataset, Request(urls=urls))
+    assert dataset.total_rows == GOOD - 1 and audit(dataset, deep=True).sound
+    left = dataset.rejects().filter(pc.not_equal(dataset.rejects()["step"], "forget"))
+    assert not urls & set(left.column("url").to_pylist())
+    assert download_listed(dataset, files, settings, {}, how).step == "download" and mini.rows == GOOD + 5

@@ -27,8 +27,9 @@ def peak(layout: str, folder: Path, megabytes: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_stays_flat_while_the_input_grows(layout: str, tmp_path: Path) -> None:
-    rows, small = peak(layout, tmp_path / "small", 27)
-    more, large = peak(layout, tmp_path / "large", 80)
+    first = 80 if layout.endswith("parquet") else 27  # beyond it allocators have taken what they keep
+    rows, small = peak(layout, tmp_path / "small", first)
+    more, large = peak(layout, tmp_path / "large", 3 * first)
     assert more > 2.5 * rows and large - small < 16 * MB, f"{small / MB:.0f} MB, then {large / MB:.0f} MB"
 
 
