@@ -3,9 +3,12 @@
 Nothing heavy is imported until one runs.
 """
 
+import contextlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,12 +101,19 @@ def download(
     what = {"rows_per_shard": rows_per_shard, "allow": list(allow), "limits": limits}
     accepted = accepted_in(read_yaml(terms), str(terms)) if terms else {}
     asked = Acquisition(parse(DownloadSettings, what, "harmon download"), accepted, folder, only)
-    with shown_progress(source.name) as show, shown_progress(f"{source.name}, bytes") as bytes_here:
+    with contextlib.ExitStack() as shown:
+        bars: dict[str, Callable[[int, int], None]] = {}
+
+        def show(label: str, done: int, total: int) -> None:
+            if label not in bars:
+                shown.close()  # one bar at a time
+                bars[label] = shown.enter_context(shown_progress(label))
+            bars[label](done, total)
 
         def tell(progress: Progress) -> None:
-            show(progress.shards_done, progress.shards_total)
+            show(f"{source.name}, shards", progress.shards_done, progress.shards_total)
 
-        commit = acquire(Dataset(to), source, asked, tell, bytes_here)
+        commit = acquire(Dataset(to), source, asked, tell, partial(show, f"{source.name}, bytes from the hub"))
     dataset = Dataset(to)
     binding = effective_terms(commit.terms)
     if as_json:

@@ -11,6 +11,7 @@ from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
 from pipelines.hub import Told, fetch_files, list_files, pin, pinned, unpin
 from pipelines.ingest import IngestSettings, ingest
+from pipelines.layouts import UrlTable
 from pipelines.listing import download_listed
 from pipelines.manifest import Commit
 from pipelines.overrides import add_captions
@@ -57,7 +58,7 @@ def acquire(
     files = _files(dataset, source, asked, on_bytes)
     if source.override:
         commit = add_captions(dataset, files, asked.accepted, on_progress)
-    elif source.is_links:
+    elif isinstance(files.layout, UrlTable):
         commit = download_listed(dataset, files, asked.settings, asked.accepted, asked.how, on_progress)
     else:
         settings = IngestSettings.model_validate(
@@ -73,7 +74,8 @@ def _files(dataset: Dataset, source: Source, asked: Acquisition, on_bytes: Told 
         return local_files(source, asked.folder, only=asked.only)
     listing = list_files(source, pinned(dataset, source))
     pin(dataset, source, listing.commit)
-    return local_files(source, fetch_files(source, listing, _with_images(source, asked.only), on_bytes), listing.commit)
+    folder = fetch_files(source, listing, _with_images(source, asked.only), on_bytes)
+    return local_files(source, folder, listing.commit, asked.only)
 
 
 def _with_images(source: Source, only: Sequence[str]) -> Sequence[str]:

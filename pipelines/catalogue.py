@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.errors import ConfigurationError
-from pipelines.layouts import Layout, UrlTable
+from pipelines.layouts import Layout
 from pipelines.settings import Settings, nearest, parse, read_yaml, with_override
 
 FOLDER = Path(__file__).with_name("catalog")
@@ -120,11 +120,6 @@ class Source(Settings):
     def needs_acceptance(self) -> bool:
         """Whether a download is refused until someone has accepted its terms."""
         return bool({"gated", "agreement", "non-commercial"} & set(self.restrictions))
-
-    @property
-    def is_links(self) -> bool:
-        """Whether its images are links that have to be fetched."""
-        return any(isinstance(layout, UrlTable) for layout in self.layouts) and self.override is None
 
 
 def names(folder: Path = FOLDER) -> list[str]:

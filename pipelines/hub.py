@@ -1,6 +1,7 @@
 """Files of a dataset on the Hugging Face hub: resolved to a commit, fetched with resume, checked against the hub's
 own checksums."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -118,7 +119,10 @@ def pin(dataset: Dataset, source: Source, commit: str) -> None:
 
 def unpin(dataset: Dataset, source: Source) -> None:
     """Take the note away: a manifest says it now."""
-    _note(dataset, source).unlink(missing_ok=True)
+    note = _note(dataset, source)
+    note.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # absent, or other steps are at work
+        note.parent.rmdir()
 
 
 def _note(dataset: Dataset, source: Source) -> Path:

@@ -4,6 +4,7 @@ The index (SQLite) holds each member's name and place, so memory does not grow w
 ever unpacked, so no member can be written anywhere.
 """
 
+import contextlib
 import logging
 import sqlite3
 import stat
@@ -37,7 +38,7 @@ class NoImage(Exception):
 
 
 class ImageStore:
-    """Images by the path that records use. `found` counts members by archive or folder, for coverage."""
+    """Images by the path that records use; `found` counts members by archive."""
 
     def __init__(self, root: Path, names: Sequence[str], images: Sequence[Images], scratch: Path, cap: int) -> None:
         """Index every archive of `images` among `names` (files below `root`) into a new database in `scratch`.
@@ -56,6 +57,7 @@ class ImageStore:
             " method INTEGER, crc INTEGER) WITHOUT ROWID;"
         )
         self.found: dict[str, int] = {}
+        self._named: set[str] = set()
         for one in images:
             for archive in matching(names, one.files):
                 self._add(archive, one.at)
@@ -99,6 +101,14 @@ class ImageStore:
         return self._file(name)
 
     def _file(self, name: str) -> bytes:
+        if (path := self._in_folder(name)) is None:
+            raise NoImage("image_missing", f"{name} is in no archive or folder of images")
+        if path.stat().st_size > self._cap:
+            raise NoImage("too_large", f"more than {self._cap} bytes")
+        return path.read_bytes()
+
+    def _in_folder(self, name: str) -> Path | None:
+        """The file of that name in one of the folders. Raises NoImage where a link leads out of it."""
         for folder, prefixes in self._folders:
             for prefix in prefixes:
                 if not name.startswith(prefix):
@@ -108,10 +118,8 @@ class ImageStore:
                 if not path.is_relative_to(base):
                     raise NoImage("bad_path", f"{name} leads out of the folder {folder}")
                 if path.is_file():
-                    if path.stat().st_size > self._cap:
-                        raise NoImage("too_large", f"more than {self._cap} bytes")
-                    return path.read_bytes()
-        raise NoImage("image_missing", f"{name} is in no archive or folder of images")
+                    return path
+        return None
 
     def _member(self, name: str, archive: str, at: int, packed: int, size: int, method: int, crc: int | None) -> bytes:
         if size > self._cap or packed > self._cap:
@@ -144,10 +152,31 @@ class ImageStore:
         self._open[archive] = (self._root / archive).open("rb")
         return self._open[archive]
 
-    def example(self) -> str:
-        """A path that the store has, for messages."""
-        row = self._db.execute("SELECT path FROM member LIMIT 1").fetchone()
-        return row[0] if row else f"files below {', '.join(folder for folder, _ in self._folders)}"
+    def note(self, path: str) -> None:
+        """Take note that a record names this image."""
+        with contextlib.suppress(BadPath, NoImage):
+            name = clean_path(path)
+            row = self._db.execute("SELECT archive FROM member WHERE path=?", (name,)).fetchone()
+            if row is not None:
+                self._named.add(row[0])
+            elif not self._named and (place := self._in_folder(name)):
+                self._named.add(str(place))
+
+    def unnamed(self) -> tuple[str, str, int] | None:
+        """Archives of which no record names any image, though the entry says that they hold them: pattern, a member
+        as it would be named, and the number of its group. Other archives of a group may be more than is needed."""
+        for number, one in enumerate(self._layout):
+            archives = [archive for archive in self.found if matching([archive], one.files)]
+            if archives and self._named.isdisjoint(archives):
+                query = "SELECT path FROM member WHERE archive=? LIMIT 1"
+                row = self._db.execute(query, (archives[0],)).fetchone()
+                return archives[0], row[0] if row else "nothing", number
+        if not self._named and self._folders:
+            folder = self._folders[0][0]
+            number = next(number for number, one in enumerate(self._layout) if folder in one.files)
+            there = next((p for p in (self._root / folder).rglob("*") if p.is_file()), None)
+            return folder, there.relative_to(self._root).as_posix() if there else "nothing", number
+        return None
 
 
 Member = tuple[str, int, int, int, int, int | None]

@@ -16,7 +16,6 @@ from pipelines.readers.row import Mark, Native, Presence, Record, named, text_of
 from pipelines.readers.tar_samples import members
 
 MAX_UNPACKED = 64 << 30  # bytes of records that a gzipped tar may hold; JourneyDB's are some 10 GB
-LOOKED_FOR = 5000  # rows with an image of which none may be without one, else the entry is wrong about names
 
 log = logging.getLogger(__name__)
 
@@ -41,25 +40,20 @@ class RecordReader:
 
     def index(self, file: str) -> Iterator[Mark]:
         presence = Presence(str(self._root / file), self._fields)
-        wanted, found = 0, False
+        first = None
         for number, one in enumerate(read_records(self._path(file))):
             if one.problem is None:
                 presence.look(one.value)
-                if not found and (paths := image_paths(one.value, self._fields.image)):
-                    wanted += 1
-                    found = self._has(paths[0])
-                    if wanted == LOOKED_FOR and not found:
-                        break
+                if paths := image_paths(one.value, self._fields.image):
+                    first = first or paths[0]
+                    self._store.note(paths[0])
             yield Mark(one.offset, _row_id(one, self._fields.row_id) or named(file, number))
         presence.check()
-        if wanted and not found:
-            first = next(
-                p[0] for one in read_records(self._path(file)) if (p := image_paths(one.value, self._fields.image))
-            )
+        if first is not None and file == self.files[-1] and (unnamed := self._store.unnamed()):
             raise HarmonError(
-                f"none of the first {wanted} images that {self._root / file} names is there: a row names {first!r}, "
-                f"the archives have {self._store.example()!r}; say where those belong with "
-                "--set layouts.0.images.0.at=[PREFIX]"
+                f"{self._root / file} names none of the images in {unnamed[0]}, such as {unnamed[1]!r}: its rows name "
+                f"{first!r} and others; say where those images belong with "
+                f"--set layouts.0.images.{unnamed[2]}.at=[PREFIX]"
             )
 
     def rows(self, file: str, cursor: int, first: int, count: int) -> Iterator[Native]:
@@ -78,13 +72,6 @@ class RecordReader:
             return Native(name, one.value, len(paths), self._store.read(paths[0]))
         except NoImage as problem:
             return Native(name, one.value, len(paths), problem=(problem.reason, problem.detail))
-
-    def _has(self, path: str) -> bool:
-        try:
-            self._store.read(path)
-        except NoImage as problem:
-            return problem.reason not in {"image_missing", "bad_path"}
-        return True
 
     def _path(self, file: str) -> Path:
         return unpacked(self._root / file, self._scratch)
@@ -197,7 +184,7 @@ class ArchivedReader:
         try:
             with self._sources[place.source].open("rb") as stream:
                 record = read_record(stream, place.at, place.size)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return Native(name, {}, problem=("bad_record", str(error)[:120]))
         return Native(name, record, 1, data, problem)
 

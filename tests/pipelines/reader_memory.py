@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines import catalogue
 from pipelines.ingest import plan
+from pipelines.layouts import UrlTable
 from pipelines.listing import read_list_rows
 from pipelines.readers.files import local_files, open_reader
 from pipelines.readers.rules import sample_of
@@ -119,7 +120,7 @@ def read(layout: str, root: Path) -> int:
     """Plan the shards, read every row and judge it; the number of rows."""
     source = catalogue.source(LAYOUTS[layout])
     files = local_files(source, root)
-    if source.is_links:
+    if isinstance(files.layout, UrlTable):
         return sum(1 for _ in read_list_rows(files))
     with tempfile.TemporaryDirectory() as scratch:
         reader = open_reader(files, Path(scratch), 32 << 20)

@@ -93,6 +93,9 @@ def test_only_the_files_that_are_asked_for_are_fetched(hub: Hub, tmp_path: Path)
     asked = Acquisition(ASKED.settings, {}, only=("text_*.tar",))
     assert acquire(Dataset(tmp_path / "d"), SOURCE, asked).rows_out == 20
     assert hub.asked["dalle3.tar"] == 0
+    assert acquire(Dataset(tmp_path / "e"), SOURCE, ASKED).rows_out == 50
+    assert acquire(Dataset(tmp_path / "f"), SOURCE, asked).rows_out == 20  # though both files are here now
+    assert not (tmp_path / "f/.work").exists()
 
 
 def test_a_gate_a_missing_layout_and_a_hub_that_is_away_are_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from pipelines.readers.json_stream import read_record, read_records
 from pipelines.readers.row import Native
 from pipelines.readers.rules import Reject, Sample, cleaned, sample_of
 from pipelines.steps import Progress
-from tests.pipelines.miniatures import GOOD, WITH_IMAGES, chat, parquet, picture, tar
+from tests.pipelines.miniatures import GOOD, WITH_IMAGES, chat, parquet, picture, tar, zipped
 from tests.pipelines.test_miniatures import YES, scratch
 
 __all__ = ["scratch"]  # the fixture, for this module too
@@ -235,10 +235,45 @@ def test_archives_whose_members_are_called_otherwise_are_an_error(tmp_path: Path
         for name, data in members:
             new.writestr(name, data)
     source = catalogue.source("densefusion-1m")
-    with pytest.raises(HarmonError, match=r"DenseFusion-1M\.jsonl.*'DenseFusion-1M/000012/0.*other/0.*images\.0\.at"):
+    with pytest.raises(HarmonError, match=r"DenseFusion-1M\.jsonl names none of .*000012\.zip.*other/.*images\.0\.at"):
         ingest(Dataset(tmp_path / "d"), local_files(source, tmp_path / "native"), IngestSettings(), {})
-    right = catalogue.source("densefusion-1m", settings=['layouts.0.images.0.at=["DenseFusion-1M/{stem}/../"]'])
-    assert right.layouts[0] != source.layouts[0]
+    mended = catalogue.source("densefusion-1m", settings=["layouts.0.fields.image=[url]"])
+    with pytest.raises(HarmonError, match="names none of"):  # nor is another field of paths a way around it
+        ingest(Dataset(tmp_path / "d"), local_files(mended, tmp_path / "native"), IngestSettings(), {})
+
+
+def test_one_archive_of_several_that_is_called_otherwise_is_an_error(tmp_path: Path) -> None:
+    """Half of the rows would be lost as images that are missing."""
+    WITH_IMAGES["mgm-pretrain"](tmp_path)
+    zips = tmp_path / "ALLaVA-4V/allava_laion/images.zip"
+    zipped(zips, [(f"deeper/images/{n}.jpeg", picture(n)) for n in range(100)])
+    accepted = {"mgm-pretrain": YES}
+    with pytest.raises(HarmonError, match=r"names none of the images in ALLaVA-4V.*images\.zip.*images\.2\.at"):
+        ingest(
+            Dataset(tmp_path / "d"), local_files(catalogue.source("mgm-pretrain"), tmp_path), IngestSettings(), accepted
+        )
+
+
+def test_folders_whose_files_are_called_otherwise_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "images/deeper").mkdir(parents=True)
+    (tmp_path / "images/deeper/1.jpg").write_bytes(picture(1))
+    (tmp_path / "mgm_pretrain.json").write_text(
+        json.dumps([{"id": "1", "image": "images/1.jpg", "conversations": chat("x")}])
+    )
+    files = local_files(catalogue.source("mgm-pretrain"), tmp_path)
+    with pytest.raises(HarmonError, match=r"names none of the images in images, such as 'images/deeper/1\.jpg'"):
+        ingest(Dataset(tmp_path / "d"), files, IngestSettings(), {"mgm-pretrain": YES})
+
+
+def test_a_family_that_is_absent_is_no_wrong_guess_though_it_comes_first(tmp_path: Path) -> None:
+    WITH_IMAGES["sharegpt4v-pt"](tmp_path)
+    path = tmp_path / "share-captioner_coco_lcs_sam_1246k_1107.json"
+    rows = sorted(json.loads(path.read_text()), key=lambda row: row["id"], reverse=True)  # sam, llava, coco
+    path.write_text(json.dumps(rows))
+    (tmp_path / "sam/sa_000000.tar").unlink()
+    dataset = Dataset(tmp_path / "d")
+    ingest(dataset, local_files(catalogue.source("sharegpt4v-pt"), tmp_path), IngestSettings(), {"sharegpt4v-pt": YES})
+    assert dataset.total_rows == 134 and dataset.rejects().num_rows == 66
 
 
 def test_a_column_of_paths_in_place_of_bytes_is_an_error(tmp_path: Path) -> None:
