@@ -85,11 +85,10 @@ def _downloaded(dataset: Dataset, files: NativeFiles, settings: DownloadSettings
 def _list(run: StepRun, files: NativeFiles, links: Path, rows_per_shard: int) -> None:
     """Write the list, then one shard or more of rejects, numbered after those that the download will write."""
     links.parent.mkdir(parents=True, exist_ok=True)
-    attempt = links.with_suffix(".part")
     rows, barred = read_list_rows(files), tombstones_beside(run.dataset)
     listed = 0
     with tempfile.TemporaryDirectory(prefix="listing-", dir=scratch_folder()) as scratch:
-        away = _Spill(Path(scratch))
+        away, attempt = _Spill(Path(scratch)), Path(scratch) / "list.parquet"
         with pq.ParquetWriter(attempt, LIST_SCHEMA, compression="zstd") as out:
             while batch := list(itertools.islice(rows, BATCH)):
                 good = [row for row in batch if not isinstance(row, Reject)]

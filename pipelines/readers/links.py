@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipelines.errors import HarmonError
 from pipelines.layouts import UrlTable
@@ -23,6 +23,8 @@ class LinkReader:
         self.files = tuple(files)
         self._root = root
         self._layout = layout
+        gates = {f"gates.{number}.field": gate.field for number, gate in enumerate(layout.gates)}
+        self._expected = {**layout.fields.named, **gates}
         if odd := [file for file in files if not file.endswith(ENDINGS)]:
             raise HarmonError(
                 f"{root / odd[0]} is no table of links that can be read; it may end in {', '.join(ENDINGS)}"
@@ -38,7 +40,7 @@ class LinkReader:
             read = self._parquet(path)
         else:
             read = {".jsonl": _json, ".txt": _text}.get(path.suffix, _separated)(path)
-        presence = Presence(str(path), self._layout.fields)
+        presence = Presence(str(path), self._expected)
         for number, (record, problem) in enumerate(read):
             if problem is None:
                 presence.look(record)
@@ -57,8 +59,7 @@ class LinkReader:
                 yield from ((record, None) for record in batch.to_pylist())
 
     def _check_columns(self, path: Path, there: Sequence[str]) -> None:
-        wanted = {**self._layout.fields.named, **{gate.field[0]: gate.field for gate in self._layout.gates}}
-        for field, names in wanted.items():
+        for field, names in self._expected.items():
             if not set(names) & set(there):
                 raise wrong_guess(path, field, names, there)
 
@@ -88,16 +89,26 @@ def _json(path: Path) -> Iterator[tuple[Record, tuple[str, str] | None]]:
 
 def _text(path: Path) -> Iterator[tuple[Record, tuple[str, str] | None]]:
     with path.open(encoding="utf-8", errors="surrogateescape") as stream:
-        for line in stream:
+        for line in _lines(stream, path):
             if link := line.strip():
                 yield {"url": link}, None
+
+
+def _lines(stream: TextIO, path: Path) -> Iterator[str]:
+    """The lines of a text file, none of them longer than a record may be."""
+    while line := stream.readline(MAX_RECORD + 1):
+        if len(line) > MAX_RECORD:
+            raise HarmonError(
+                f"{path} has a line of more than {MAX_RECORD} characters; is it the table that it should be?"
+            )
+        yield line
 
 
 def _separated(path: Path) -> Iterator[tuple[Record, tuple[str, str] | None]]:
     """CSV or TSV with a header; every value is text, an empty one is none."""
     csv.field_size_limit(MAX_RECORD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        table = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        table = csv.reader(_lines(stream, path), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         try:
             header = next(table, [])
             for values in table:

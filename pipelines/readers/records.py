@@ -39,7 +39,7 @@ class RecordReader:
             )
 
     def index(self, file: str) -> Iterator[Mark]:
-        presence = Presence(str(self._root / file), self._fields)
+        presence = Presence(str(self._root / file), self._fields.named)
         first = None
         for number, one in enumerate(read_records(self._path(file))):
             if one.problem is None:
@@ -108,7 +108,7 @@ class ArchivedReader:
             "CREATE TABLE record (archive TEXT, image TEXT, source INTEGER, number INTEGER, at INTEGER, size INTEGER);"
         )
         for number, file in enumerate(files):
-            presence = Presence(str(root / file), self._fields)
+            presence = Presence(str(root / file), self._fields.named)
             self._db.executemany("INSERT INTO record VALUES (?,?,?,?,?,?)", self._sorted(number, presence))
             presence.check()
         self._db.execute("CREATE INDEX by_archive ON record (archive)")

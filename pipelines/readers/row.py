@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import HarmonError
-from pipelines.layouts import Fields, Names
+from pipelines.layouts import Names
 from pipelines.settings import nearest
 
 Record = Mapping[str, Any]
@@ -90,12 +90,13 @@ def text_of(record: Record, names: Names) -> str | None:
 
 
 def wrong_guess(where: Path | str, field: str, names: Iterable[str], has_names: Iterable[str]) -> HarmonError:
-    """The error for a file that has nothing where the entry expects `field`."""
+    """The error for a file that has nothing where the entry expects `field` (a field's name, or `gates.0.field`)."""
     names, there = list(names), sorted(set(has_names))
     hint = nearest(names[0], there) if there else "it has none"
+    key = field if field.startswith("gates.") else f"fields.{field}"
     return HarmonError(
         f"{where} has no field {' or '.join(names)}, where the catalogue entry expects the {field} of a row ({hint}). "
-        f"If the publisher has renamed it, give its name with --set layouts.0.fields.{field}=[NAME]"
+        f"If the publisher has renamed it, give its name with --set layouts.0.{key}=[NAME]"
     )
 
 
@@ -103,9 +104,9 @@ class Presence:
     """Watches whether the rows of a file have the fields that the entry names: one that no row has is a wrong
     guess of the entry, and never a reason to drop every row."""
 
-    def __init__(self, where: str, fields: Fields, ignore: Iterable[str] = ()) -> None:
+    def __init__(self, where: str, named: Mapping[str, Names]) -> None:
         self._where = where
-        self._missing = {field: names for field, names in fields.named.items() if field not in set(ignore)}
+        self._missing = dict(named)
         self._seen: set[str] = set()
         self._rows = 0
 
@@ -116,6 +117,11 @@ class Presence:
             self._seen.update(map(str, record))
         if self._missing:
             self._missing = {field: names for field, names in self._missing.items() if not has(record, names)}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every field has been seen."""
+        return not self._missing
 
     def check(self) -> None:
         """Raises HarmonError where a field was in no row."""

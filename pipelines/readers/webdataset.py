@@ -6,7 +6,7 @@ of it.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from pipelines.readers.paths import IMAGE_SUFFIXES
 from pipelines.readers.row import Mark, Native, Presence, named
 from pipelines.readers.tar_samples import Member, members
 
-PROBED = 20  # samples of a tar that are looked at for the entry's fields before any row is read
 TEXTS = ("json", "txt")
 
 
@@ -27,6 +26,7 @@ class _Sample:
 
     key: str
     record: dict[str, Any] = field(default_factory=dict)
+    suffixes: set[str] = field(default_factory=set)
     images: int = 0
     image: bytes | None = None
     problem: tuple[str, str] | None = None
@@ -42,27 +42,25 @@ class WebDatasetReader:
         self._cap = cap
 
     def index(self, file: str) -> Iterator[Mark]:
-        """Passes over the headers; the first samples are read to see that they have the entry's fields."""
-        presence = Presence(str(self._root / file), self._fields, ignore=("image",))
-        for number, sample in enumerate(self._samples(file, range(PROBED), images=False)):
-            if number < PROBED and sample.problem is None:
+        """Passes over the headers; samples are read until each of the entry's fields has been seen in one."""
+        presence = Presence(str(self._root / file), self._fields.named)
+        for number, sample in enumerate(self._samples(file, lambda _: not presence.complete, images=False)):
+            if sample.problem is None and not presence.complete:
                 presence.look(sample.record)
-            if number == PROBED - 1:
-                presence.check()
             yield Mark(number, None)
         presence.check()
 
     def rows(self, file: str, cursor: int, first: int, count: int) -> Iterator[Native]:
         wanted = range(cursor, cursor + count)
-        for number, one in enumerate(self._samples(file, wanted, images=True)):
+        for number, one in enumerate(self._samples(file, wanted.__contains__, images=True)):
             if number in wanted:
                 name = named(file, one.key if one.problem is None or one.problem[0] != "split_sample" else f"@{number}")
                 yield Native(name, one.record, one.images, one.image, one.problem)
             if number + 1 == wanted.stop:
                 return
 
-    def _samples(self, file: str, wanted: range, images: bool) -> Iterator[_Sample]:
-        """Every sample; those of `wanted` with their contents, images among them only where asked for."""
+    def _samples(self, file: str, wanted: Callable[[int], bool], images: bool) -> Iterator[_Sample]:
+        """Every sample; those whose number is `wanted` with their contents, images among them only where asked for."""
         seen: set[str] = set()
         current: _Sample | None = None
         number = -1
@@ -78,13 +76,16 @@ class WebDatasetReader:
                 elif key in seen:
                     current.problem = ("split_sample", f"the members of {key} are not beside each other")
                 seen.add(key)
-            if number in wanted:
+            if wanted(number):
                 self._take(current, suffix, member, images)
         if current is not None:
             yield current
 
     def _take(self, sample: _Sample, suffix: str, member: Member, images: bool) -> None:
         kind = suffix.rpartition(".")[2]
+        if suffix in sample.suffixes:
+            sample.problem = sample.problem or ("duplicate_member", f"{sample.key}.{suffix} comes twice")
+        sample.suffixes.add(suffix)
         if suffix in TEXTS:
             if member.size > MAX_RECORD:
                 sample.problem = ("bad_record", f"a {suffix} of {member.size} bytes")

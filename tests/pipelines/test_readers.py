@@ -224,6 +224,11 @@ def test_a_table_of_links_without_its_column_or_gate_is_an_error(tmp_path: Path)
         pq.write_table(pa.table({name: [value] for name, value in row.items()}), tmp_path / "train.parquet")
         with pytest.raises(HarmonError, match=rf"train\.parquet.*{said}"):
             download_listed(Dataset(tmp_path / "d"), local_files(source, tmp_path), DownloadSettings(), {})
+    gated = catalogue.source("own-links", settings=["layouts.0.gates=[{field: [unsafe], below: 0.5}]"])
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/a.jsonl").write_text('{"url": "http://a/1.jpg"}\n' * 3)
+    with pytest.raises(HarmonError, match=r"a\.jsonl has no field unsafe.*layouts\.0\.gates\.0\.field"):
+        download_listed(Dataset(tmp_path / "d"), local_files(gated, tmp_path / "own"), DownloadSettings(), {})
 
 
 def test_archives_whose_members_are_called_otherwise_are_an_error(tmp_path: Path) -> None:
@@ -479,6 +484,27 @@ def test_a_changed_file_is_other_work_and_an_untouched_one_is_not_hashed_twice(
     schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
     parquet(tmp_path / "native/deep/part.parquet", [{"image": picture(1), "caption": "x"}], schema)
     assert ingest_step(local_files(source, tmp_path / "native"), IngestSettings()).key != before
+
+
+def test_a_table_that_is_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines.layouts import UrlTable
+    from pipelines.readers import links
+
+    layout = catalogue.source("own-links").layouts[0]
+    assert isinstance(layout, UrlTable)
+    monkeypatch.setattr(links, "MAX_RECORD", 1000)
+    for name in ("a.txt", "a.csv"):
+        (tmp_path / name).write_text("url," + "x" * 5000)
+        with pytest.raises(HarmonError, match="a line of more than 1000"):
+            list(links.LinkReader(tmp_path, [name], layout).rows(name))
+
+
+def test_members_that_come_twice_are_told(tmp_path: Path) -> None:
+    members = [("a.jpg", picture(1)), ("a.txt", b"one"), ("a.txt", b"two"), ("b.jpg", picture(2)), ("b.txt", b"ok")]
+    tar(tmp_path / "native/x.tar", members)
+    dataset = Dataset(tmp_path / "d")
+    commit = ingest(dataset, local_files(catalogue.source("own-webdataset"), tmp_path / "native"), IngestSettings(), {})
+    assert commit.rejected == {"duplicate_member": 1} and commit.rows_out == 1
 
 
 def test_a_csv_with_odd_quoting_is_an_error_that_names_the_line(tmp_path: Path) -> None:
