@@ -1,8 +1,9 @@
 """From a catalogue entry to a dataset: its files found or fetched, then read by what they are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.catalogue import Source
 from pipelines.dataset import Dataset
@@ -10,13 +11,13 @@ from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
 from pipelines.hub import Told, fetch_files, list_files, pin, pinned, unpin
-from pipelines.ingest import IngestSettings, ingest
+from pipelines.ingest import IngestSettings, ingest, ingest_step
 from pipelines.layouts import UrlTable
-from pipelines.listing import download_listed
+from pipelines.listing import download_listed, listed_commit
 from pipelines.manifest import Commit
 from pipelines.overrides import add_captions
-from pipelines.readers.files import NativeFiles, local_files
-from pipelines.steps import ProgressCallback
+from pipelines.readers.files import NativeFiles, asked_of, local_files
+from pipelines.steps import ProgressCallback, StepRun
 from pipelines.terms import Acceptance, check_accepted
 
 
@@ -61,12 +62,50 @@ def acquire(
     elif isinstance(files.layout, UrlTable):
         commit = download_listed(dataset, files, asked.settings, asked.accepted, asked.how, on_progress)
     else:
-        settings = IngestSettings.model_validate(
-            asked.settings.model_dump(include={"rows_per_shard", "max_bytes", "limits"})
-        )
-        commit = ingest(dataset, files, settings, asked.accepted, on_progress)
+        commit = ingest(dataset, files, _ingest_settings(asked), asked.accepted, on_progress)
     unpin(dataset, source)
     return commit
+
+
+def is_acquired(dataset: Dataset, source: Source, asked: Acquisition) -> bool:
+    """Whether `acquire` would have nothing to do. The hub is not asked: a dataset keeps to its commit, so one that was
+    read with these settings is done.
+
+    Raises HarmonError where the folder with the files is absent.
+    """
+    settings = _ingest_settings(asked)
+    if asked.folder is None:
+        return _was_read(dataset, source, asked)
+    files = local_files(source, asked.folder, only=asked.only)
+    if isinstance(files.layout, UrlTable):
+        return listed_commit(dataset, files, asked.settings) is not None
+    return StepRun(dataset, ingest_step(files, settings)).committed is not None
+
+
+def _was_read(dataset: Dataset, source: Source, asked: Acquisition) -> bool:
+    """Whether a source of the hub was read by these rules and settings; a table of links, and then downloaded."""
+    rules, layouts = asked_of(source, asked.only), [layout.model_dump(mode="json") for layout in source.layouts]
+    fetched = asked.settings.model_dump(mode="json")
+    read = _ingest_settings(asked).model_dump(mode="json")
+    done = set()
+    for commit in dataset.commits():
+        said = commit.configuration
+        like = said.get("layout") in layouts and _agrees(said, rules)
+        if commit.step == "ingest" and like and _agrees(said, read):
+            return True
+        if commit.step == "list" and like and said["rows_per_shard"] == asked.settings.rows_per_shard:
+            done.add("list")
+        if commit.step == "download" and said.get("source") == source.name and _agrees(said, fetched):
+            done.add("download")
+    return done == {"list", "download"}
+
+
+def _agrees(said: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(said.get(name) == value for name, value in wanted.items())
+
+
+def _ingest_settings(asked: Acquisition) -> IngestSettings:
+    return IngestSettings.model_validate(asked.settings.model_dump(include={"rows_per_shard", "max_bytes", "limits"}))
 
 
 def _files(dataset: Dataset, source: Source, asked: Acquisition, on_bytes: Told | None) -> NativeFiles:

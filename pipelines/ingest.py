@@ -63,17 +63,7 @@ class Piece:
 
 def ingest_step(files: NativeFiles, settings: IngestSettings) -> Step:
     """The step that reads these files."""
-    source = files.source
-    what = {
-        "source": source.name,
-        "terms": source.terms,
-        "hub": source.hub,
-        "revision": files.revision,
-        "files": files.checksums(),
-        "layout": files.layout.model_dump(mode="json"),
-        "reading": source.model_dump(mode="json", include={"task", "odd", "question", "captions"}),
-        **settings.model_dump(mode="json"),
-    }
+    what = {**files.described(), **settings.model_dump(mode="json")}
     return Step(NAME, VERSION, what)
 
 

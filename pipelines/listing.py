@@ -35,17 +35,7 @@ REJECTS_PER_SHARD = 100_000
 
 def list_step(files: NativeFiles, rows_per_shard: int) -> Step:
     """The step that reads these tables."""
-    source = files.source
-    what = {
-        "source": source.name,
-        "terms": source.terms,
-        "hub": source.hub,
-        "revision": files.revision,
-        "files": files.checksums(),
-        "layout": files.layout.model_dump(mode="json"),
-        "reading": source.model_dump(mode="json", include={"task", "odd", "question", "captions"}),
-        "rows_per_shard": rows_per_shard,  # of the download: the shards of this step come after its
-    }
+    what = {**files.described(), "rows_per_shard": rows_per_shard}  # the rejects' shards come after the download's
     return Step(NAME, VERSION, what)
 
 
@@ -64,17 +54,19 @@ def download_listed(
     Raises as `pipelines.download.download` does; ConfigurationError where terms have to be accepted first.
     """
     terms = terms_record(files.source, accepted)
-    run = StepRun(dataset, list_step(files, settings.rows_per_shard))
-    if run.committed and (commit := _downloaded(dataset, files, settings)):
+    if commit := listed_commit(dataset, files, settings):
         return commit
+    run = StepRun(dataset, list_step(files, settings.rows_per_shard))
     links = scratch_folder() / "links" / f"{run.step.key}.parquet"
     _list(run, files, links, settings.rows_per_shard)
     run.commit({files.source.name: terms})
     return download(dataset, files.source, links, settings, how, on_progress)
 
 
-def _downloaded(dataset: Dataset, files: NativeFiles, settings: DownloadSettings) -> Commit | None:
-    """The commit of the download that came after the list."""
+def listed_commit(dataset: Dataset, files: NativeFiles, settings: DownloadSettings) -> Commit | None:
+    """The commit of the download of exactly these files' links, or None."""
+    if StepRun(dataset, list_step(files, settings.rows_per_shard)).committed is None:
+        return None
     wanted = {"source": files.source.name, **settings.model_dump(mode="json")}
     for commit in dataset.commits():
         if commit.step == "download" and all(commit.configuration.get(name) == wanted[name] for name in wanted):

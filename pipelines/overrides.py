@@ -31,18 +31,7 @@ MAX_ROW = 1 << 20  # files of captions hold no images; a member larger than this
 
 def captions_step(dataset: Dataset, files: NativeFiles) -> Step:
     """The step that adds these captions."""
-    source = files.source
-    assert source.override is not None
-    what = {
-        "source": source.name,
-        "hub": source.hub,
-        "revision": files.revision,
-        "files": files.checksums(),
-        "layout": files.layout.model_dump(mode="json"),
-        "clean": source.captions.clean,
-        "override": source.override.model_dump(mode="json"),
-    }
-    return Step(NAME, VERSION, what, (Reads(dataset, (SOURCE,)),))
+    return Step(NAME, VERSION, files.described(), (Reads(dataset, (SOURCE,)),))
 
 
 def captions_group(step: Step) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.catalogue import Source
 from pipelines.errors import ConfigurationError, HarmonError
@@ -34,16 +35,34 @@ class NativeFiles:
     """Every file that the layout reads, images included: names relative to the root, sorted."""
     revision: str
     """Commit of the hub, or `local`."""
+    only: tuple[str, ...] = ()
+    """Patterns that files with rows were narrowed to."""
 
     @property
     def tables(self) -> list[str]:
         """The files that hold rows, in order."""
         return [] if isinstance(self.layout, ClassFolders) else matching(self.names, self.layout.files)
 
+    def described(self) -> dict[str, Any]:
+        """What a step that reads these files says of them: part of its key. Each file is hashed, once."""
+        layout = self.layout.model_dump(mode="json")
+        return {
+            **asked_of(self.source, self.only),
+            "layout": layout,
+            "revision": self.revision,
+            "files": self.checksums(),
+        }
+
     def checksums(self) -> list[list[str]]:
         """Name and SHA-256 of every file: what a step's key says that it read."""
         known = Checksums()
         return [[name, known.of(self.root / name)] for name in self.names]
+
+
+def asked_of(source: Source, only: Sequence[str]) -> dict[str, Any]:
+    """What is known of a reading before its files are: the source, its rules, and which files are wanted."""
+    reading = source.model_dump(mode="json", include={"task", "odd", "question", "captions", "override"})
+    return {"source": source.name, "terms": source.terms, "hub": source.hub, "reading": reading, "only": list(only)}
 
 
 def local_files(source: Source, root: Path, revision: str = "local", only: Sequence[str] = ()) -> NativeFiles:
@@ -73,7 +92,7 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
             dropped = set(rows) - set(left)
             names = [name for name in names if name not in dropped]
         wanted = matching(names, _reaching(patterns(layout), root))
-        return NativeFiles(source, root, layout, tuple(wanted), revision)
+        return NativeFiles(source, root, layout, tuple(wanted), revision, tuple(only))
     globs = " or ".join(", ".join(patterns(layout)) for layout in source.layouts)
     raise HarmonError(f"{root} has no files of {source.name}: it is read from {globs}")
 

@@ -8,9 +8,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
+from flows.recipe import load_recipe
+from flows.work import work_of
 from pipelines import catalogue, fetch
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
+from pipelines.errors import ConfigurationError
 from pipelines.loopback import serve
 from tests.parts import need
 from tests.pipelines.miniatures import WITH_IMAGES, web
@@ -122,3 +125,25 @@ def test_a_list_of_links_becomes_a_dataset_under_its_own_name(tmp_path: Path) ->
 def test_what_cannot_be_done_is_said_in_a_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     wrong = harmon("download", *arguments, "--to", tmp_path / "d")
     assert wrong.exit_code in (2, 3) and said in wrong.stderr and not (tmp_path / "d").exists(), wrong.output
+
+
+def test_a_recipe_reads_published_files_once_their_terms_are_accepted(tmp_path: Path) -> None:
+    WITH_IMAGES["imagenet-1k"](tmp_path / "native")
+    said = [
+        f"data={tmp_path / 'data'}",
+        "sources.imagenet-1k.rows_per_shard=64",
+        "files.imagenet-1k.entry=[odd.text_only=keep]",
+    ]
+    said.append(f"files.imagenet-1k.folder={tmp_path / 'native'}")
+    with pytest.raises(ConfigurationError, match="nobody has accepted"):
+        work_of(load_recipe(Path("flows/recipes/demo.yaml"), said))
+    said.append("terms.imagenet-1k={by: A. Tester, what: ImageNet terms of access, when: 2026-11-20}")
+    recipe = load_recipe(Path("flows/recipes/demo.yaml"), said)
+    (work,) = [one for one in work_of(recipe) if one.name == "download:imagenet-1k"]
+    assert not work.is_done()
+    work.do(lambda _: None)
+    assert work.is_done()
+    dataset = Dataset(recipe.dataset("imagenet-1k"))
+    assert dataset.total_rows == 203 and dataset.commits()[0].terms["imagenet-1k"]["accepted"]["by"] == "A. Tester"
+    other = load_recipe(Path("flows/recipes/demo.yaml"), [*said, "sources.imagenet-1k.limits.short_side=16"])
+    assert not next(one for one in work_of(other) if one.name == "download:imagenet-1k").is_done()

@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 
 from pipelines import catalogue
-from pipelines.acquire import Acquisition, acquire
+from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings
 from pipelines.errors import HarmonError
@@ -96,6 +96,9 @@ def test_only_the_files_that_are_asked_for_are_fetched(hub: Hub, tmp_path: Path)
     assert acquire(Dataset(tmp_path / "e"), SOURCE, ASKED).rows_out == 50
     assert acquire(Dataset(tmp_path / "f"), SOURCE, asked).rows_out == 20  # though both files are here now
     assert not (tmp_path / "f/.work").exists()
+    assert is_acquired(Dataset(tmp_path / "f"), SOURCE, asked)
+    assert not is_acquired(Dataset(tmp_path / "f"), SOURCE, ASKED)  # more files are asked for
+    assert not is_acquired(Dataset(tmp_path / "nothing"), SOURCE, asked)
 
 
 def test_a_gate_a_missing_layout_and_a_hub_that_is_away_are_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
