@@ -84,7 +84,8 @@ def parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema, group: in
 
 def tar(path: Path, members: Iterator[tuple[str, bytes]] | list[tuple[str, bytes]], mode: str = "w") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as out:
+    fast = {"compresslevel": 1} if mode == "w:gz" else {}
+    with tarfile.open(path, mode, **fast) as out:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -41,7 +41,7 @@ JSON = st.recursive(
 # JSON
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     records=st.lists(st.dictionaries(st.text(), JSON, max_size=4), max_size=5),
     indent=st.sampled_from([None, 0, 3]),
@@ -66,7 +66,7 @@ def test_an_array_read_in_any_pieces_is_the_array(
                 assert read_record(stream, one.offset, one.size) == one.value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     records=st.lists(st.dictionaries(st.text(), JSON, max_size=3) | st.sampled_from([1, "x", None]), min_size=1),
     data=st.data(),
