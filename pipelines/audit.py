@@ -13,6 +13,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.findings import Finding
 from pipelines.manifest import SOURCE, Commit
+from pipelines.terms import EffectiveTerms, effective_terms
 
 __all__ = ["AuditReport", "Finding", "audit"]
 
@@ -46,6 +47,11 @@ class AuditReport:
         """Number of findings by kind."""
         return dict(sorted(Counter(finding.kind for finding in self.findings).items()))
 
+    @property
+    def effective_terms(self) -> EffectiveTerms:
+        """What binds the dataset as a whole, from the terms of every source in it."""
+        return effective_terms(self.head.terms if self.head else {})
+
     def to_json(self) -> dict[str, Any]:
         """One JSON document: the verdict, the size of what was looked at, every finding."""
         files = self.head.files if self.head else ()
@@ -60,6 +66,8 @@ class AuditReport:
             "bytes": sum(entry.bytes for entry in files),
             "commits": [_step_json(commit) for commit in self.commits],
             "counts": self.counts,
+            "terms": dict(self.head.terms) if self.head else {},
+            "effective_terms": self.effective_terms.to_json(),
             "findings": [
                 {"kind": f.kind, "path": f.path, "detail": f.detail, "sound": f.sound, "advice": f.advice}
                 for f in self.findings
@@ -80,6 +88,11 @@ class AuditReport:
             word = "rejected" if commit.rejected else "failed"
             tail = f", {sum(lost.values()):,} {word} ({reasons})" if lost else ""
             yield f"  {commit.number:>3} {commit.step}: {commit.rows_in:,} in, {commit.rows_out:,} out{tail}"
+        if self.head:
+            yield from (f"  {line}" for line in self.effective_terms.lines())
+            for name, record in sorted(self.head.terms.items()):
+                if accepted := record.get("accepted"):
+                    yield f"    {name}: accepted by {accepted['by']} on {accepted['when']}: {accepted['what']}"
         for finding in sorted(self.findings, key=lambda finding: (finding.sound, finding.kind, finding.path)):
             mark = "note" if finding.sound else "WRONG"
             yield f"  {mark} {finding.kind}: {finding.path}: {finding.detail} ({finding.advice})"

@@ -143,11 +143,13 @@ def _merged_schemas(dataset: Dataset, head: Commit | None, receipts: Sequence[Re
 
 
 def _merged_terms(step: Step, head: Commit | None, terms: Mapping[str, Any]) -> dict[str, Any]:
-    """What was stated before, what the datasets read state, and what is stated now; the later wins."""
+    """What was stated before, what the datasets read state, and what is stated now; of each source, the later wins
+    word by word, so that an acceptance stays."""
     merged: dict[str, Any] = dict(head.terms) if head else {}
-    for reads, entry in zip(step.reads, step.inputs, strict=True):
-        merged |= reads.dataset.commit(entry.commit).terms
-    return merged | dict(terms)
+    stated = [reads.dataset.commit(entry.commit).terms for reads, entry in zip(step.reads, step.inputs, strict=True)]
+    for one in (*stated, terms):
+        merged |= {source: {**merged.get(source, {}), **record} for source, record in one.items()}
+    return merged
 
 
 def _context(began: datetime, receipts: Iterable[Receipt]) -> dict[str, Any]:
