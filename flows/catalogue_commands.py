@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,6 +18,8 @@ from pipelines.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipelines.catalogue import Source
+    from pipelines.fetch import Engine
+    from pipelines.redo import Only
     from pipelines.terms import EffectiveTerms
 
 _PATH = click.Path(path_type=Path)
@@ -60,8 +62,17 @@ def catalog(name: str | None, recipe: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME|ENTRY|LIST")
-@click.option("--to", "to", required=True, metavar="DATASET", help="Folder or s3://bucket/prefix of the dataset.")
+@click.argument("name", metavar="NAME|ENTRY|LIST|DATASET")
+@click.option("--to", "to", metavar="DATASET", help="Folder or s3://bucket/prefix of the dataset.")
+@click.option(
+    "--only",
+    "again",
+    type=click.Choice(["failed", "transient", "missing"]),
+    help="Ask again for what the download of DATASET did not bring. failed: rows whose link gave no picture; transient: "
+    "those of them that may work now; missing: open shards.",
+)
+@click.option("--list", "links", type=_PATH, help="With --only: the list, if it is not where it was.")
+@click.option("--engine", type=click.Choice(["img2dataset", "native"]), help="What fetches links; img2dataset if new.")
 @click.option(
     "--from", "folder", type=_PATH, help="Folder with the publisher's files; fetched from the hub if left out."
 )
@@ -76,7 +87,10 @@ def catalog(name: str | None, recipe: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def download(
     name: str,
-    to: str,
+    to: str | None,
+    again: Literal["failed", "transient", "missing"] | None,
+    links: Path | None,
+    engine: Literal["img2dataset", "native"] | None,
     folder: Path | None,
     only: tuple[str, ...],
     terms: Path | None,
@@ -87,7 +101,13 @@ def download(
     as_json: bool,
 ) -> None:
     """Read a source into DATASET: NAME of the catalogue, an ENTRY of your own (a YAML file), or a LIST of links
-    (.parquet, .csv, .tsv, .jsonl, .txt). Run again, it goes on where it was."""
+    (.parquet, .csv, .tsv, .jsonl, .txt). Run again, it goes on where it was. With --only, ask again for rows that the
+    download of DATASET did not bring."""
+    if again:
+        _ask_again(name, again, links, engine, as_json)
+        return
+    if to is None:
+        raise ConfigurationError(f"where {name} is to be read to is not said; add --to DATASET.")
     from flows.terminal import shown_progress
     from pipelines.acquire import Acquisition, acquire
     from pipelines.dataset import Dataset
@@ -99,6 +119,7 @@ def download(
     source, folder, only = _named(name, folder, only, settings)
     limits = {"short_side": short_side}
     what = {"rows_per_shard": rows_per_shard, "allow": list(allow), "limits": limits}
+    what |= {"engine": engine} if engine else {}
     accepted = accepted_in(read_yaml(terms), str(terms)) if terms else {}
     asked = Acquisition(parse(DownloadSettings, what, "harmon download"), accepted, folder, only)
     with contextlib.ExitStack() as shown:
@@ -122,6 +143,17 @@ def download(
         click.echo(json.dumps(told))
     else:
         click.echo("\n".join(_told(dataset, source, commit.number, binding)))
+
+
+def _ask_again(name: str, only: "Only", links: Path | None, engine: "Engine | None", as_json: bool) -> None:
+    """How it goes is shown on stderr, the outcome on stdout."""
+    from flows.terminal import shown_live
+    from pipelines.dataset import Dataset
+    from pipelines.redo import redo
+
+    with shown_live() as show:
+        redone = redo(Dataset(name), only, links, engine, on_live=show)
+    click.echo(json.dumps(redone.to_json()) if as_json else redone.sentence())
 
 
 def _named(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-from flows.download_commands import download as command
+from flows.catalogue_commands import download as command
 from flows.terminal import table_of
 from pipelines import catalogue, fetch
 from pipelines.audit import audit
