@@ -1,84 +1,58 @@
-"""The step that keeps the rows worth training on and writes them as globally shuffled shards of a new
-dataset.
+"""The step that keeps the rows worth training on and writes them as globally shuffled shards of a new dataset.
 
-Only columns are held in memory; images are read one at a time, by random access, and copied as the bytes they
-are.
+Three passes. `plan` decides about every row from columns alone. Then the columns of all rows go once through an
+external shuffle on disk (filtering.shuffle). Then shards are written, each independent of the others, their pictures
+read from where they lie, by random access. So the shards' bytes depend on inputs and selection alone, not on the number
+of workers, and a killed run is repeated from the shuffle, or from the shards that it has finished.
+
+Memory: what `plan` needs, then about 100 MiB and one shard's columns for each worker. Disk: every row's carried
+columns once, compressed, in the work folder of the new dataset.
 """
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import ctypes
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
-from pydantic import Field
 
-from filtering.duplicates import ExactDuplicates
-from filtering.geometry import Drop, Geometry
-from pipelines.columns import REJECT_SCHEMA
+from filtering.captions import CHOSEN, chosen_captions
+from filtering.expression import names_in, parse_condition, resolve
+from filtering.plan import Plan, plan
+from filtering.rows import Mask, ShardRows, shards_of
+from filtering.selection import Selection
+from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written, places_of
+from pipelines.children import PR_SET_PDEATHSIG
+from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.manifest import IMAGES, SOURCE, Commit
-from pipelines.settings import Settings
 from pipelines.shards import ImageShard
 from pipelines.steps import ProgressCallback, Reads, ShardOutput, Step, StepRun
+from pipelines.workspace import WORK, Workspace
 
-STEP_VERSION = 1
+STEP_VERSION = 2
+OPEN = 64  # image shards that a worker holds open: each is a memory map and 8 bytes an image
+BUCKET = "bucket"
+VIEW_LENGTH = 16  # longer lists, such as embeddings, are no scores and stay out of the view
 
-
-class Threshold(Settings):
-    """Least value of a score that an image needs."""
-
-    group: str
-    """Column group with the score, such as `clarity` or `aesthetic.laion-v2-21dd590f`."""
-    column: str
-    at_least: float
-
-    def judge(self, value: float | None, why_absent: str | None) -> Drop | None:
-        """None for a value that is high enough, or why the row leaves."""
-        name = self.group.partition(".")[0]
-        if value is None:
-            return Drop("unscored", f"{name} {self.column}: {why_absent or 'no value'}")
-        if value < self.at_least:
-            return Drop(f"low_{name}", f"{self.column} {value:.3f} < {self.at_least:g}")
-        return None
-
-
-class Selection(Settings):
-    """Which rows stay, and how they are written. All of it decides the bytes that come out."""
-
-    geometry: Geometry = Geometry()
-    thresholds: tuple[Threshold, ...] = ()
-    carry: tuple[str, ...] = ()
-    """Column groups that go along besides those of the thresholds: captions by version."""
-    rows_per_shard: int = Field(default=1000, ge=1)
-    seed: int = 0
-    """Of the global shuffle."""
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Every column group that is carried into the new dataset."""
-        return tuple(dict.fromkeys((*self.carry, *(threshold.group for threshold in self.thresholds))))
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """All rows of all datasets, in the order dataset, shard, row."""
-
-    source: pa.Table
-    groups: dict[str, pa.Table]
-    origin: list[tuple[int, int]]
-    """Dataset (its number among those given) and shard of each row."""
+DATASET, SHARD, MEMBER = "dataset", "shard", "member"
+"""Columns of a shuffled row: where its picture lies."""
 
 
 def select_step(datasets: Sequence[Dataset], selection: Selection) -> Step:
     """The step that writes the selected rows of `datasets`."""
-    wanted = (SOURCE, IMAGES, *selection.groups)
-    reads = tuple(Reads(d, tuple(group for group in wanted if d.entries(group))) for d in datasets)
-    return Step("select", STEP_VERSION, selection.model_dump(mode="json"), reads)
+    reads = tuple(Reads(dataset, _read_groups(dataset, selection)) for dataset in datasets)
+    return Step("select", STEP_VERSION, selection.configuration(), reads)
 
 
 def select(
@@ -86,42 +60,330 @@ def select(
     target: Dataset,
     selection: Selection,
     on_progress: ProgressCallback | None = None,
+    workers: int = 1,
 ) -> Commit:
-    """Write the rows of `datasets` that pass to `target`, in an order that the seed and their keys alone
-    decide.
+    """Write the rows of `datasets` that pass to `target`, in an order that the seed and their keys alone decide.
 
-    The rules, in order: geometry, thresholds, exact duplicates (the first in the order dataset, shard, row
-    stays). Rows without an image, which are text, pass all of them. Every row that leaves stands in the
-    rejects with its reason and what was measured. A carried group that a dataset lacks is null in its rows.
+    `filtering.plan.plan` says in which order the rules judge. Every row that leaves stands in the rejects with its
+    reason and what was measured. A carried group that a dataset lacks is null in its rows. `workers` processes write
+    the shards; it does not change a byte.
 
     Raises:
-        ConfigurationError: a threshold's group is absent from a dataset with images, a carried one from all.
+        ConfigurationError: a rule's group is absent from a dataset with images, a carried one from all.
         HarmonError: no row passes.
     """
     _check_groups(datasets, selection)
     run = StepRun(target, select_step(datasets, selection), on_progress)
     if run.committed:
         return run.committed
-    rows = _read(datasets, selection.groups)
-    drops = _judge(rows, selection)
-    kept, dropped = _shuffled(rows.source.column("key").to_pylist(), drops, selection.seed)
-    if not len(kept):
-        reasons = ", ".join(sorted({drop.reason for drop in drops if drop}))
-        raise HarmonError(
-            f"None of {len(drops)} rows passes the selection for {target.root} ({reasons}); relax its rules."
-        )
-    shards = -(-len(kept) // selection.rows_per_shard)
-    leaving = np.array_split(dropped, shards)
-    for shard in run.pending(range(shards)):
-        chosen = kept[shard * selection.rows_per_shard : (shard + 1) * selection.rows_per_shard]
-        output = run.shard(shard)
-        _write_images(output, chosen, rows, datasets)
-        output.columns(SOURCE, rows.source.take(chosen))
-        for group, table in rows.groups.items():
-            output.columns(group, table.take(chosen))
-        output.rejects(_rejects(rows.source.take(leaving[shard]), [drops[row] for row in leaving[shard]]))
-        output.finish(len(chosen) + len(leaving[shard]))
+    work = Workspace(target.store.work(f"{WORK}/{run.step.key}/shuffle"))
+    work.acquire()
+    layout = _shuffled(datasets, target, selection, work.folder)
+    pending = run.pending(range(layout.shards))
+    if workers > 1 and len(pending) > 1:
+        _write_apart(datasets, target, selection, layout, pending, workers, run, on_progress)
+    else:
+        shards = _Shards(datasets, selection, layout)
+        for shard in pending:
+            shards.write(run.shard(shard), shard)
+    work.discard()
     return run.commit()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How many rows there are, and which go into which shard."""
+
+    folder: Path
+    kept: int
+    dropped: int
+    rows_per_shard: int
+
+    @property
+    def shards(self) -> int:
+        return -(-self.kept // self.rows_per_shard)
+
+    def kept_in(self, shard: int) -> tuple[int, int]:
+        """Places of the rows of a shard."""
+        return shard * self.rows_per_shard, min(self.kept, (shard + 1) * self.rows_per_shard)
+
+    def dropped_in(self, shard: int) -> tuple[int, int]:
+        """The rows that left are spread evenly, so that no shard holds all rejects."""
+        return self.dropped * shard // self.shards, self.dropped * (shard + 1) // self.shards
+
+
+def _shuffled(datasets: Sequence[Dataset], target: Dataset, selection: Selection, folder: Path) -> _Layout:
+    """Decide, and lay all rows out in their order; what a killed run has finished of that is used again."""
+    kept, dropped = folder / "kept", folder / "dropped"
+    if not (is_written(kept) and is_written(dropped)):
+        for old in (kept, dropped):
+            shutil.rmtree(old, ignore_errors=True)
+        made = plan(datasets, selection)
+        if not made.kept:
+            reasons = ", ".join(reason for reason, number in sorted(made.counts.items()) if reason and number)
+            raise HarmonError(
+                f"None of {made.rows} rows passes the selection for {target.root} ({reasons}); relax its rules."
+            )
+        _lay_out(made, Writer(kept, made.kept), Writer(dropped, made.rows - made.kept))
+    rows = selection.rows_per_shard if selection.shard_bytes is None else _rows_of(datasets, selection.shard_bytes)
+    return _Layout(folder, len(Reader(kept)), len(Reader(dropped)), rows)
+
+
+def _rows_of(datasets: Sequence[Dataset], shard_bytes: int) -> int:
+    """Rows that make a shard of this size, at the mean size of the inputs' pictures with their headers and views."""
+    entries = [entry for dataset in datasets for entry in dataset.entries(IMAGES)]
+    rows = sum(entry.rows for entry in entries)
+    return max(1, shard_bytes * rows // max(1, sum(entry.bytes for entry in entries))) if rows else 10_000
+
+
+def _lay_out(made: Plan, kept: Writer, dropped: Writer) -> None:
+    selection, schemas = made.selection, _schemas(made.datasets, made.selection.groups)
+    for number, rows in shards_of(made.datasets):
+        stays = made.codes[number, rows.shard] == 0
+        source = made.datasets[number].table(SOURCE, rows.shard).select(SOURCE_SCHEMA.names)
+        keys = source.column("key").to_pylist()
+        first, count = made.firsts[number, rows.shard], len(rows)
+        order = pa.table({PLACE: places_of(keys, selection.seed), ROW: np.arange(first, first + count, dtype=np.int64)})
+        if stays.any():
+            wide = _wide(rows, source, schemas)
+            wide = wide.append_column(DATASET, pa.array(np.full(count, number, np.int32)))
+            wide = wide.append_column(SHARD, pa.array(np.full(count, rows.shard, np.int32)))
+            wide = wide.append_column(MEMBER, pa.array(rows.members()))
+            for name in (PLACE, ROW):
+                wide = wide.append_column(name, order.column(name))
+            kept.add(wide.filter(pa.array(stays)))
+        if not stays.all():
+            dropped.add(_rejects(made, number, rows, source, order, ~stays))
+    kept.close()
+    dropped.close()
+
+
+def _rejects(made: Plan, number: int, rows: ShardRows, source: pa.Table, order: pa.Table, leave: Mask) -> pa.Table:
+    """The rows that leave, as rejects, with their places."""
+    drops = made.drops(number, rows)
+    leaving = np.flatnonzero(leave)
+    columns = {name: source.column(name).take(pa.array(leaving)) for name in ("key", "source", "row_id", "url")}
+    columns["reason"] = pa.array([drops[row].reason for row in leaving.tolist()], pa.string())
+    columns["detail"] = pa.array([drops[row].detail for row in leaving.tolist()], pa.string())
+    columns |= {name: order.column(name).take(pa.array(leaving)) for name in (PLACE, ROW)}
+    return pa.table(columns)
+
+
+def _wide(rows: ShardRows, source: pa.Table, schemas: Mapping[str, pa.Schema]) -> pa.Table:
+    """Source and all carried groups beside each other, their columns named GROUP/COLUMN."""
+    columns = {f"{SOURCE}/{name}": source.column(name) for name in source.column_names}
+    for group, schema in schemas.items():
+        table = _group_of(rows, group, schema)
+        columns |= {f"{group}/{name}": table.column(name) for name in table.column_names}
+    return pa.table(columns)
+
+
+def _group_of(rows: ShardRows, group: str, schema: pa.Schema) -> pa.Table:
+    """A carried group; where the dataset lacks it, its rows are null, and failed where it has a status."""
+    if rows.has(group):
+        return rows.dataset.table(group, rows.shard).cast(schema)
+    count = len(rows)
+    known = {
+        "key": rows.column(SOURCE, "key"),
+        "status": pa.repeat("failed", count),
+        "reason": pa.repeat("not_made", count),
+    }
+    columns = [known[f.name] if f.name in known else pa.nulls(count, f.type) for f in schema]
+    return pa.table(columns, schema=schema)
+
+
+def _schemas(datasets: Sequence[Dataset], groups: Sequence[str]) -> dict[str, pa.Schema]:
+    """The columns of each carried group, as the first dataset that has it says."""
+    found = {}
+    for group in groups:
+        data = next(data for data in datasets if data.entries(group))
+        found[group] = data.table(group, data.entries(group)[0].shard).schema.remove_metadata()
+    return found
+
+
+class _Shards:
+    """Writes shards from the shuffled rows. Any shard can be written by any process."""
+
+    def __init__(self, datasets: Sequence[Dataset], selection: Selection, layout: _Layout) -> None:
+        self._datasets = datasets
+        self._selection = selection
+        self._layout = layout
+        self._kept = Reader(layout.folder / "kept")
+        self._dropped = Reader(layout.folder / "dropped")
+        self._groups = list(_schemas(datasets, selection.groups))
+        self._images = lru_cache(maxsize=OPEN)(self._opened)
+        heads = [dataset.head for dataset in datasets]
+        self._from = [
+            {"dataset": dataset.name, "commit": head.number if head else -1}
+            for dataset, head in zip(datasets, heads, strict=True)
+        ]
+
+    def write(self, output: ShardOutput, shard: int) -> None:
+        """Images, columns, rejects and receipt of one shard."""
+        wide = self._kept.rows(*self._layout.kept_in(shard))
+        assert wide is not None  # no shard is laid out without rows
+        source = _part(wide, SOURCE).cast(SOURCE_SCHEMA)
+        groups = {name: _part(wide, name) for name in self._groups}
+        if self._selection.caption_shares:
+            groups[CHOSEN] = chosen_captions(source, groups, self._selection.caption_shares, self._selection.seed)
+        if self._selection.buckets is not None:
+            groups[BUCKET] = self._buckets(source)
+        source = self._write_images(output, wide, source, groups)
+        output.columns(SOURCE, source)
+        for name, table in groups.items():
+            output.columns(name, table)
+        rejects = self._dropped.rows(*self._layout.dropped_in(shard))
+        if rejects is None:
+            rejects = REJECT_SCHEMA.empty_table()
+        output.rejects(rejects.select(REJECT_SCHEMA.names))
+        output.finish(wide.num_rows + rejects.num_rows)
+
+    def _write_images(
+        self, output: ShardOutput, wide: pa.Table, source: pa.Table, groups: Mapping[str, pa.Table]
+    ) -> pa.Table:
+        """Copy the pictures, bytes untouched unless a resize is asked for; returns `source` with the sizes written."""
+        places = zip(*(wide.column(name).to_pylist() for name in (DATASET, SHARD, MEMBER)), strict=True)
+        rows = source.select(["key", "task", "width", "height", "bytes", "ext"]).to_pylist()
+        views = _views(groups, len(rows))
+        for row, (dataset, shard, member), told in zip(rows, places, views, strict=True):
+            if row["task"] == "text":
+                continue
+            image = self._images(dataset, shard).read(member) if member >= 0 else None
+            if image is None or image.key != row["key"]:
+                raise HarmonError(
+                    f"The row {row['key']} has no image in {self._datasets[dataset].root}; run `harmon audit`."
+                )
+            data, extension = image.data, image.extension
+            if self._selection.resize is not None:
+                data, extension, width, height = self._selection.resize.apply(data, extension, row["key"])
+                if data is not image.data:
+                    row |= {"width": width, "height": height, "bytes": len(data), "ext": extension}
+            output.images().add(row["key"], data, extension, image.view | told | {"from": self._from[dataset]})
+        if self._selection.resize is not None:
+            for name in ("width", "height", "bytes", "ext"):
+                at, field = source.schema.get_field_index(name), source.schema.field(name)
+                source = source.set_column(at, field, pa.array([row[name] for row in rows], field.type))
+        return source
+
+    def _buckets(self, source: pa.Table) -> pa.Table:
+        assert self._selection.buckets is not None
+        sizes = [source.column(name).cast(pa.float64()).to_numpy() for name in ("width", "height")]
+        found = self._selection.buckets.assign(*sizes).astype(np.int32)
+        without = found[:, 0] == 0
+        sides = {name: pa.array(found[:, at], mask=without) for at, name in enumerate(("width", "height"))}
+        return pa.table({"key": source.column("key"), **sides})
+
+    def _opened(self, dataset: int, shard: int) -> ImageShard:
+        return self._datasets[dataset].images(shard)
+
+
+def _part(wide: pa.Table, group: str) -> pa.Table:
+    start = f"{group}/"
+    names = [name for name in wide.column_names if name.startswith(start)]
+    return wide.select(names).rename_columns([name.removeprefix(start) for name in names])
+
+
+def _views(groups: Mapping[str, pa.Table], count: int) -> list[dict[str, Any]]:
+    """What the JSON view of each row says besides what it said before: captions, scores, bucket."""
+    views: list[dict[str, Any]] = [{} for _ in range(count)]
+    for group, table in groups.items():
+        for view, row in zip(views, table.to_pylist(), strict=True):
+            if group == CHOSEN:
+                if row["text"] is not None:
+                    view |= {"caption": row["text"], "caption_version": row["version"]}
+            elif group.startswith("caption."):
+                if row["text"] is not None:
+                    view.setdefault("captions", {})[group] = row["text"]
+            elif group == BUCKET:
+                view |= {"bucket": [row["width"], row["height"]]} if row["width"] else {}
+            elif told := {name: value for name, value in row.items() if _is_score(name, value)}:
+                view.setdefault("scores", {})[group] = told
+    return views
+
+
+def _is_score(name: str, value: object) -> bool:
+    """Whether a value belongs into the view: a finite number, or a short list of them (a crop box)."""
+    if name in ("key", "status", "reason") or isinstance(value, bool):
+        return False
+    if isinstance(value, list):
+        return 0 < len(value) <= VIEW_LENGTH and all(_is_score("", one) for one in value)
+    return isinstance(value, int | float) and bool(np.isfinite(value))
+
+
+# Several processes
+
+
+_writer: tuple[StepRun, _Shards] | None = None  # of a worker process
+
+
+def _write_apart(
+    datasets: Sequence[Dataset],
+    target: Dataset,
+    selection: Selection,
+    layout: _Layout,
+    pending: Sequence[int],
+    workers: int,
+    run: StepRun,
+    on_progress: ProgressCallback | None,
+) -> None:
+    """Write the pending shards with several processes, neighbours by the same one: they share a partition."""
+    commits = [dataset.head.number if dataset.head else None for dataset in datasets]
+    inputs = [(dataset.root, commit) for dataset, commit in zip(datasets, commits, strict=True)]
+    told = (inputs, target.root, selection, layout, os.getpid())
+    context = multiprocessing.get_context("spawn")
+    size = max(1, min(16, len(pending) // (4 * workers)))
+    runs = [pending[start : start + size] for start in range(0, len(pending), size)]
+    with ProcessPoolExecutor(min(workers, len(runs)), context, _begin_worker, told) as pool:
+        for done in as_completed([pool.submit(_write_some, some) for some in runs]):
+            done.result()
+            if on_progress is not None:
+                on_progress(run.progress())
+
+
+def _begin_worker(
+    inputs: Sequence[tuple[Any, int | None]], target: Any, selection: Selection, layout: _Layout, parent: int
+) -> None:
+    global _writer
+    if sys.platform == "linux":  # a worker ends with the process that started it, also when that one is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    datasets = [Dataset(root, until=commit) for root, commit in inputs]
+    run = StepRun(Dataset(target), select_step(datasets, selection))
+    _writer = run, _Shards(datasets, selection, layout)
+
+
+def _write_some(shards: Sequence[int]) -> None:
+    assert _writer is not None
+    run, writer = _writer
+    for shard in shards:
+        writer.write(run.shard(shard), shard)
+
+
+# What a selection needs of its inputs
+
+
+def _read_groups(dataset: Dataset, selection: Selection) -> tuple[str, ...]:
+    """Every group of a dataset that decides the result."""
+    named = list(names_in(parse_condition(selection.where))) if selection.where else []
+    numbers = dataset.shard_numbers
+    resolved = [
+        resolve(ShardRows(dataset, numbers[0]), name)[0] for name in [*named, *selection.prefer] if _is_group(name)
+    ]
+    rules = [one.group for one in (selection.captions,) if one]
+    rules += [f"language.{one.group}" for one in (selection.captions,) if one and one.languages]
+    hashed = selection.hash_lists or (selection.decontaminate and selection.decontaminate.lists)
+    near = [selection.duplicates] if selection.duplicates else []
+    compared = list(selection.decontaminate.captions) if selection.decontaminate else []
+    asked = [SOURCE, IMAGES, *selection.groups, *resolved, *rules, *(["hash"] if hashed else []), *near, *compared]
+    return tuple(group for group in dict.fromkeys(asked) if dataset.entries(group))
+
+
+def _is_group(name: str) -> bool:
+    """Whether a name of a condition is a column group's, rather than a measure made from `source`."""
+    from filtering.expression import WORDS
+
+    return name not in WORDS and name not in SOURCE_SCHEMA.names
 
 
 def _check_groups(datasets: Sequence[Dataset], selection: Selection) -> None:
@@ -129,114 +391,12 @@ def _check_groups(datasets: Sequence[Dataset], selection: Selection) -> None:
         if not any(dataset.entries(group) for dataset in datasets):
             names = ", ".join(str(dataset.root) for dataset in datasets)
             raise ConfigurationError(f"None of {names} has the column group '{group}' that the selection carries.")
-    for threshold in selection.thresholds:
+    needed = [threshold.group for threshold in selection.thresholds]
+    needed += [selection.take.group] if selection.take else []
+    for group in needed:
         for dataset in datasets:
-            if dataset.entries(IMAGES) and not dataset.entries(threshold.group):
+            if dataset.entries(IMAGES) and not dataset.entries(group):
                 raise ConfigurationError(
-                    f"{dataset.root} has images but no column group '{threshold.group}' for the threshold; "
+                    f"{dataset.root} has images but no column group '{group}' for the threshold; "
                     "run the step that writes it first."
                 )
-
-
-def _read(datasets: Sequence[Dataset], groups: Sequence[str]) -> _Rows:
-    origin = [
-        (d, shard) for d, data in enumerate(datasets) for shard in data.shard_numbers for _ in range(data.rows(shard))
-    ]
-    source = pa.concat_tables([data.whole_table(SOURCE) for data in datasets])
-    return _Rows(source, {group: _merged(datasets, group) for group in groups}, origin)
-
-
-def _merged(datasets: Sequence[Dataset], group: str) -> pa.Table:
-    """The group over all datasets; rows of one without it are null, and failed where it has a status."""
-    schema = next(data.table(group, data.shard_numbers[0]).schema for data in datasets if data.entries(group))
-    tables = []
-    for data in datasets:
-        if data.entries(group):
-            tables.append(data.whole_table(group).cast(schema))
-            continue
-        keys = data.whole_table(SOURCE, ["key"]).column("key")
-        known = {
-            "key": keys,
-            "status": pa.repeat("failed", len(keys)),
-            "reason": pa.repeat("not_made", len(keys)),
-        }
-        columns = [known[f.name] if f.name in known else pa.nulls(len(keys), f.type) for f in schema]
-        tables.append(pa.table(columns, schema=schema))
-    return pa.concat_tables(tables)
-
-
-def _judge(rows: _Rows, selection: Selection) -> list[Drop | None]:
-    """For each row why it leaves, or None."""
-    names = ("key", "task", "width", "height", "sha256")
-    columns = [rows.source.column(name).to_pylist() for name in names]
-    scores = [list(_scores(rows.groups[t.group], t.column)) for t in selection.thresholds]
-    duplicates, seen = ExactDuplicates(), set()
-    drops: list[Drop | None] = []
-    for row, (key, task, width, height, sha256) in enumerate(zip(*columns, strict=True)):
-        drop = Drop("duplicate_key", "the key stands in an earlier row") if key in seen else None
-        seen.add(key)
-        if task != "text" and drop is None:
-            drop = selection.geometry.judge(width, height)
-            for threshold, values in zip(selection.thresholds, scores, strict=True):
-                drop = drop or threshold.judge(*values[row])
-            drop = drop or duplicates.judge(sha256, key)
-        drops.append(drop)
-    return drops
-
-
-def _scores(table: pa.Table, column: str) -> Iterator[tuple[float | None, str | None]]:
-    """Value and reason of its absence, by row."""
-    if column not in table.column_names:
-        raise ConfigurationError(f"There is no column '{column}' to hold a threshold to; known: {table.column_names}.")
-    values = table.column(column).to_pylist()
-    reasons = table.column("reason").to_pylist() if "reason" in table.column_names else [None] * len(values)
-    return zip(values, reasons, strict=True)
-
-
-def _shuffled(
-    keys: Sequence[str], drops: Sequence[Drop | None], seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that stay and rows that leave, each in the order of sha256(seed, key)."""
-    places = [hashlib.sha256(f"{seed}\n{key}".encode()).digest() for key in keys]
-    order = np.array(sorted(range(len(keys)), key=lambda row: (places[row], row)), dtype=np.int64)
-    stays = np.array([drop is None for drop in drops], dtype=bool)[order]
-    return order[stays], order[~stays]
-
-
-def _write_images(output: ShardOutput, chosen: NDArray[np.int64], rows: _Rows, datasets: Sequence[Dataset]) -> None:
-    """Copy the images of the chosen rows, bytes untouched, with their captions added to the JSON view."""
-
-    @lru_cache(maxsize=64)
-    def opened(dataset: int, shard: int) -> ImageShard:
-        return datasets[dataset].images(shard)
-
-    source = rows.source.take(chosen)
-    keys, tasks = source.column("key").to_pylist(), source.column("task").to_pylist()
-    captions = _captions(rows, chosen)
-    for row, key, task, texts in zip(chosen, keys, tasks, captions, strict=True):
-        if task == "text":
-            continue
-        image = opened(*rows.origin[row]).find(key)
-        if image is None:
-            raise HarmonError(
-                f"The row {key} has no image in {datasets[rows.origin[row][0]].root}; run `harmon audit`."
-            )
-        view: dict[str, object] = image.view | ({"captions": texts} if texts else {})
-        output.images().add(key, image.data, image.extension, view)
-
-
-def _captions(rows: _Rows, chosen: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """For each chosen row its caption by caption group, where it has one."""
-    found: list[dict[str, Any]] = [{} for _ in chosen]
-    for group, table in rows.groups.items():
-        if group.startswith("caption."):
-            for place, text in enumerate(table.column("text").take(chosen).to_pylist()):
-                found[place] |= {group: text} if text is not None else {}
-    return found
-
-
-def _rejects(source: pa.Table, drops: Sequence[Drop | None]) -> pa.Table:
-    columns = {name: source.column(name) for name in ("key", "source", "row_id", "url")}
-    columns["reason"] = pa.array([drop.reason if drop else None for drop in drops], pa.string())
-    columns["detail"] = pa.array([drop.detail if drop else None for drop in drops], pa.string())
-    return pa.table(columns, schema=REJECT_SCHEMA)

@@ -1,0 +1,106 @@
+"""The rows of one shard as rules see them: any column of any group, read when it is first asked for."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.dataset import Dataset
+from pipelines.errors import ConfigurationError
+from pipelines.manifest import IMAGES, SOURCE
+
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Why a row leaves: a one-word reason that is counted, and what was measured, for a person."""
+
+    reason: str
+    detail: str
+
+
+class ShardRows:
+    """Columns of one shard. Only the columns that are asked for are read, each once."""
+
+    def __init__(self, dataset: Dataset, shard: int) -> None:
+        self.dataset = dataset
+        self.shard = shard
+        self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}
+
+    def __len__(self) -> int:
+        return self.dataset.rows(self.shard)
+
+    def has(self, group: str) -> bool:
+        """Whether the shard has this column group."""
+        return self.dataset.entry(group, self.shard) is not None
+
+    def column(self, group: str, name: str) -> pa.ChunkedArray:
+        """One column, in shard order.
+
+        Raises ConfigurationError where the dataset has no such group or the group no such column.
+        """
+        found = self._columns.get((group, name))
+        if found is None:
+            head = self.dataset.head
+            known = sorted(head.schemas.get(group, {})) if head else []
+            if name not in known:
+                raise ConfigurationError(
+                    f"There is no column '{name}' in the group '{group}' of {self.dataset.root}; it has "
+                    f"{', '.join(known) or 'no such group'}."
+                )
+            found = self.dataset.table(group, self.shard, [name]).column(name)
+            self._columns[group, name] = found
+        return found
+
+    def values(self, group: str, name: str) -> list[Any]:
+        """One column as Python values."""
+        found: list[Any] = self.column(group, name).to_pylist()
+        return found
+
+    def numbers(self, group: str, name: str) -> Numbers:
+        """A numeric column as float64 [rows], NaN for null."""
+        return _floats(self.column(group, name), f"{group}.{name}")
+
+    def lengths(self, group: str, name: str) -> Numbers:
+        """Characters of each text [rows], 0 for null."""
+        return _floats(pc.fill_null(pc.utf8_length(self.column(group, name)), 0), name)
+
+    @property
+    def pictures(self) -> Mask:
+        """Rows that have an image: those whose task is not text."""
+        mask: Mask = np.asarray(pc.not_equal(self.column(SOURCE, "task"), "text"), dtype=bool)
+        return mask
+
+    def members(self) -> NDArray[np.int64]:
+        """Position of each row's image among the members of the tar [rows], -1 for a row without one."""
+        places = np.full(len(self), -1, np.int64)
+        if not self.has(IMAGES):
+            return places
+        pictures, images = self.pictures, self.dataset.images(self.shard)
+        if len(images) == int(pictures.sum()):
+            places[pictures] = np.arange(len(images))
+        else:
+            known = {key: number for number, key in enumerate(images.keys())}
+            places[:] = [known.get(key, -1) for key in self.values(SOURCE, "key")]
+        images.close()
+        return places
+
+
+def shards_of(datasets: Sequence[Dataset]) -> Iterator[tuple[int, ShardRows]]:
+    """Every shard with the number of its dataset, in the order dataset, shard."""
+    for number, dataset in enumerate(datasets):
+        for shard in dataset.shard_numbers:
+            yield number, ShardRows(dataset, shard)
+
+
+def _floats(column: pa.ChunkedArray, name: str) -> Numbers:
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        raise ConfigurationError(f"The column '{name}' holds {column.type}, not numbers.")
+    found: Numbers = column.cast(pa.float64()).to_numpy()
+    return found.astype(np.float64)  # a null is NaN
