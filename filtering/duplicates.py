@@ -30,10 +30,10 @@ from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 
 STEP_VERSION = 1
-CLUSTER_ROWS = 1000  # rows that a cluster should have: comparing costs so many products a row and probe
-SAMPLE = 64  # rows of each cluster that k-means learns from
-ITERATIONS = 8
-CHUNK = 4096  # rows compared at a time with a whole cluster: 16 MB of cosines at 1,000 rows a cluster
+CLUSTER_ROWS = 500  # rows that a cluster should have: comparing costs so many products a row and probe
+SAMPLE = 32  # rows of each cluster that k-means learns from
+ITERATIONS = 4
+CHUNK = 512  # rows compared at a time with the rest of their cluster
 
 SCHEMA = pa.schema([("key", pa.string()), ("group", pa.string()), ("kind", pa.string()), ("distance", pa.float32())])
 Rows = NDArray[np.int64]
@@ -51,7 +51,7 @@ class Duplicates(Settings):
     """Column group with embeddings, such as `clip.vit-l-14-quickgelu-float32`; None: not looked at."""
     cosine: float = Field(default=0.95, gt=0, le=1)
     """Of two embeddings, from which on they mean the same."""
-    probes: int = Field(default=4, ge=1)
+    probes: int = Field(default=3, ge=1)
     """Nearest clusters in which a row is compared: more find more pairs that a border parts, at their square's cost."""
     prefer: tuple[str, ...] = ("caption_length", "pixels")
     """Columns that decide which row is the best, the larger value first: a dense caption, then size; a score may
@@ -186,17 +186,17 @@ def _meaning_alike(datasets: Sequence[Dataset], settings: Duplicates, folder: Pa
 def _within_clusters(reader: Reader, least: float) -> Iterator[tuple[Rows, Rows, NDArray[np.float32]]]:
     """Pairs of rows of one cluster with at least this cosine, the lower row number first."""
     yield np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    for places, rows, vectors in _clusters(reader):
-        del places
+    for rows, vectors in _clusters(reader):
         for start in range(0, len(rows), CHUNK):
-            cosines = vectors[start : start + CHUNK] @ vectors.T
+            cosines = vectors[start : start + CHUNK] @ vectors[start:].T  # each pair once
             who, whom = np.nonzero(cosines >= least)
-            ahead = rows[who + start] < rows[whom]
-            yield rows[who[ahead] + start], rows[whom[ahead]], cosines[who[ahead], whom[ahead]]
+            who, whom = who[who < whom], whom[who < whom]
+            one, other = rows[who + start], rows[whom + start]
+            yield np.minimum(one, other), np.maximum(one, other), cosines[who, whom]
 
 
-def _clusters(reader: Reader) -> Iterator[tuple[int, Rows, NDArray[np.float32]]]:
-    """Place, row numbers and normalised vectors of each cluster, of which one is in memory, and a partition."""
+def _clusters(reader: Reader) -> Iterator[tuple[Rows, NDArray[np.float32]]]:
+    """Row numbers and normalised vectors of each cluster, of which one is in memory, and a partition."""
     start, kept = 0, reader.rows(0, CHUNK)
     while kept is not None and kept.num_rows:
         places = kept.column(PLACE).to_numpy()
@@ -209,7 +209,7 @@ def _clusters(reader: Reader) -> Iterator[tuple[int, Rows, NDArray[np.float32]]]
         end = int(np.searchsorted(places, places[0], side="right"))
         column = kept.column("embedding").combine_chunks().slice(0, end)
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(end, -1).astype(np.float32)
-        yield int(places[0]), kept.column(ROW).to_numpy()[:end], _unit(vectors)
+        yield kept.column(ROW).to_numpy()[:end], _unit(vectors)
         start += end
         kept = reader.rows(start, start + CHUNK)
 

@@ -120,10 +120,11 @@ def _table(keys: pa.ChunkedArray, found: dict[str, Header | None]) -> pa.Table:
     names = keys.to_pylist()
     headers = [found.get(key) for key in names]
     size = np.array([(one.width, one.height) if one else (0, 0) for one in headers], np.int64).reshape(-1, 2)
-    known = (size > 0).all(axis=1)
+    known = np.asarray((size > 0).all(axis=1), bool)
     longer, shorter = size.max(axis=1, initial=0), size.min(axis=1, initial=1 << 40)
     reasons = [
-        None if ok else "no_header" if key in found else "no_image" for key, ok in zip(names, known, strict=True)
+        None if ok else "no_header" if key in found else "no_image"
+        for key, ok in zip(names, known.tolist(), strict=True)
     ]
     return pa.table(
         {

@@ -173,7 +173,7 @@ class HashList(Settings):
         return file_sha256(self.file)
 
     def checks(self, rows: ShardRows) -> Iterator[Check]:
-        """sha256 is in `source`, md5 in the group `hash`; PDQ is read from a group `pdq`, which has to be written elsewhere."""
+        """sha256 is in `source`, md5 in the group `hash`; PDQ is read from a group `pdq`, which others write."""
         for kind, group in (("sha256", SOURCE), ("md5", "hash")):
             if self.digests[kind]:
                 column = rows.column(group, kind)
