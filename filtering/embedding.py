@@ -82,6 +82,12 @@ class ClipEmbedder:
         return found
 
 
+def decoded(data: bytes) -> Image.Image:
+    """An encoded picture as RGB. Raises OSError or ValueError for what is none."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.convert("RGB")
+
+
 def embed_step(dataset: Dataset, clip: Clip) -> Step:
     """The step that writes the column group `clip.group` of `dataset`."""
     configuration = {"weights": clip.sha256, "group": clip.group, "dtype": "float32"}
@@ -119,8 +125,7 @@ def _embedded(
         pictures = {}
         for key, data in batch:
             try:
-                with Image.open(io.BytesIO(data)) as image:
-                    pictures[key] = image.convert("RGB")
+                pictures[key] = decoded(data)
             except (OSError, ValueError, Image.DecompressionBombError):
                 undecodable.add(key)
         if pictures:

@@ -27,7 +27,8 @@ class Rule(Protocol):
 class Selection(Settings):
     """Which rows stay, and how they are written. All of it decides the bytes that come out."""
 
-    geometry: Geometry = Geometry()
+    geometry: Geometry | None = Geometry()
+    """None: pictures of any shape."""
     file_types: FileTypes | None = None
     captions: Captions | None = None
     addresses: Addresses | None = None
