@@ -6,12 +6,15 @@ from pathlib import Path
 from filtering.aesthetic import load_head, score_aesthetics
 from filtering.clarity import score_clarity
 from filtering.duplicates import Duplicates, duplicates_group, mark_duplicates
-from filtering.embedding import ARCHITECTURE, Clip, embed_images
+from filtering.embedding import ARCHITECTURE, Clip, Pool, Precision, embed_images
 from filtering.header import write_headers
 from filtering.language import write_languages
 from filtering.phash import write_hashes
+from filtering.preprocess import Resizer
+from filtering.probe import load_probe, score_probe
 from filtering.selection import Selection
 from filtering.shipped import Shipped, write_shipped
+from filtering.similarity import score_similarity
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
 from pipelines.manifest import Commit
@@ -28,6 +31,19 @@ class Embed(Settings):
     """open_clip's name of the network."""
     heads: tuple[Path, ...] = ()
     """LAION's aesthetic heads, V1 or V2."""
+    probes: tuple[Path, ...] = ()
+    """Further heads: NSFW, watermark (filtering.probe)."""
+    similarity: tuple[str, ...] = ()
+    """Caption groups that are compared with the pictures: `source`, or caption versions."""
+    precision: Precision = "float32"
+    resizer: Resizer = "pillow"
+    device: str = "cpu"
+    threads: int = 1
+    """That decode for one model."""
+    actors: tuple[int, int] | None = None
+    """Fewest and most Ray actors with a model each; None: the process that runs the command."""
+    gpus: float = 0.0
+    """Of each actor."""
 
 
 class Columns(Settings):
@@ -102,11 +118,15 @@ def _makers(columns: Columns) -> list[Maker]:
 
 
 def _embedder(settings: Embed) -> Maker:
-    clip = Clip(settings.clip, settings.architecture)
+    clip = Clip(settings.clip, settings.architecture, settings.precision, settings.resizer)
+    pool = Pool(settings.device, settings.threads, settings.actors, settings.gpus)
 
     def make(dataset: Dataset, show: ProgressCallback | None) -> list[Commit]:
-        made = [] if dataset.entries(clip.group) else [embed_images(dataset, clip, show)]  # shipped ones are used
-        return made + [score_aesthetics(dataset, load_head(head), clip.group, show) for head in settings.heads]
+        # embeddings that a source ships under the same name, and that were verified, are used
+        made = [] if dataset.entries(clip.group) else [embed_images(dataset, clip, show, pool)]
+        made += [score_aesthetics(dataset, load_head(head), clip.group, show) for head in settings.heads]
+        made += [score_probe(dataset, load_probe(probe), clip.group, show) for probe in settings.probes]
+        return made + [score_similarity(dataset, clip, one, show, settings.device) for one in settings.similarity]
 
     return make
 

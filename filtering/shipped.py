@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from filtering.embedding import Clip, ClipEmbedder, decoded
+from filtering.embedding import Clip, ClipEmbedder
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.manifest import IMAGES, SOURCE, Commit
@@ -81,7 +81,7 @@ def verify_embeddings(dataset: Dataset, group: str, clip: Clip, pictures: int = 
             image = images.find(row["key"]) if row["embedding"] else None
             if image is None or not left:
                 continue
-            theirs, ours = np.array(row["embedding"], np.float64), embedder.embed([decoded(image.data)])[0]
+            theirs, ours = np.array(row["embedding"], np.float64), embedder.embed(embedder.pixels(image.data)[None])[0]
             lowest = min(lowest, float(theirs @ ours / (np.linalg.norm(theirs) * np.linalg.norm(ours))))
             left -= 1
     if left == pictures:

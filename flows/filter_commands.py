@@ -95,8 +95,11 @@ def _ask(
 def _do(
     names: tuple[str, ...], recipe: Path | None, where: str | None, target: str | None, workers: int, as_json: bool
 ) -> None:
+    from contextlib import nullcontext
+
     from filtering.recipe import checked_target, make_columns
     from filtering.select import select
+    from harmon.training.launch import local_ray
     from pipelines.dataset import Dataset
     from pipelines.steps import Progress
 
@@ -113,7 +116,9 @@ def _do(
                 click.echo(name, err=True)
             show(now.shards_done, now.shards_total)
 
-        make_columns(told, opened, progress)
+        embed = told.columns.embed
+        with local_ray(embed.actors[1] * embed.threads) if embed and embed.actors else nullcontext():
+            make_columns(told, opened, progress)
         commit = select(opened, written, told.filled(opened), progress, workers)
     if as_json:
         said = {"dataset": str(written.root), "commit": commit.number, "content_hash": commit.content_hash}
