@@ -102,11 +102,11 @@ class ClipEmbedder:
         self._tokenizer: Any = open_clip.get_tokenizer(clip.architecture)
 
     def pixels(self, data: bytes) -> NDArray[np.uint8]:
-        """A picture as the network reads it, [side, side, 3]. Raises OSError or ValueError for what is none."""
+        """A picture as the network reads it, [3, side, side]. Raises OSError or ValueError for what is none."""
         return pixels(data, self.side, self._clip.resizer)
 
     def embed(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embeddings [B, D] of pictures [B, side, side, 3], each of length 1."""
+        """Embeddings [B, D] of pictures [B, 3, side, side], each of length 1."""
         import torch
 
         batch = normalised(torch.from_numpy(pictures).to(self._device, non_blocking=True))

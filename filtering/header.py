@@ -4,19 +4,23 @@ The column group `header` holds what the bytes say, where `source` holds what th
 """
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset import Dataset
-from pipelines.manifest import IMAGES, SOURCE, Commit
+from pipelines.errors import HarmonError
+from pipelines.manifest import IMAGES, INDEX, SOURCE, Commit
+from pipelines.shards import BLOCK, parse_header
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 
 GROUP = "header"
 STEP_VERSION = 1
 START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})  # T.81, B.1
 BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length: TEM and restarts
+FIRST = 4096  # bytes of a picture that are read at first: nearly every size stands in them
 MOST_MARKERS = 4096  # a JPEG with more segments before its frame is no photograph
 
 _BIG2 = struct.Struct(">HH").unpack_from
@@ -106,14 +110,28 @@ def write_headers(dataset: Dataset, on_progress: ProgressCallback | None = None)
         keys = dataset.table(SOURCE, shard, ["key"]).column("key")
         found: dict[str, Header | None] = {}
         if dataset.entry(IMAGES, shard) is not None:
-            images = dataset.images(shard)
-            for row in range(len(images)):
-                sample = images.raw(row)
-                found[sample.key] = read_header(sample.data)
-            images.close()
+            found = dict(_headers(dataset, shard))
         output.columns(GROUP, _table(keys, found))
         output.finish(len(keys))
     return run.commit()
+
+
+def _headers(dataset: Dataset, shard: int) -> Iterator[tuple[str, Header | None]]:
+    """Key and header of each image, from its first bytes; the rest of it is read only where those do not tell."""
+    tar, index = dataset.entry(IMAGES, shard), dataset.entry(INDEX, shard)
+    if tar is None or index is None:
+        raise HarmonError(f"the images of shard {shard} in {dataset.root} have no index; run `harmon audit`")
+    view, offsets = dataset.store.view(tar.path), np.frombuffer(dataset.store.read(index.path), "<u8").tolist()
+    for offset in offsets[:-1]:
+        start = view[offset : offset + BLOCK + FIRST]
+        name = parse_header(start[:BLOCK])
+        if name is None:
+            raise HarmonError(f"{dataset.store.where(tar.path)} has no image at {offset}; run `harmon audit --deep`")
+        header = read_header(start[BLOCK : BLOCK + name.size])
+        if header is None and name.size > FIRST:
+            header = read_header(view[offset + BLOCK : offset + BLOCK + name.size])
+        yield name.key, header
+    view.close()
 
 
 def _table(keys: pa.ChunkedArray, found: dict[str, Header | None]) -> pa.Table:

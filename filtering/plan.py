@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from filtering.cut import cuts, orders, score_of
@@ -137,12 +138,10 @@ def plan(datasets: Sequence[Dataset], selection: Selection) -> Plan:
     if selection.take:
         _take(made)
     for number, rows in shards_of(datasets):
-        kept = made.codes[number, rows.shard] == 0
-        names, many = np.unique(
-            np.array(rows.values(SOURCE, "source"), dtype=object)[kept].astype(str), return_counts=True
-        )
-        for name, count in zip(names.tolist(), many.tolist(), strict=True):
-            made.kept_by_source[name] = made.kept_by_source.get(name, 0) + count
+        kept = rows.column(SOURCE, "source").filter(pa.array(made.codes[number, rows.shard] == 0))
+        for found in kept.value_counts().to_pylist():
+            name = found["values"]
+            made.kept_by_source[name] = made.kept_by_source.get(name, 0) + found["counts"]
     return made
 
 

@@ -26,7 +26,7 @@ MOST_PIXELS = Limits().max_pixels  # of one picture: 192 MB decoded
 
 
 def pixels(data: bytes, side: int, resizer: Resizer = "pillow") -> NDArray[np.uint8]:
-    """[side, side, 3] of an encoded picture. Raises OSError or ValueError for what is none, or has too many pixels."""
+    """[3, side, side] of an encoded picture. Raises OSError or ValueError for what is none, or has too many pixels."""
     picture = _decoded(data)
     height, width = picture.shape[:2]
     width, height = resized_size(width, height, side)
@@ -38,7 +38,8 @@ def pixels(data: bytes, side: int, resizer: Resizer = "pillow") -> NDArray[np.ui
         resized = torch.nn.functional.interpolate(planes, size=size, mode="bicubic", antialias=True)
         small = resized[0].permute(1, 2, 0).numpy()
     top, left = (round((length - side) / 2) for length in small.shape[:2])
-    return np.array(small[top : top + side, left : left + side])  # a copy, so that the whole can go
+    cut = small[top : top + side, left : left + side]
+    return np.ascontiguousarray(cut.transpose(2, 0, 1))  # planes, which normalise several times faster
 
 
 def resized_size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -49,10 +50,9 @@ def resized_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def normalised(batch: torch.Tensor) -> torch.Tensor:
-    """float32 [B, 3, side, side] of uint8 [B, side, side, 3], on the device of `batch`."""
-    mean = torch.tensor(MEAN, device=batch.device)
-    deviation = torch.tensor(DEVIATION, device=batch.device)
-    return ((batch.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
+    """float32 [B, 3, side, side] of uint8 [B, 3, side, side], on the device of `batch`."""
+    mean, deviation = (torch.tensor(one, device=batch.device)[:, None, None] for one in (MEAN, DEVIATION))
+    return batch.float().mul_(1 / (255 * deviation)).sub_(mean / deviation)
 
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
 from pipelines.manifest import IMAGES, SOURCE
+
+TOGETHER = ("key", "source", "task", "width", "height", "sha256")
+"""Columns of `source` that every selection reads: opening a file for each would cost more than reading them."""
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
@@ -32,9 +36,10 @@ class ShardRows:
         self.dataset = dataset
         self.shard = shard
         self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}
+        self._length = dataset.rows(shard)
 
     def __len__(self) -> int:
-        return self.dataset.rows(self.shard)
+        return self._length
 
     def has(self, group: str) -> bool:
         """Whether the shard has this column group."""
@@ -54,8 +59,10 @@ class ShardRows:
                     f"There is no column '{name}' in the group '{group}' of {self.dataset.root}; it has "
                     f"{', '.join(known) or 'no such group'}."
                 )
-            found = self.dataset.table(group, self.shard, [name]).column(name)
-            self._columns[group, name] = found
+            together = [one for one in TOGETHER if one in known] if group == SOURCE and name in TOGETHER else [name]
+            table = self.dataset.table(group, self.shard, together)
+            self._columns |= {(group, one): table.column(one) for one in together}
+            found = self._columns[group, name]
         return found
 
     def values(self, group: str, name: str) -> list[Any]:
@@ -71,7 +78,7 @@ class ShardRows:
         """Characters of each text [rows], 0 for null."""
         return _floats(pc.fill_null(pc.utf8_length(self.column(group, name)), 0), name)
 
-    @property
+    @cached_property
     def pictures(self) -> Mask:
         """Rows that have an image: those whose task is not text."""
         mask: Mask = np.asarray(pc.not_equal(self.column(SOURCE, "task"), "text"), dtype=bool)
