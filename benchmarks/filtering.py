@@ -127,22 +127,25 @@ def preprocessing(images: Sequence[bytes], rounds: int) -> None:
         "Pillow": lambda data: _pillow(data).resize(_size(), Image.Resampling.BICUBIC),
     }
     resizers: tuple[tuple[Resizer, str], ...] = (("pillow", "simplejpeg and Pillow"), ("torch", "simplejpeg and torch"))
-    seconds: dict[str, list[float]] = {name: [] for name in (*bare, "pillow", "torch")}
+    ways = [(resizer, like, here) for resizer, like in resizers for here in (False, True)]
+    seconds: dict[str, list[float]] = {name: [] for name in bare}
+    ours: dict[tuple[str, bool], list[float]] = {(resizer, here): [] for resizer, _, here in ways}
     for _ in range(rounds):
         for name, peer in bare.items():
             seconds[name].append(cpu(lambda peer=peer: [peer(data) for data in images], 1))  # type: ignore[misc]
-        for resizer, _ in resizers:
-            seconds[resizer].append(cpu(lambda resizer=resizer: _for_clip(images, resizer), 1))  # type: ignore[misc]
+        for resizer, _, here in ways:
+            ours[resizer, here].append(cpu(partial(_for_clip, images, resizer, here), 1))
     for name in bare:
         rate = len(images) / statistics.median(seconds[name])
         print(f"bare decode and resize, {name}: {rate:,.0f} images/CPU-s")
     fastest = min(bare, key=lambda name: statistics.median(seconds[name]))
-    for resizer, like in resizers:
-        rate = len(images) / statistics.median(seconds[resizer])
-        share = statistics.median(a / b for a, b in zip(seconds[like], seconds[resizer], strict=True))
-        of_all = statistics.median(a / b for a, b in zip(seconds[fastest], seconds[resizer], strict=True))
+    for resizer, like, here in ways:
+        rate = len(images) / statistics.median(ours[resizer, here])
+        share = statistics.median(a / b for a, b in zip(seconds[like], ours[resizer, here], strict=True))
+        of_all = statistics.median(a / b for a, b in zip(seconds[fastest], ours[resizer, here], strict=True))
         print(
-            f"for CLIP, resizer {resizer}: {rate:,.0f} images/CPU-s, {share:.2f} of {like}, "
+            f"for CLIP, resizer {resizer}, {'with normalising' if here else 'uint8 for the device'}: "
+            f"{rate:,.0f} images/CPU-s, {share:.2f} of {like}, "
             f"{of_all:.2f} of the fastest, {fastest} (goal {GOALS['preprocess']:g})"
         )
 
@@ -203,9 +206,12 @@ def cpu(work: Callable[[], object], rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def _for_clip(images: Sequence[bytes], resizer: Resizer) -> None:
+def _for_clip(images: Sequence[bytes], resizer: Resizer, here: bool) -> None:
+    """What decoding threads do for the model; `here`: mean and deviation too, which else its device does."""
     for data in images:
-        normalised(torch.from_numpy(pixels(data, SIDE, resizer))[None])
+        picture = pixels(data, SIDE, resizer)
+        if here:
+            normalised(torch.from_numpy(picture)[None])
 
 
 def _size() -> tuple[int, int]:

@@ -34,7 +34,7 @@ class Clip:
     weights: Path
     """A state dict (.safetensors, or .pt read without unpickling code) of the whole model."""
     architecture: str = ARCHITECTURE
-    """open_clip's name of the network."""
+    """open_clip's name of the network, or a JSON file that describes another one as open_clip's own files do."""
     precision: Precision = "float32"
     """In which the network is computed. Scores near a threshold differ between the two (DATASETS.md, d)."""
     resizer: Resizer = "pillow"
@@ -44,7 +44,12 @@ class Clip:
     def group(self) -> str:
         """Name of the column group that its embeddings are kept in."""
         fast = "" if self.resizer == "pillow" else f"-{self.resizer}"
-        return f"clip.{self.architecture.lower()}-{self.precision}{fast}"
+        return f"clip.{self.name.lower()}-{self.precision}{fast}"
+
+    @property
+    def name(self) -> str:
+        """What open_clip calls the network."""
+        return Path(self.architecture).stem if self.architecture.endswith(".json") else self.architecture
 
     @cached_property
     def sha256(self) -> str:
@@ -82,8 +87,10 @@ class ClipEmbedder:
         import open_clip
         import torch
 
+        if clip.architecture.endswith(".json"):
+            open_clip.add_model_config(Path(clip.architecture))
         try:
-            model = open_clip.create_model(clip.architecture, pretrained=str(clip.weights), weights_only=True)
+            model = open_clip.create_model(clip.name, pretrained=str(clip.weights), weights_only=True)
         except RuntimeError as problem:
             first = str(problem).splitlines()[0]
             raise ConfigurationError(
@@ -99,14 +106,14 @@ class ClipEmbedder:
         self._dtype = getattr(torch, clip.precision)
         self._model: Any = model.eval().to(self._device)
         self.side: int = size if isinstance(size, int) else size[0]
-        self._tokenizer: Any = open_clip.get_tokenizer(clip.architecture)
+        self._tokenizer: Any = open_clip.get_tokenizer(clip.name)
 
     def pixels(self, data: bytes) -> NDArray[np.uint8]:
-        """A picture as the network reads it, [3, side, side]. Raises OSError or ValueError for what is none."""
+        """A picture as the network reads it, [side, side, 3]. Raises OSError or ValueError for what is none."""
         return pixels(data, self.side, self._clip.resizer)
 
     def embed(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Embeddings [B, D] of pictures [B, 3, side, side], each of length 1."""
+        """Embeddings [B, D] of pictures [B, side, side, 3], each of length 1."""
         import torch
 
         batch = normalised(torch.from_numpy(pictures).to(self._device, non_blocking=True))

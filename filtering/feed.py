@@ -20,7 +20,7 @@ class Batch:
 
     keys: list[str]
     pixels: NDArray[np.uint8]
-    """[B, 3, side, side]"""
+    """[B, side, side, 3]"""
     undecodable: list[str]
     """Keys whose bytes are no picture; they are in no batch."""
 
@@ -59,4 +59,4 @@ def _gathered(jobs: list[tuple[str, "Future[NDArray[np.uint8]]"]]) -> Batch:
             keys.append(key)
         except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's word for a damaged PNG
             bad.append(key)
-    return Batch(keys, np.stack(found) if found else np.zeros((0, 3, 1, 1), np.uint8), bad)
+    return Batch(keys, np.stack(found) if found else np.zeros((0, 1, 1, 3), np.uint8), bad)

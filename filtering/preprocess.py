@@ -9,6 +9,7 @@ pixels normalised where the model runs: four times fewer bytes go there.
 """
 
 import io
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ MOST_PIXELS = Limits().max_pixels  # of one picture: 192 MB decoded
 
 
 def pixels(data: bytes, side: int, resizer: Resizer = "pillow") -> NDArray[np.uint8]:
-    """[3, side, side] of an encoded picture. Raises OSError or ValueError for what is none, or has too many pixels."""
+    """[side, side, 3] of an encoded picture. Raises OSError or ValueError for what is none, or has too many pixels."""
     picture = _decoded(data)
     height, width = picture.shape[:2]
     width, height = resized_size(width, height, side)
@@ -38,8 +39,8 @@ def pixels(data: bytes, side: int, resizer: Resizer = "pillow") -> NDArray[np.ui
         resized = torch.nn.functional.interpolate(planes, size=size, mode="bicubic", antialias=True)
         small = resized[0].permute(1, 2, 0).numpy()
     top, left = (round((length - side) / 2) for length in small.shape[:2])
-    cut = small[top : top + side, left : left + side]
-    return np.ascontiguousarray(cut.transpose(2, 0, 1))  # planes, which normalise several times faster
+    cut: NDArray[np.uint8] = small[top : top + side, left : left + side]
+    return cut
 
 
 def resized_size(width: int, height: int, side: int) -> tuple[int, int]:
@@ -50,9 +51,19 @@ def resized_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def normalised(batch: torch.Tensor) -> torch.Tensor:
-    """float32 [B, 3, side, side] of uint8 [B, 3, side, side], on the device of `batch`."""
-    mean, deviation = (torch.tensor(one, device=batch.device)[:, None, None] for one in (MEAN, DEVIATION))
-    return batch.float().mul_(1 / (255 * deviation)).sub_(mean / deviation)
+    """float32 [B, 3, side, side], channels last in memory, of uint8 [B, side, side, 3], on the device of `batch`."""
+    many, side = batch.shape[:2]
+    scale, shift = _constants(side, batch.device)
+    found = batch.reshape(many, side, 3 * side).float().mul_(scale).sub_(shift)
+    return found.view(many, side, side, 3).permute(0, 3, 1, 2)
+
+
+@cache
+def _constants(side: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and shift of a whole row of pixels [3 * side]: over three colours alone a processor's vectors would stay
+    nearly empty."""
+    mean, deviation = (torch.tensor(one, device=device) for one in (MEAN, DEVIATION))
+    return (1 / (255 * deviation)).repeat(side), (mean / deviation).repeat(side)
 
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:
