@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-long test soak check format bench env img2dataset vllm clean-env
+.PHONY: demo demo-long test soak check format bench env img2dataset vllm data-juicer clean-env
 
 demo: env img2dataset
 	.venv/bin/harmon run $(RECIPE)
@@ -41,6 +41,7 @@ bench: env
 env: .venv/.ready
 img2dataset: .venv-img2dataset/.ready
 vllm: .venv-vllm/.ready
+data-juicer: .venv-data-juicer/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("harmon needs Python 3.11 or newer; name one with PYTHON=") if sys.version_info < (3, 11) else None'
@@ -57,5 +58,10 @@ vllm: .venv-vllm/.ready
 	PYTHON=$(PYTHON) sh infra/vllm-cpu/install.sh .venv-vllm
 	touch $@
 
+.venv-data-juicer/.ready: infra/data-juicer/requirements.txt
+	$(PYTHON) -m venv .venv-data-juicer
+	.venv-data-juicer/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean-env:
-	rm -rf .venv .venv-img2dataset .venv-vllm
+	rm -rf .venv .venv-img2dataset .venv-vllm .venv-data-juicer

@@ -211,7 +211,7 @@ def _for_clip(images: Sequence[bytes], resizer: Resizer, here: bool) -> None:
     for data in images:
         picture = pixels(data, SIDE, resizer)
         if here:
-            normalised(torch.from_numpy(picture)[None])
+            normalised(torch.tensor(picture)[None])
 
 
 def _size() -> tuple[int, int]:

@@ -132,8 +132,7 @@ def resolve(rows: ShardRows, name: str) -> tuple[str, str]:
     """
     if name in SOURCE_SCHEMA.names:
         return SOURCE, name
-    head = rows.dataset.head
-    schemas = head.schemas if head else {}
+    schemas = rows.head.schemas
     asked, _, column = name.partition(":")
     groups = [group for group in schemas if group == asked or (group.startswith(asked + ".") and rows.has(group))]
     groups = [asked] if asked in groups else groups

@@ -20,7 +20,7 @@ GROUP = "header"
 STEP_VERSION = 1
 START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})  # T.81, B.1
 BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length: TEM and restarts
-FIRST = 4096  # bytes of a picture that are read at first: nearly every size stands in them
+FIRST = 1536  # bytes of a picture that are read at first: nearly every size stands in them
 MOST_MARKERS = 4096  # a JPEG with more segments before its frame is no photograph
 
 _BIG2 = struct.Struct(">HH").unpack_from

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.columns import read_columns
 from pipelines.dataset import Dataset
-from pipelines.errors import ConfigurationError
-from pipelines.manifest import IMAGES, SOURCE
+from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.manifest import IMAGES, SOURCE, Commit, FileEntry
 
 TOGETHER = ("key", "source", "task", "width", "height", "sha256")
 """Columns of `source` that every selection reads: opening a file for each would cost more than reading them."""
@@ -32,18 +33,29 @@ class Drop:
 class ShardRows:
     """Columns of one shard. Only the columns that are asked for are read, each once."""
 
-    def __init__(self, dataset: Dataset, shard: int) -> None:
+    def __init__(self, dataset: Dataset, shard: int, head: Commit | None = None) -> None:
+        """`head`: the commit to read, where the caller has looked it up once for many shards."""
         self.dataset = dataset
         self.shard = shard
+        found = head or dataset.head
+        if found is None:
+            raise HarmonError(f"the dataset {dataset.root} has no commit yet; run the step that writes it first")
+        self.head: Commit = found
         self._columns: dict[tuple[str, str], pa.ChunkedArray] = {}
-        self._length = dataset.rows(shard)
+        self._length = self._entry(SOURCE).rows
 
     def __len__(self) -> int:
         return self._length
 
     def has(self, group: str) -> bool:
         """Whether the shard has this column group."""
-        return self.dataset.entry(group, self.shard) is not None
+        return (group, self.shard) in self.head.by_place
+
+    def _entry(self, group: str) -> FileEntry:
+        try:
+            return self.head.by_place[group, self.shard]
+        except KeyError:
+            raise ConfigurationError(f"Shard {self.shard} of {self.dataset.root} has no group '{group}'.") from None
 
     def column(self, group: str, name: str) -> pa.ChunkedArray:
         """One column, in shard order.
@@ -52,15 +64,18 @@ class ShardRows:
         """
         found = self._columns.get((group, name))
         if found is None:
-            head = self.dataset.head
-            known = sorted(head.schemas.get(group, {})) if head else []
+            known = sorted(self.head.schemas.get(group, {}))
             if name not in known:
                 raise ConfigurationError(
                     f"There is no column '{name}' in the group '{group}' of {self.dataset.root}; it has "
                     f"{', '.join(known) or 'no such group'}."
                 )
             together = [one for one in TOGETHER if one in known] if group == SOURCE and name in TOGETHER else [name]
-            table = self.dataset.table(group, self.shard, together)
+            entry = self._entry(group)
+            table = read_columns(self.dataset.store.readable(entry.path), together)
+            if table.num_rows != self._length:
+                where = self.dataset.store.where(entry.path)
+                raise HarmonError(f"{where} has {table.num_rows} rows, not {self._length}; run `harmon audit`")
             self._columns |= {(group, one): table.column(one) for one in together}
             found = self._columns[group, name]
         return found
@@ -102,8 +117,11 @@ class ShardRows:
 def shards_of(datasets: Sequence[Dataset]) -> Iterator[tuple[int, ShardRows]]:
     """Every shard with the number of its dataset, in the order dataset, shard."""
     for number, dataset in enumerate(datasets):
-        for shard in dataset.shard_numbers:
-            yield number, ShardRows(dataset, shard)
+        head = dataset.head
+        for entry in sorted(
+            (one for one in head.files if one.group == SOURCE) if head else (), key=lambda one: one.shard
+        ):
+            yield number, ShardRows(dataset, entry.shard, head)
 
 
 def _floats(column: pa.ChunkedArray, name: str) -> Numbers:

@@ -63,8 +63,8 @@ class Threshold(Settings):
         values = rows.numbers(self.group, self.column)
 
         def why_absent(row: int) -> str:
-            schema = rows.dataset.head.schemas[self.group] if rows.dataset.head else {}
-            told = rows.column(self.group, "reason")[row].as_py() if "reason" in schema else None
+            known = rows.head.schemas.get(self.group, {})
+            told = rows.column(self.group, "reason")[row].as_py() if "reason" in known else None
             return f"{name} {self.column}: {told or 'no value'}"
 
         yield Check("unscored", pictures & np.isnan(values), why_absent)
