@@ -247,7 +247,7 @@ def _ranks(datasets: Sequence[Dataset], prefer: Sequence[str]) -> Rows:
     for _, shard in shards_of(datasets):
         total += len(shard)
         for name, parts in zip(prefer, columns, strict=True):
-            parts.append(np.nan_to_num(Name(name).values(shard).astype(np.float64), nan=-np.inf))
+            parts.append(np.nan_to_num(Name(name).numbers(shard), nan=-np.inf))
     worths = [-np.concatenate(parts) for parts in columns]
     order = np.lexsort((np.arange(total), *reversed(worths)))
     ranks = np.empty(total, np.int64)

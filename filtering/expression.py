@@ -64,6 +64,13 @@ class Name:
             return np.array(rows.values(group, column), dtype=object)
         return rows.numbers(group, column)
 
+    def numbers(self, rows: ShardRows) -> NDArray[np.float64]:
+        """The values of a numeric column. Raises ConfigurationError for a text."""
+        found = self.values(rows)
+        if found.dtype == object:
+            raise ConfigurationError(f"'{self.text}' holds texts; a number is needed to know the better row by.")
+        return found.astype(np.float64)
+
 
 Operand = float | str | Name
 

@@ -25,6 +25,7 @@ from pipelines.errors import ConfigurationError
 from pipelines.manifest import IMAGES, SOURCE
 
 KEY_TWICE, SAME_BYTES, NEAR, CUT, UNSCORED = "duplicate_key", "duplicate", "near_duplicate", "below_cut", "unscored"
+SAID = {KEY_TWICE: "the key stands in an earlier row", SAME_BYTES: "same bytes as ", NEAR: "much like "}
 Codes = NDArray[np.uint8]
 
 
@@ -105,18 +106,18 @@ class Plan:
                 if row not in found:
                     found[row] = Drop(check.reason, check.detail(row))
         for reason, beaten in self.beaten.items():
-            said = {KEY_TWICE: "the key stands in an earlier row", SAME_BYTES: "same bytes as ", NEAR: "much like "}[
-                reason
-            ]
             for row in np.flatnonzero(codes == self.code(reason)).tolist():
-                found[row] = Drop(reason, said + ("" if reason == KEY_TWICE else beaten.winner(first + row)))
-        if (take := self.selection.take) is not None:
+                if row not in found:
+                    winner = "" if reason == KEY_TWICE else beaten.winner(first + row)
+                    found[row] = Drop(reason, SAID[reason] + winner)
+        left = [row for row in np.flatnonzero(codes > 0).tolist() if row not in found]
+        if left and (take := self.selection.take) is not None:
             scores, sources = rows.numbers(take.group, take.column), rows.values(SOURCE, "source")
-            for row in np.flatnonzero(codes > 0).tolist():
-                if row not in found:  # nothing else dropped it
-                    own = sources[row] if sources[row] in take.quotas else ""
-                    told = f"{scores[row]:.6g} of which the cut is {self.cut.get(own, float('nan')):.6g}"
-                    found[row] = Drop(self.reasons[codes[row]], f"{take.column} {told}")
+            for row in left:
+                cut = self.cut.get(sources[row] if sources[row] in take.quotas else "")
+                told = f"{scores[row]:.6g} < the cut, {cut:.6g}" if cut is not None else f"{scores[row]:.6g}, none kept"
+                told = "no value" if np.isnan(scores[row]) else told
+                found[row] = Drop(self.reasons[codes[row]], f"{take.column} {told}")
         return found
 
 
@@ -185,12 +186,18 @@ def _drop_equals(made: Plan) -> None:
     selection = made.selection
 
     def worth(rows: ShardRows) -> list[NDArray[np.float64]]:
-        return [Name(name).values(rows) for name in selection.prefer]
+        return [Name(name).numbers(rows) for name in selection.prefer]
 
     _beat(made, KEY_TWICE, losers(lambda: _pieces(made, False), (SOURCE, "key"), made.rows))
     chosen = worth if selection.prefer else None
     _beat(made, SAME_BYTES, losers(lambda: _pieces(made, True), (SOURCE, "sha256"), made.rows, chosen))
     if (group := selection.duplicates) is not None:
+        for dataset in made.datasets:
+            if dataset.entries(IMAGES) and not dataset.entries(group):
+                raise ConfigurationError(
+                    f"{dataset.root} has images but no column group '{group}' of near duplicates; run the step that "
+                    "compares these datasets with each other first."
+                )
         _beat(made, NEAR, losers(lambda: _pieces(made, True, group), (group, "group"), made.rows, chosen))
 
 
@@ -216,6 +223,8 @@ def _take(made: Plan) -> None:
             yield _classes(rows, left, take.quotas), _orders(rows, left)
 
     def _orders(rows: ShardRows, left: NDArray[np.bool_]) -> NDArray[np.uint64]:
+        if not left.any():  # text alone, which has no score
+            return np.zeros(0, np.uint64)
         keys = rows.column(SOURCE, "key").filter(left).to_pylist()
         scores = rows.numbers(take.group, take.column)[left].astype(np.float32)
         return orders(scores, places_of(keys, made.selection.seed))

@@ -368,7 +368,9 @@ def _read_groups(dataset: Dataset, selection: Selection) -> tuple[str, ...]:
     named = list(names_in(parse_condition(selection.where))) if selection.where else []
     numbers = dataset.shard_numbers
     resolved = [
-        resolve(ShardRows(dataset, numbers[0]), name)[0] for name in [*named, *selection.prefer] if _is_group(name)
+        resolve(ShardRows(dataset, numbers[0]), name)[0]
+        for name in [*named, *selection.prefer]
+        if numbers and _is_group(name)
     ]
     rules = [one.group for one in (selection.captions,) if one]
     rules += [f"language.{one.group}" for one in (selection.captions,) if one and one.languages]

@@ -97,8 +97,8 @@ class Selection(Settings):
 
     def configuration(self) -> dict[str, Any]:
         """What decides the result: files by their contents, not by where they lie."""
-        found: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
-        for one, told in zip(self.hash_lists, found.get("hash_lists", ()), strict=True):
+        found: dict[str, Any] = self.model_dump(mode="json")
+        for one, told in zip(self.hash_lists, found["hash_lists"], strict=True):
             told["file"] = one.sha256
         if self.decontaminate is not None and self.decontaminate.lists:
             found["decontaminate"]["lists"] = self.decontaminate.sha256

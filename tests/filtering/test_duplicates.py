@@ -174,6 +174,13 @@ def test_groups_span_datasets(tmp_path: Path) -> None:
     assert {row["row_id"]: row["detail"] for row in target.rejects().to_pylist()}["a"] == f"much like {key}"
 
 
+def test_a_group_of_duplicates_that_nobody_marked_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="of near duplicates"):
+        plan([write_rows(tmp_path / "toys", [Row("a")])], Selection(duplicates="duplicates.00000000"))
+    with pytest.raises(ConfigurationError, match="holds texts"):
+        plan([write_rows(tmp_path / "twins", [Row("a"), Row("b")])], Selection(geometry=OPEN, prefer=("caption",)))
+
+
 def test_a_missing_hash_group_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no column group 'hash'"):
         mark_duplicates([write_rows(tmp_path / "toys", [Row("a")])], Duplicates())

@@ -38,6 +38,7 @@ def test_actors_write_the_embeddings_that_one_process_writes(tmp_path: Path) -> 
 def test_the_real_graph_scores_photographs_end_to_end_with_random_weights(tmp_path: Path, precision: str) -> None:
     """Random weights, since none can be fetched here: the scores mean nothing, the path to them is the real one."""
     import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     torch.manual_seed(0)
     model = open_clip.create_model(ARCHITECTURE)
@@ -47,7 +48,7 @@ def test_the_real_graph_scores_photographs_end_to_end_with_random_weights(tmp_pa
     clip = Clip(tmp_path / "random.pt", precision=precision)  # type: ignore[arg-type]
     embed_images(dataset, clip)
     vectors = np.array(dataset.whole_table(clip.group).column("embedding").to_pylist(), np.float32)
-    preprocess = open_clip.image_transform_v2(open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), False)
+    preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     batch = torch.stack([preprocess(reopened(encoded(picture))) for picture in pictures])
     with torch.inference_mode():
         expected = model.eval().encode_image(batch, normalize=True).numpy()
