@@ -16,7 +16,6 @@ from filtering.selection import Selection
 from filtering.shipped import Shipped, write_shipped
 from filtering.similarity import score_similarity
 from pipelines.dataset import Dataset
-from pipelines.errors import ConfigurationError
 from pipelines.manifest import Commit
 from pipelines.settings import Settings, parse, read_yaml
 from pipelines.steps import ProgressCallback
@@ -129,12 +128,3 @@ def _embedder(settings: Embed) -> Maker:
         return made + [score_similarity(dataset, clip, one, show, settings.device) for one in settings.similarity]
 
     return make
-
-
-def checked_target(target: str | None, recipe: Path | None) -> str:
-    """Where the result goes. Raises ConfigurationError where nobody said."""
-    if target is None:
-        raise ConfigurationError(
-            f"{recipe or 'filter'}: name the new dataset with --to FOLDER, or ask with --dry-run what would happen."
-        )
-    return target

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from filtering.captions import CHOSEN, chosen_captions
-from filtering.expression import names_in, parse_condition, resolve
+from filtering.expression import WORDS, names_in, parse_condition, resolve
 from filtering.plan import Plan, plan
 from filtering.rows import Mask, ShardRows, shards_of
 from filtering.selection import Selection
@@ -383,8 +383,6 @@ def _read_groups(dataset: Dataset, selection: Selection) -> tuple[str, ...]:
 
 def _is_group(name: str) -> bool:
     """Whether a name of a condition is a column group's, rather than a measure made from `source`."""
-    from filtering.expression import WORDS
-
     return name not in WORDS and name not in SOURCE_SCHEMA.names
 
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,28 +97,28 @@ def _ask(
 def _do(
     names: tuple[str, ...], recipe: Path | None, where: str | None, target: str | None, workers: int, as_json: bool
 ) -> None:
-    from contextlib import nullcontext
-
-    from filtering.recipe import checked_target, make_columns
+    from filtering.recipe import make_columns
     from filtering.select import select
     from harmon.training.launch import local_ray
     from pipelines.dataset import Dataset
     from pipelines.steps import Progress
 
-    written = Dataset(checked_target(target, recipe))
-    opened = _opened(names)
-    told = _told(recipe, where)
-    step = ""
-    with shown_progress("filter") as show:
+    if target is None:
+        raise ConfigurationError(
+            "filter: name the new dataset with --to DATASET, or ask with --dry-run what would happen."
+        )
+    written, opened, told = Dataset(target), _opened(names), _told(recipe, where)
+    embed, step = told.columns.embed, ""
+    with ExitStack() as bars:
+        show: Callable[[int, int], None]
 
         def progress(now: Progress) -> None:
-            nonlocal step
+            nonlocal step, show
             if (name := f"{now.step} {now.dataset}") != step:
-                step = name
-                click.echo(name, err=True)
+                bars.close()
+                step, show = name, bars.enter_context(shown_progress(name))
             show(now.shards_done, now.shards_total)
 
-        embed = told.columns.embed
         with local_ray(embed.actors[1] * embed.threads) if embed and embed.actors else nullcontext():
             make_columns(told, opened, progress)
         commit = select(opened, written, told.filled(opened), progress, workers)

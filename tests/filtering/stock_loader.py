@@ -21,7 +21,7 @@ def train(shards: list[str], steps: int) -> list[float]:
     """Losses of a few train steps."""
     torch.manual_seed(0)
     dataset = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(100)
-    dataset = dataset.decode("pil").to_tuple("jpg;png;webp", "json").map_tuple(lambda x: x, lambda x: x)
+    dataset = dataset.decode("pil").to_tuple("jpg;png;webp", "json")
     dataset = dataset.map(lambda pair: sample(*pair)).repeat()
     loader = torch.utils.data.DataLoader(dataset, batch_size=8, num_workers=0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
