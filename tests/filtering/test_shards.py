@@ -25,8 +25,9 @@ from filtering.header import write_headers
 from filtering.phash import write_hashes
 from filtering.resize import Resize
 from filtering.rules import Addresses, Captions, FileTypes, HashList, Threshold
-from filtering.select import BUCKET, select
+from filtering.select import select
 from filtering.selection import Selection
+from filtering.shard_files import BUCKET
 from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
