@@ -104,8 +104,8 @@ def _write_apart(
                 done.result()
             except BrokenProcessPool as problem:
                 raise HarmonError(
-                    f"A process that wrote shards of {target.root} was killed, perhaps for want of memory; run it again "
-                    "with fewer workers, and it goes on where it was."
+                    f"A process that wrote shards of {target.root} was killed, perhaps for want of memory; run it "
+                    "again with fewer workers, and it goes on where it was."
                 ) from problem
             if on_progress is not None:
                 on_progress(run.progress())

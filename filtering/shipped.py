@@ -81,7 +81,10 @@ def verify_embeddings(dataset: Dataset, group: str, clip: Clip, pictures: int = 
             image = images.find(row["key"]) if row["embedding"] else None
             if image is None or not left:
                 continue
-            theirs, ours = np.array(row["embedding"], np.float64), embedder.embed(embedder.pixels(image.data)[None])[0]
+            theirs, ours = (
+                np.array(row["embedding"], np.float64),
+                embedder.embed(np.stack([embedder.pixels(image.data)]))[0],
+            )
             lowest = min(lowest, float(theirs @ ours / (np.linalg.norm(theirs) * np.linalg.norm(ours))))
             left -= 1
     if left == pictures:

@@ -40,7 +40,7 @@ def test_agrees_with_open_clip_to_a_millionth(pictures: list[Image.Image], kind:
         pytest.skip(f"{kind} has no {mode}")
     for picture in pictures:
         data = saved(picture.convert(mode), kind)
-        found = normalised(torch.from_numpy(pixels(data, 224))[None])[0]
+        found = normalised(torch.tensor(pixels(data, 224))[None])[0]
         np.testing.assert_allclose(found.numpy(), open_clips(data).numpy(), atol=1e-6)
 
 
