@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-long test soak check format bench env img2dataset vllm clean-env
+.PHONY: demo demo-long test soak check format bench env img2dataset vllm data-juicer clean-env
 
 demo: env img2dataset
 	.venv/bin/harmon run $(RECIPE)
@@ -23,8 +23,9 @@ test: env img2dataset vllm check
 
 soak: env img2dataset vllm
 	mkdir -p docs/proof
-	$(call soaked,datasets,tests/pipelines -k "kill or racing")
-	$(call soaked,flow,--ignore=tests/pipelines tests -k kill)
+	$(call soaked,datasets,tests/pipelines -k "kill or racing or gigabytes")
+	$(call soaked,filtering,tests/filtering)
+	$(call soaked,flow,tests/flows -k kill)
 
 # $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
 define soaked
@@ -49,6 +50,7 @@ bench: env
 env: .venv/.ready
 img2dataset: .venv-img2dataset/.ready
 vllm: .venv-vllm/.ready
+data-juicer: .venv-data-juicer/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("harmon needs Python 3.11 or newer; name one with PYTHON=") if sys.version_info < (3, 11) else None'
@@ -65,5 +67,10 @@ vllm: .venv-vllm/.ready
 	PYTHON=$(PYTHON) sh infra/vllm-cpu/install.sh .venv-vllm
 	touch $@
 
+.venv-data-juicer/.ready: infra/data-juicer/requirements.txt
+	$(PYTHON) -m venv .venv-data-juicer
+	.venv-data-juicer/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean-env:
-	rm -rf .venv .venv-img2dataset .venv-vllm
+	rm -rf .venv .venv-img2dataset .venv-vllm .venv-data-juicer

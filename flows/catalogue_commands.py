@@ -68,8 +68,8 @@ def catalog(name: str | None, recipe: Path | None, as_json: bool) -> None:
     "--only",
     "again",
     type=click.Choice(["failed", "transient", "missing"]),
-    help="Ask again for what the download of DATASET did not bring. failed: rows whose link gave no picture; transient: "
-    "those of them that may work now; missing: open shards.",
+    help="Ask again for what the download of DATASET did not bring. failed: rows whose link gave no picture; "
+    "transient: those of them that may work now; missing: open shards.",
 )
 @click.option("--list", "links", type=_PATH, help="With --only: the list, if it is not where it was.")
 @click.option("--engine", type=click.Choice(["img2dataset", "native"]), help="What fetches links; img2dataset if new.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from filtering.embedding import ARCHITECTURE
-from filtering.select import Selection
+from filtering.selection import Selection
 from flows.report.inputs import Goals, StandIn
 from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch

@@ -17,7 +17,8 @@ from typing import Any
 from filtering.aesthetic import aesthetic_step, load_head, score_aesthetics
 from filtering.clarity import clarity_step, score_clarity
 from filtering.embedding import Clip, embed_images, embed_step
-from filtering.select import Selection, select, select_step
+from filtering.select import select, select_step
+from filtering.selection import Selection
 from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
