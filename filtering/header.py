@@ -13,8 +13,8 @@ import pyarrow as pa
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import IMAGES, INDEX, SOURCE, Commit
-from pipelines.shards import BLOCK, parse_header
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
+from pipelines.ustar import BLOCK, member
 
 GROUP = "header"
 STEP_VERSION = 1
@@ -124,7 +124,7 @@ def _headers(dataset: Dataset, shard: int) -> Iterator[tuple[str, Header | None]
     view, offsets = dataset.store.view(tar.path), np.frombuffer(dataset.store.read(index.path), "<u8").tolist()
     for offset in offsets[:-1]:
         start = view[offset : offset + BLOCK + FIRST]
-        name = parse_header(start[:BLOCK])
+        name = member(start[:BLOCK])
         if name is None:
             raise HarmonError(f"{dataset.store.where(tar.path)} has no image at {offset}; run `harmon audit --deep`")
         header = read_header(start[BLOCK : BLOCK + name.size])

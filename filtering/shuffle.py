@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.storage import make_folder
+from pipelines.disk import make_folder
 
 WAITING = 32 << 20  # bytes of rows that are gathered before they are sorted into partitions
 PARTITION = 32 << 20  # bytes of rows that a partition should have in memory

@@ -11,9 +11,9 @@ from filtering.rows import ShardRows
 from filtering.shuffle import places_of
 from filtering.spread import Spread
 from pipelines.charts import funnel
+from pipelines.disk import make_folder
 from pipelines.manifest import IMAGES, SOURCE
 from pipelines.page import Markup, Page, Picture, Remark, Section, code, gallery, table, thumbnail
-from pipelines.storage import make_folder
 
 SIDE, COLUMNS = 160, 8
 SHOWN = 32  # pictures that stay, and as many that leave

@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 
 from filtering.aesthetic import V2_SHA256
+from pipelines.disk import make_folder
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.storage import file_sha256, make_folder
+from pipelines.storage import file_sha256
 
 NO_TENSORS = (
     "input_resolution",
