@@ -172,7 +172,9 @@ def test_places_in_the_dense_caption_agree_with_the_objects(scene: Scene) -> Non
 
 @given(scenes)
 def test_the_short_caption_says_where_each_of_several_objects_is(scene: Scene) -> None:
-    told = re.findall(r"(\w+ \w+) at the ((?:top |bottom )?(?:left|right)|top|bottom|middle)", short_caption(scene).lower())
+    told = re.findall(
+        r"(\w+ \w+) at the ((?:top |bottom )?(?:left|right)|top|bottom|middle)", short_caption(scene).lower()
+    )
     several = scene.objects if len(scene.objects) > 1 else ()
     assert dict(told) == {" ".join(item.pair): item.place for item in several}
     assert {item.place for item in scene.objects} <= set(PLACES)
