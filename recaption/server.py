@@ -13,7 +13,7 @@ import httpx
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import free_port
 from recaption import leash
-from recaption.language_model import LanguageModel
+from recaption.language_model import LanguageModel, local_folder
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {  # what the caller's environment says of these goes first
@@ -45,7 +45,7 @@ class VllmServer:
         """
         self.model = model.name
         self.address = ""
-        self._folder = model.folder
+        self._folder = local_folder(model)
         self._log = log
         self._dtype = dtype
         self._ready_seconds = ready_seconds
