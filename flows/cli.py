@@ -9,6 +9,7 @@ import click
 
 from flows.dataset_commands import diff, export, forget, show
 from flows.model_commands import ask, convert, generate
+from flows.recaption_commands import plan, recaption
 from pipelines.errors import ConfigurationError, HarmonError
 
 
@@ -76,7 +77,7 @@ def audit(dataset: str, deep: bool, decode: float, history: bool, repair: bool, 
     sys.exit(audit_command(dataset, deep, decode, as_json))
 
 
-for command in (diff, show, forget, export, convert, generate, ask):
+for command in (plan, recaption, diff, show, forget, export, convert, generate, ask):
     main.add_command(command)
 
 

@@ -42,6 +42,12 @@ class Choice:
         """The rows of one shard, in order."""
         return self._choose(number, self._quotas.get(number, 0) if self._recaption.rows.limit else None, name=True)
 
+    def any(self) -> bool:
+        """Whether a single row is asked about."""
+        limit = self._recaption.rows.limit
+        shards = self._quotas if limit else self._dataset.shard_numbers
+        return any(work for number in shards for work in self._choose(number, self._quotas.get(number), False).works)
+
     def _cut(self, limit: int) -> dict[int, int]:
         """How many rows of each shard are among the first `limit`."""
         quotas: dict[int, int] = {}

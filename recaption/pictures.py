@@ -41,7 +41,7 @@ def fitting_size(width: int, height: int, size: Picture) -> tuple[int, int]:
     The rule of Qwen2-VL's processor (smart_resize), so that the server has nothing left to scale.
     """
     step = size.multiple
-    wide, high = (max(step, round(side / step) * step) for side in (width, height))
+    wide, high = (round(side / step) * step for side in (width, height))
     if wide * high > size.max_pixels:
         shrink = math.sqrt(width * height / size.max_pixels)
         wide, high = (max(step, math.floor(side / shrink / step) * step) for side in (width, height))

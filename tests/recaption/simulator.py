@@ -44,7 +44,8 @@ def completion(text: str, after: float = 0.0, finish: str = "stop") -> Reply:
 
 def rewritten(message: str) -> str:
     """A caption that passes the checks and depends on the message alone."""
-    return f"A quiet picture {zlib.crc32(message.encode()):08x}."
+    letters = f"{zlib.crc32(message.encode()):08x}".translate(str.maketrans("0123456789abcdef", "bcdfghjklmnpqrst"))
+    return f"A quiet picture called {letters}."
 
 
 @dataclass
