@@ -134,15 +134,7 @@ class Endpoint:
         raise HarmonError(f"The vLLM server at {self.address} answered {status}: {_words(body)}")
 
     def _body(self, question: Question) -> bytes:
-        content: str | list[dict[str, Any]] = question.message
-        if question.image is not None:
-            data = base64.b64encode(question.image).decode("ascii")
-            content = [
-                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}},
-                {"type": "text", "text": question.message},
-            ]
-        messages = [{"role": "user", "content": content}]
-        return json.dumps({"model": self.model, "messages": messages, **sampled(question.sampling)}).encode()
+        return json.dumps({"model": self.model, "messages": chat(question), **sampled(question.sampling)}).encode()
 
     def _answer(self, body: bytes) -> Answer:
         """The fields used of a chat completion, checked."""
@@ -161,6 +153,15 @@ class Endpoint:
 
     def _refusal(self, reason: str) -> Answer:
         return Answer(None, reason, None, None, None, 0.0, 0, self.address)
+
+
+def chat(question: Question) -> list[dict[str, Any]]:
+    """The question as the messages of an OpenAI-compatible chat, its image as a data URI."""
+    if question.image is None:
+        return [{"role": "user", "content": question.message}]
+    data = base64.b64encode(question.image).decode("ascii")
+    image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": question.message}]}]
 
 
 def sampled(sampling: Sampling) -> dict[str, Any]:

@@ -31,6 +31,11 @@ def vllm_python() -> Path:
     return Path(os.environ.get("HARMON_VLLM_PYTHON") or _CHECKOUT / ".venv-vllm/bin/python")
 
 
+def vllm_environment() -> dict[str, str]:
+    """Environment variables of a vLLM process."""
+    return _ENVIRONMENT | os.environ
+
+
 class VllmServer:
     """Serves one model for as long as the context is open; `address` is its base URL, `model` the name it
     answers to.
@@ -78,7 +83,7 @@ class VllmServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=_ENVIRONMENT | os.environ,
+                env=vllm_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
