@@ -210,7 +210,9 @@ class OpenShards:
         if self._prompt.image is None:
             yield from map(self._lot_of, asked)
         else:
-            yield from map(self._readable, _ahead(self._painters, self._lot_of, asked, PICTURES_AHEAD))
+            for ready in _ahead(self._painters, self._lot_of, asked, PICTURES_AHEAD):
+                if readable := self._readable(ready):
+                    yield readable
 
     def _subjects(self, shard: _Shard) -> list[_Subject]:
         """What the shard asks about, each work once, the shortest captions first."""

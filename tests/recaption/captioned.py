@@ -1,5 +1,9 @@
 """A small dataset of scenes with dense captions, and engines to rewrite them with."""
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,19 +22,25 @@ DENSE = SHARDS * (ROWS - 3)
 QWEN = Path("harmon/parts/demo/qwen")
 
 
-def write_scenes(root: Path, changed: Mapping[int, str] | None = None, image: bytes = b"a picture") -> Dataset:
+def write_scenes(
+    root: Path,
+    changed: Mapping[int, str] | None = None,
+    image: Callable[[int], bytes] = lambda number: b"a picture",
+    shards: int = SHARDS,
+    rows: int = ROWS,
+) -> Dataset:
     """Rows as the scenes source has them; `changed`: captions of some rows, by their number over all shards."""
     dataset = Dataset(root)
     run = StepRun(dataset, Step("download", 1, {"source": "scenes", "name": root.name}))
-    for shard in run.pending(range(SHARDS)):
+    for shard in run.pending(range(shards)):
         output = run.shard(shard)
-        rows = [source_row(shard * ROWS + row, row) for row in range(ROWS)]
-        for number, row in enumerate(rows, start=shard * ROWS):
+        made = [source_row(shard * rows + row, row) for row in range(rows)]
+        for number, row in enumerate(made, start=shard * rows):
             row["caption"] = (changed or {}).get(number, row["caption"])
             if row["task"] != "text":
-                output.images().add(str(row["key"]), image, "jpg", {})
-        output.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
-        output.finish(len(rows))
+                output.images().add(str(row["key"]), image(number), "jpg", {})
+        output.columns("source", pa.Table.from_pylist(made, SOURCE_SCHEMA))
+        output.finish(len(made))
     run.commit({"scenes": {"licence": "CC0-1.0"}})
     return dataset
 
@@ -76,3 +86,25 @@ class FirstSentence:
         before = load_prompt("rewrite-v1").text.partition(PLACE)[0]
         text = self._says(question.message.removeprefix(before), question.draw)
         return Answer(text, None, "stop", 10, 5, 0.01, 1, "here")
+
+
+def run_killed(root: object, address: str, model: str, concurrency: int, when: Callable[[], bool]) -> None:
+    """rewrite-v1 in a process of its own, which is killed with -9 once `when()` holds."""
+    script = (
+        "import sys\n"
+        "from pipelines.dataset import Dataset\nfrom recaption.captions import write_captions\n"
+        "from recaption.language_model import served_model\nfrom recaption.prompt import load_prompt\n"
+        "from recaption.recaption import Recaption\nfrom recaption.vllm_engine import VllmEngine\n"
+        "root, address, model, concurrency = sys.argv[1:]\n"
+        "write_captions(Dataset(root), Recaption(load_prompt('rewrite-v1'), served_model(model)),\n"
+        "    lambda: VllmEngine([address], model, int(concurrency)))\n"
+    )
+    command = [sys.executable, "-c", script, str(root), address, model, str(concurrency)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    child = subprocess.Popen(command, env=environment)
+    deadline = time.monotonic() + 120
+    while not when() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert child.poll() is None, "it ended before it could be killed"
+    child.kill()
+    child.wait()

@@ -1,18 +1,16 @@
 """The captioning step: every row accounted for, named by what computed it, and never asked twice."""
 
+import base64
+import io
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
@@ -24,10 +22,12 @@ from recaption.language_model import LanguageModel, language_model, served_model
 from recaption.prompt import Prompt, load_prompt
 from recaption.recaption import Recaption, with_base
 from recaption.rows import Rows
+from recaption.vllm_engine import VllmEngine
 from tests.parts import need
-from tests.recaption.captioned import DENSE, QWEN, ROWS, SHARDS, FirstSentence, write_scenes
+from tests.recaption.captioned import DENSE, QWEN, ROWS, SHARDS, FirstSentence, run_killed, write_scenes
 from tests.recaption.simulator import MODEL as SIMULATED
 from tests.recaption.simulator import completion, rewritten, simulator
+from tests.recaption.tiny_qwen2_vl import drawn
 
 MODEL = LanguageModel(None, "firstsentence", "0" * 64)
 PROMPT = load_prompt("rewrite-v1")
@@ -365,8 +365,6 @@ def test_a_slow_answer_holds_up_no_other_shard(tmp_path: Path) -> None:
     def behave(message: str) -> Any:
         return completion(rewritten(message), after=1.0 if message == first else 0.0)
 
-    from recaption.vllm_engine import VllmEngine
-
     with simulator(behave) as server:
         write_captions(
             scenes,
@@ -384,37 +382,54 @@ def test_a_slow_answer_holds_up_no_other_shard(tmp_path: Path) -> None:
     assert Path(receipts["00001.json"]).stat().st_mtime_ns < Path(receipts["00000.json"]).stat().st_mtime_ns
 
 
-def run_killed(root: Path, address: str, when: Any) -> None:
-    """Recaption in a process of its own, killed with -9 once `when()` holds."""
-    script = (
-        "import sys\nfrom pathlib import Path\n"
-        "from pipelines.dataset import Dataset\nfrom recaption.captions import write_captions\n"
-        "from recaption.language_model import served_model\nfrom recaption.prompt import load_prompt\n"
-        "from recaption.recaption import Recaption\nfrom recaption.vllm_engine import VllmEngine\n"
-        "root, address, model = sys.argv[1:]\n"
-        "write_captions(Dataset(root), Recaption(load_prompt('rewrite-v1'), served_model(model)),\n"
-        "    lambda: VllmEngine([address], model, concurrency=8))\n"
-    )
-    command = [sys.executable, "-c", script, str(root), address, SIMULATED]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    child = subprocess.Popen(command, env=environment)
-    deadline = time.monotonic() + 60
-    while not when() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-
-
 def test_after_a_kill_at_most_the_requests_in_flight_are_asked_again(tmp_path: Path) -> None:
     scenes = write_scenes(tmp_path / "scenes")
     with simulator(lambda message: completion(rewritten(message), after=0.05)) as server:
         for share in (0.3, 0.7):
-            run_killed(scenes.root, server.address, lambda wanted=share * DENSE: server.seen.requests >= wanted)
-        from recaption.vllm_engine import VllmEngine
-
+            run_killed(
+                scenes.root, server.address, SIMULATED, 8, lambda wanted=share * DENSE: server.seen.requests >= wanted
+            )
         recaption = Recaption(PROMPT, served_model(SIMULATED))
         commit = write_captions(scenes, recaption, lambda: VllmEngine([server.address], SIMULATED, concurrency=8))
         assert commit.rows_out == DENSE
         assert len(server.seen.messages) == DENSE
-        assert server.seen.requests - DENSE <= 2 * 8
+        assert server.seen.requests - DENSE <= 2 * 8  # two kills, eight in flight at each
     assert audit(scenes, deep=True).sound
+
+
+# Images
+
+
+def test_images_are_captioned_at_the_prompts_size_and_identical_ones_once(tmp_path: Path) -> None:
+    dense = load_prompt("caption-dense-v1")
+    scenes = write_scenes(tmp_path / "scenes", image=lambda number: drawn(number % 12, (300, 200)))
+    pictures = SHARDS * (ROWS - 1)  # every row but the text one, its caption or not
+    with simulator() as server:
+        recaption = Recaption(dense, served_model(SIMULATED))
+        commit = write_captions(scenes, recaption, lambda: VllmEngine([server.address], SIMULATED, concurrency=4))
+        urls = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.seen.bodies]
+    assert (commit.rows_out, dict(commit.failed)) == (pictures, {"no_image": SHARDS})
+    assert len(urls) == len(set(urls)) == 12
+    for url in urls:
+        with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))) as sent:
+            assert sent.size == (308, 196)  # 300 x 200 in steps of 28
+    assert audit(scenes, deep=True).sound
+
+
+def test_an_image_that_cannot_be_read_fails_alone(tmp_path: Path) -> None:
+    short = load_prompt("caption-short-v1")
+    scenes = write_scenes(tmp_path / "scenes", image=lambda number: drawn(number) if number != 7 else b"no picture")
+    with simulator() as server:
+        recaption = Recaption(short, served_model(SIMULATED))
+        commit = write_captions(scenes, recaption, lambda: VllmEngine([server.address], SIMULATED))
+    assert commit.failed["unreadable_image"] == 1
+    assert commit.rows_out == SHARDS * (ROWS - 1) - 1
+
+
+def test_a_dataset_of_which_no_image_can_be_read_ends_too(tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path / "scenes")
+    with simulator() as server:
+        recaption = Recaption(load_prompt("caption-short-v1"), served_model(SIMULATED))
+        commit = write_captions(scenes, recaption, lambda: VllmEngine([server.address], SIMULATED))
+        assert server.seen.requests == 0
+    assert (commit.rows_out, commit.failed["unreadable_image"]) == (0, SHARDS * (ROWS - 1))

@@ -28,7 +28,10 @@ TEMPLATE = (
 
 
 def make_tiny_qwen2_vl(folder: Path, seed: int = 0) -> Path:
-    """Write model, tokenizer and processor to `folder`: about a million parameters, heads of 32 (vLLM's least on a CPU), in float32."""
+    """Write model, tokenizer and processor to `folder`: about a million parameters in float32.
+
+    Heads are of 32 channels: vLLM's attention on a CPU has no smaller ones.
+    """
     tokenizer = AutoTokenizer.from_pretrained(QWEN, local_files_only=True)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
     tokenizer.chat_template = TEMPLATE
