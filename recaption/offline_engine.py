@@ -1,10 +1,12 @@
 """vLLM without a server: its batch engine in Ray actors, each with a process of vLLM's own environment.
 
 Ray and vLLM need not share an environment, so an actor holds its place (and its GPUs) in the cluster and speaks with
-vLLM over a pipe. vLLM batches continuously inside a lot, so a lot is large.
+vLLM over a pipe. vLLM batches continuously inside a lot, so a lot is large; a kill loses the lots under way. Every
+node needs this package, vLLM's environment and the model's folder at the same paths.
 """
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -46,6 +48,8 @@ class OfflineEngine:
 
     def __enter__(self) -> Self:
         """Raises ConfigurationError: vLLM's environment is absent; HarmonError: it did not start."""
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 asks for tokens; a Ray started here is loopback only
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
         if not vllm_python().exists():
@@ -54,7 +58,9 @@ class OfflineEngine:
             )
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+            cluster = os.environ.get("RAY_ADDRESS")
+            local = {"num_cpus": self._actors, "include_dashboard": False, "object_store_memory": 128 << 20}
+            ray.init(cluster or "local", log_to_driver=False, logging_level="warning", **({} if cluster else local))
             self._started_ray = True
         actor = ray.remote(num_gpus=self._gpus, num_cpus=1)(_Worker)
         python, configuration = str(vllm_python()), json.dumps(self._configuration)

@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
+from flows.recipe import load_recipe
+from flows.work import _entries, caption_groups_of, selection_of, work_of
 from pipelines.dataset import Dataset
 from recaption.estimate import Counts, Rates, estimate
 from tests.parts import need
@@ -133,3 +135,26 @@ def test_a_recipes_plan_sums_what_can_be_known(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"{DENSE} requests" in done.stdout
     assert "sum:" in done.stdout
+
+
+def test_a_recipe_may_ask_several_prompts_and_mix_their_captions_by_share(tmp_path: Path) -> None:
+    need((QWEN / "model.safetensors").exists(), f"{QWEN} holds the tiny Qwen2.5")
+    scenes = write_scenes(tmp_path / "data" / "scenes")
+    entries = "[{set: corpus, rows: image2text, text: rewrite, weight: 3}"
+    entries += (
+        ", {set: corpus, rows: image2text, text: caption-short-v1}, {set: corpus, rows: text2image, text: caption}]"
+    )
+    settings = [f"data={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "recaption.also=[caption-short-v1]"]
+    recipe = load_recipe(Path("flows/recipes/demo.yaml"), [*settings, f"training.stages.1.text2image={entries}"])
+    works = [work for work in work_of(recipe) if work.step == "rewrite"]
+    assert [work.subject for work in works] == ["scenes", "scenes@caption-short-v1"]
+    assert not works[0].is_done()
+    works[0].do(lambda progress: None)
+    assert works[0].is_done()
+    groups = caption_groups_of(recipe)
+    assert groups["rewrite"] == groups["rewrite-v1"] in scenes.groups()
+    assert set(selection_of(recipe, "corpus").carry) >= {groups["rewrite-v1"], groups["caption-short-v1"]}
+    texts = scenes.whole_table(groups["rewrite"]).column("text").to_pylist()
+    assert sum(text is not None for text in texts) > DENSE // 2
+    shares = [(entry.text, entry.weight) for entry in _entries(recipe, recipe.training.stages[1], "text2image")]
+    assert shares == [(groups["rewrite"], 3), (groups["caption-short-v1"], 1), ("caption", 1)]
