@@ -16,38 +16,35 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")  # what vLLM and its processes print goes to stderr
     os.dup2(2, 1)
     vllm: Any = importlib.import_module("vllm")
-    model = vllm.LLM(**json.loads(sys.argv[1]))
+    configuration = json.loads(sys.argv[1])
+    model = vllm.LLM(**configuration)
     _say(out, {"version": f"vllm {vllm.__version__} offline"})
     for line in sys.stdin:
         lot = json.loads(line)
-        try:
-            answers = _answer(vllm, model, lot)
-        except ValueError:  # one of them does not fit: find out which
-            answers = [answer for question in lot for answer in _alone(vllm, model, question)]
-        _say(out, answers)
+        fits = [_fits(model, question, configuration["max_model_len"]) for question in lot]
+        asked = [question for question, fit in zip(lot, fits, strict=True) if fit]
+        sampling = [vllm.SamplingParams(**question["sampling"]) for question in asked]
+        # one that does not fit would end the whole lot, so it is left out before
+        outputs = iter(model.chat([q["messages"] for q in asked], sampling, use_tqdm=False) if asked else ())
+        _say(out, [_answer(next(outputs)) if fit else {"refusal": "prompt_too_long"} for fit in fits])
 
 
-def _alone(vllm: Any, model: Any, question: dict[str, Any]) -> list[dict[str, Any]]:
-    try:
-        return _answer(vllm, model, [question])
-    except ValueError as problem:
-        too_long = "maximum" in str(problem) and ("context" in str(problem) or "model length" in str(problem))
-        return [{"refusal": "prompt_too_long" if too_long else "refused_by_server"}]
+def _fits(model: Any, question: dict[str, Any], most: int) -> bool:
+    """Whether prompt and answer fit; of an image only its mark is counted, since the prompt file bounds its tokens."""
+    prompt = model.get_tokenizer().apply_chat_template(
+        question["messages"], tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return len(prompt) + int(question["sampling"]["max_tokens"]) <= most
 
 
-def _answer(vllm: Any, model: Any, lot: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    chats = [question["messages"] for question in lot]
-    sampling = [vllm.SamplingParams(**question["sampling"]) for question in lot]
-    outputs = model.chat(chats, sampling, use_tqdm=False)
-    return [
-        {
-            "text": output.outputs[0].text,
-            "finish_reason": output.outputs[0].finish_reason,
-            "tokens_in": len(output.prompt_token_ids),
-            "tokens_out": len(output.outputs[0].token_ids),
-        }
-        for output in outputs
-    ]
+def _answer(output: Any) -> dict[str, Any]:
+    written = output.outputs[0]
+    return {
+        "text": written.text,
+        "finish_reason": written.finish_reason,
+        "tokens_in": len(output.prompt_token_ids),
+        "tokens_out": len(written.token_ids),
+    }
 
 
 def _say(out: TextIO, what: object) -> None:
