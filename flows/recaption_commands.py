@@ -39,7 +39,8 @@ _ONLY = click.Choice(["missing", "failed", "flagged", "changed", "all"])
 @click.option("--sample", metavar="SHARE", help="This share of all rows, such as 1%; always the same ones.")
 @click.option("--reuse", multiple=True, metavar="DATASET", help="Its captions answer identical work; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Ask 200 rows, keep nothing, and say what all would take.")
-@click.option("--gpus", default=1.0, show_default=True, help="With --dry-run: GPUs that answer.")
+@click.option("--actors", default=1, show_default=True, help="With --engine vllm-offline: Ray actors.")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs of a model started here; with --dry-run, that answer.")
 @click.option("--gpu-price", type=float, help="With --dry-run: price of a GPU-hour.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def recaption(
@@ -57,7 +58,8 @@ def recaption(
     sample: str | None,
     reuse: tuple[str, ...],
     dry_run: bool,
-    gpus: float,
+    actors: int,
+    gpus: int | None,
     gpu_price: float | None,
     as_json: bool,
 ) -> None:
@@ -73,6 +75,7 @@ def recaption(
     if target.head is None:
         raise ConfigurationError(f"There is no dataset at {dataset}; name one that has been downloaded.")
     language, settings = _model_and_engine(model, revision, engine, endpoints, concurrency)
+    settings = settings.model_copy(update={"actors": actors, "gpus": gpus or 0})
     rows = Rows(only=only, where=where, limit=limit, sample=_share(sample), base=base)
     asked = with_base(Recaption(_prompt(prompt), language, rows), target)
     if asked.rows.base and not dry_run and not Choice(target, asked).any():
@@ -81,7 +84,7 @@ def recaption(
         return
     log = Path("runs") / "logs" / "vllm.log"
     if dry_run:
-        told = _estimate(target, asked, others, lambda: open_engine(settings, language, log), gpus, gpu_price)
+        told = _estimate(target, asked, others, lambda: open_engine(settings, language, log), gpus or 1, gpu_price)
         click.echo(json.dumps(told.to_json()) if as_json else "\n".join(told.lines()))
         return
     commit = write_captions(target, asked, lambda: open_engine(settings, language, log), _say, others)

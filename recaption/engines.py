@@ -101,14 +101,11 @@ class EngineSettings(Settings):
     actors: int = Field(default=1, ge=1)
     """Ray actors of vllm-offline, each with a model of its own."""
 
-    gpus_per_actor: int = Field(default=0, ge=0)
-    """GPUs of one such actor, over which the model's tensors are split; 0: the CPU."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of one model that is started here, over which vLLM splits its tensors; 0: the CPU."""
 
     threads: int | None = Field(default=None, ge=1)
     """Threads that torch may use (transformers); None leaves them as they are."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the model of the embedded engine runs (transformers)."""
 
 
 @contextmanager
@@ -120,13 +117,13 @@ def open_engine(settings: EngineSettings, model: LanguageModel, log: Path) -> It
     if settings.engine == "transformers":
         from recaption.transformers_engine import TransformersEngine  # loads torch
 
-        yield TransformersEngine(model, threads=settings.threads, device=settings.device)
+        yield TransformersEngine(model, threads=settings.threads, device="cuda" if settings.gpus else "cpu")
         return
     with ExitStack() as stack:
         if settings.engine == "vllm-offline":
             from recaption.offline_engine import OfflineEngine
 
-            yield stack.enter_context(OfflineEngine(model, settings.actors, settings.gpus_per_actor, log))
+            yield stack.enter_context(OfflineEngine(model, settings.actors, settings.gpus, log))
             return
         from recaption.server import VllmServer
         from recaption.vllm_engine import VllmEngine
@@ -134,7 +131,7 @@ def open_engine(settings: EngineSettings, model: LanguageModel, log: Path) -> It
         endpoints, name = settings.endpoints, settings.served_model or model.name
         patience = settings.patience_seconds
         if not endpoints:
-            server = stack.enter_context(VllmServer(model, log))
+            server = stack.enter_context(VllmServer(model, log, gpus=settings.gpus))
             endpoints, name = (server.address,), server.model
             patience = min(patience, 5.0)  # a server of our own that ends does not come back
         yield stack.enter_context(

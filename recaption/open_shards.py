@@ -159,7 +159,8 @@ class OpenShards:
     # Opening a shard
 
     def _has_room(self) -> bool:
-        return sum(len(shard.rows.keys) for shard in self._open.values()) < OPEN_ROWS
+        """Two shards may be open in any case: the next one's questions fill in while the last of one are awaited."""
+        return len(self._open) < 2 or sum(len(shard.rows.keys) for shard in self._open.values()) < OPEN_ROWS
 
     def _open_next(self) -> bool:
         """Open one more shard; False where none is left."""

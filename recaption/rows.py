@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import duckdb
 import pyarrow as pa
 from pydantic import Field
 
@@ -12,6 +11,9 @@ from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
 from pipelines.manifest import IMAGES, SOURCE, is_volatile
 from pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection  # loaded where there is a condition: it complains at the end of a flow
 
 Only = Literal["missing", "failed", "flagged", "changed", "all"]
 
@@ -73,6 +75,8 @@ class Condition:
         return self._evaluate(shard, probe=False)
 
     def _evaluate(self, shard: int, probe: bool) -> frozenset[str]:
+        import duckdb
+
         table = self._dataset.table(SOURCE, shard)
         table = table.slice(0, 0) if probe else table
         for group in self._groups:
@@ -108,8 +112,10 @@ class Condition:
             raise ConfigurationError(f"--where {self._where}: {used[0]} differs from run to run; leave it out.")
 
 
-def _database() -> duckdb.DuckDBPyConnection:
+def _database() -> "DuckDBPyConnection":
     """A database in memory that reads no file, loads no extension and sees no variable of ours."""
+    import duckdb
+
     closed: dict[str, str | bool | int | float | list[str]] = {
         "enable_external_access": "false",
         "python_enable_replacements": "false",

@@ -43,16 +43,17 @@ class VllmServer:
     The server and all its processes end with the context, and also when this process is killed.
     """
 
-    def __init__(self, model: LanguageModel, log: Path, dtype: str = "float32", ready_seconds: float = 600.0) -> None:
+    def __init__(self, model: LanguageModel, log: Path, gpus: int = 0, ready_seconds: float = 600.0) -> None:
         """`log`: file that takes what the server prints. Nothing starts before the context is entered.
 
-        float32 because bf16 is several times slower on processors without AVX-512.
+        `gpus`: in bfloat16, split over so many; 0: on the CPU in float32, because bf16 is several times slower on
+        processors without AVX-512.
         """
         self.model = model.name
         self.address = ""
         self._folder = local_folder(model)
         self._log = log
-        self._dtype = dtype
+        self._gpus = gpus
         self._ready_seconds = ready_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -104,9 +105,15 @@ class VllmServer:
             *("-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(self._folder), "--served-model-name", self.model),
             *("--host", "127.0.0.1", "--port", str(port)),
-            *("--dtype", self._dtype, "--enforce-eager", "--gpu-memory-utilization", "0.2"),
+            *self._hardware(),
             *("--generation-config", "vllm"),  # not the model folder's penalties
         ]
+
+    def _hardware(self) -> list[str]:
+        if not self._gpus:
+            return ["--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.2"]
+        shared = ["--tensor-parallel-size", str(self._gpus), "--gpu-memory-utilization", "0.92"]
+        return ["--dtype", "bfloat16", "--enable-prefix-caching", *shared]
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
