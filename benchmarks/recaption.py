@@ -38,12 +38,12 @@ GOALS = {"rate": 0.95, "cpu": 0.60}
 CAPTION = "A wide valley at dawn, with a river between dark pines and two cabins under a pink and golden sky. " * 6
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Print rates and ratios of the client and the bare loop."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="fewer requests and rounds")
     options.add_argument("--vllm", metavar="FOLDER", type=Path, help="a real server of this model instead")
-    arguments = options.parse_args()
+    arguments = options.parse_args(given)
     if arguments.vllm:
         real(arguments.vllm, 200 if arguments.quick else 400, 1 if arguments.quick else 3)
     else:

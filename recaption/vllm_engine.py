@@ -66,7 +66,7 @@ class VllmEngine:
         self._session: aiohttp.ClientSession
         self._ready: deque[_Asked] = deque()
         self._done: list[tuple[Endpoint, Question, Answer]] = []
-        self._failure: HarmonError | None = None
+        self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # questions taken and not handed over
         self._last_answer = 0.0
@@ -151,7 +151,14 @@ class VllmEngine:
     def _start(self, what: "asyncio._CoroutineLike[None]") -> None:
         task = self._loop.create_task(what)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that ends in an error nobody foresaw ends the pass with it."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+            self._wake()
 
     # What happens to it
 

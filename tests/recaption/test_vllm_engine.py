@@ -332,3 +332,12 @@ def test_a_lone_surrogate_in_an_answer_does_not_stop_the_run() -> None:
     with simulator(lambda m: Reply(json.dumps(body).encode())) as server, VllmEngine([server.address], MODEL) as engine:
         (answer,) = ask(engine, questions(1)).values()
     assert answer.text == "A dog ?."
+
+
+def test_an_error_nobody_foresaw_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("recaption.endpoint.Endpoint._answer", broken)
+    with simulator() as server, VllmEngine([server.address], MODEL) as engine, pytest.raises(ZeroDivisionError):
+        ask(engine, questions(10))
