@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-long test soak check format bench env img2dataset vllm clean-env
+.PHONY: demo demo-long test soak check format bench env img2dataset vllm data-juicer clean-env
 
 demo: env img2dataset
 	.venv/bin/harmon run $(RECIPE)
@@ -23,7 +23,16 @@ test: env img2dataset vllm check
 
 soak: env img2dataset vllm
 	mkdir -p docs/proof
-	HARMON_SOAK=1 $(PY) -m pytest -v --durations=20 -k "kill or racing" 2>&1 | tee docs/proof/soak.log
+	$(call soaked,datasets,tests/pipelines -k "kill or racing or gigabytes")
+	$(call soaked,filtering,tests/filtering)
+	$(call soaked,flow,tests/flows -k kill)
+
+# $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
+define soaked
+{ date -u +'%F %T UTC'; git log -1 --format='commit %H'; uname -srm; grep -m1 'model name' /proc/cpuinfo; nproc; \
+  grep -rn --include=*.py 'HARMON_SOAK' tests; \
+  HARMON_SOAK=1 $(PY) -m pytest -v --durations=20 $(2); } 2>&1 | tee docs/proof/soak-$(1).log
+endef
 
 check: env
 	.venv/bin/ruff format --check .
@@ -41,6 +50,7 @@ bench: env
 env: .venv/.ready
 img2dataset: .venv-img2dataset/.ready
 vllm: .venv-vllm/.ready
+data-juicer: .venv-data-juicer/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("harmon needs Python 3.11 or newer; name one with PYTHON=") if sys.version_info < (3, 11) else None'
@@ -57,5 +67,10 @@ vllm: .venv-vllm/.ready
 	PYTHON=$(PYTHON) sh infra/vllm-cpu/install.sh .venv-vllm
 	touch $@
 
+.venv-data-juicer/.ready: infra/data-juicer/requirements.txt
+	$(PYTHON) -m venv .venv-data-juicer
+	.venv-data-juicer/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 clean-env:
-	rm -rf .venv .venv-img2dataset .venv-vllm
+	rm -rf .venv .venv-img2dataset .venv-vllm .venv-data-juicer

@@ -8,7 +8,6 @@ size, which a shallow audit only measures. Each audit runs in a process of its o
 
 import argparse
 import hashlib
-import io
 import json
 import os
 import resource
@@ -24,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
+from benchmarks.pictures import make_pictures, make_view
 from pipelines.audit import audit
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA, conform, schema_of, write_columns
@@ -91,7 +90,7 @@ def shallow(folder: Path, millions: float) -> None:
 
 def deep(folder: Path, images: int) -> None:
     """A deep audit of real archives against sha256 of the same files, alternating, CPU-seconds, medians."""
-    dataset = make_pictures(folder / "pictures", images)
+    dataset = make_archives(folder / "pictures", images)
     head = dataset.head
     assert head is not None
     files = [dataset.store.local(entry.path) for entry in head.files]
@@ -261,21 +260,16 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def make_pictures(root: Path, images: int) -> Dataset:
-    """A dataset of real archives, through the real writer: noise as JPEG of about 100 KB, 1,000 a shard."""
-    generator = np.random.default_rng(0)
-    pictures = []
-    for _ in range(20):
-        out = io.BytesIO()
-        Image.fromarray(generator.integers(0, 255, (280, 420, 3), np.uint8)).save(out, "JPEG", quality=88)
-        pictures.append(out.getvalue())
+def make_archives(root: Path, images: int) -> Dataset:
+    """A dataset of real archives, through the real writer: JPEG of about 100 KB, 1,000 a shard."""
+    pictures = make_pictures(20, 480, 640, 5.0)
     run = StepRun(Dataset(root), Step("download", 1, {"source": "noise"}))
     for shard in range(-(-images // 1000)):
         out_shard = run.shard(shard)
         rows = []
         for number in range(shard * 1000, min(images, (shard + 1) * 1000)):
             row = {"key": sample_key("noise", str(number)), "source": "noise", "row_id": str(number)}
-            out_shard.images().add(row["key"], pictures[number % 20], "jpg", {"row_id": number})
+            out_shard.images().add(row["key"], pictures[number % 20], "jpg", make_view(row["key"], number, 480, 640))
             rows.append(row | {"task": "text2image", "caption": f"noise number {number}"})
         out_shard.columns(SOURCE, conform(pa.Table.from_pylist(rows, SOURCE_SCHEMA), SOURCE_SCHEMA, "source"))
         out_shard.rejects(REJECT_SCHEMA.empty_table())

@@ -14,15 +14,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import webdataset
 from PIL import Image
 
+from benchmarks.pictures import make_pictures, make_view
 from pipelines.canonical import sample_key
 from pipelines.shards import ImageShard, ShardWriter, index_path
 
 GOALS = {"write": 2.5, "read": 15.0, "decode": 0.95}
-Images = Sequence[tuple[str, bytes]]
+SIZES = {  # height, width, grain that gives JPEG at quality 85 the bytes of such pictures
+    "the 256 px of img2dataset's default": (256, 256, 8.0),
+    "web photographs": (480, 640, 5.0),
+}
+
+Images = Sequence[tuple[str, bytes, dict[str, object]]]
+"""Key, encoded bytes, JSON view."""
 
 
 def main() -> None:
@@ -30,23 +36,28 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="fewer images and rounds")
     quick = options.parse_args().quick
-    count, rounds = (300, 3) if quick else (2000, 7)
-    images = make_images(count)
-    mean = statistics.mean(len(data) for _, data in images)
-    print(f"{count} JPEG images of {mean / 1e3:.0f} KB, medians of {rounds} alternating rounds")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        writing = compare(rounds, lambda: write(folder / "ours.tar", images), lambda: write_peer(folder, images))
-        say("write, index and sha256 included", "write", count, writing, "webdataset's TarWriter")
-        draw = random.Random(0)
-        order = [draw.randrange(count) for _ in range(5 * count)]
-        shard = ImageShard(folder / "ours.tar", index_path(folder / "ours.tar"))
-        reading = compare(rounds, lambda: read_raw(shard, order), lambda: 5 * read_peer(folder))
-        say("raw bytes in random order", "read", len(order), reading, "webdataset's reader in file order")
-        some = order[: count // 4]
-        held = [shard.raw(row).data for row in some]
-        decoding = compare(rounds, lambda: read_decoded(shard, some), lambda: decode_all(held))
-        say("read in random order and decoded", "decode", len(some), decoding, "bare decoding from memory")
+    count, rounds = (300, 3) if quick else (1000, 15)
+    for like, (height, width, grain) in SIZES.items():
+        images = make_images(count, height, width, grain)
+        size = statistics.mean(len(data) for _, data, _ in images) / 1e3
+        print(f"{count} JPEG images of {width} x {height} pixels, {size:.0f} KB, as {like}; medians of {rounds} rounds")
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), images, rounds)
+
+
+def measure(folder: Path, images: Images, rounds: int) -> None:
+    """The three comparisons on one set of images."""
+    writing = compare(rounds, lambda: write(folder / "ours.tar", images), lambda: write_peer(folder, images))
+    say("write, index and sha256 included", "write", len(images), writing, "webdataset's TarWriter")
+    draw = random.Random(0)
+    order = [draw.randrange(len(images)) for _ in range(5 * len(images))]
+    shard = ImageShard(folder / "ours.tar", index_path(folder / "ours.tar"))
+    reading = compare(rounds, lambda: read_raw(shard, order), lambda: 5 * read_peer(folder))
+    say("raw bytes in random order", "read", len(order), reading, "webdataset's reader in file order")
+    some = order[: len(images) // 4]
+    held = [shard.raw(row).data for row in some]
+    decoding = compare(rounds, lambda: read_decoded(shard, some), lambda: decode_all(held))
+    say("read in random order and decoded", "decode", len(some), decoding, "bare decoding from memory")
 
 
 def compare(rounds: int, ours: Callable[[], float], peer: Callable[[], float]) -> list[tuple[float, float]]:
@@ -61,15 +72,15 @@ def say(what: str, goal: str, count: int, seconds: list[tuple[float, float]], pe
     print(f"{what}: {rate:,.0f} images/CPU-s, {ratio:.2f}x {peer} (goal {GOALS[goal]:g}x)")
 
 
-def make_images(count: int) -> Images:
-    """Noise as JPEG, about 100 KB each, so that the bytes are like photographs'."""
-    generator = np.random.default_rng(0)
-    made = []
-    for _ in range(20):
-        out = io.BytesIO()
-        Image.fromarray(generator.integers(0, 255, (280, 420, 3), np.uint8)).save(out, "JPEG", quality=88)
-        made.append(out.getvalue())
-    return [(sample_key("benchmark", str(i)), made[i % len(made)]) for i in range(count)]
+def make_images(count: int, height: int, width: int, grain: float) -> Images:
+    """Twenty pictures under so many keys, each with the view of a download."""
+    made = make_pictures(20, height, width, grain)
+    return [(key, made[i % len(made)], make_view(key, i, height, width)) for i, key in enumerate(keys(count))]
+
+
+def keys(count: int) -> list[str]:
+    """So many sample keys."""
+    return [sample_key("benchmark", str(i)) for i in range(count)]
 
 
 def write(path: Path, images: Images) -> float:
@@ -78,8 +89,8 @@ def write(path: Path, images: Images) -> float:
         old.unlink(missing_ok=True)
     start = time.process_time()
     with ShardWriter(path) as shard:
-        for key, data in images:
-            shard.add(key, data, "jpg", {"key": key})
+        for key, data, told in images:
+            shard.add(key, data, "jpg", told)
     return time.process_time() - start
 
 
@@ -89,8 +100,8 @@ def write_peer(folder: Path, images: Images) -> float:
     path.unlink(missing_ok=True)
     start = time.process_time()
     with webdataset.TarWriter(str(path)) as shard:
-        for key, data in images:
-            shard.write({"__key__": key, "jpg": data, "json": {"key": key}})
+        for key, data, told in images:
+            shard.write({"__key__": key, "jpg": data, "json": told})
     return time.process_time() - start
 
 

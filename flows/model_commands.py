@@ -126,6 +126,7 @@ def convert(
 @click.option("--sampler", type=click.Choice(["ddpm", "dpm++"]), help="Solver of the diffusion head. [paper: ddpm]")
 @click.option("--cfg-interval", type=float, nargs=2, help="Shares of the AR steps between which there is guidance.")
 @click.option("--cfg-every", type=int, help="AR steps from one unconditional half to the next. [paper: 1]")
+@click.option("--refresh-every", type=int, help="AR steps from one reading of all tokens to the next. [paper: 1]")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model first: for many pictures, or on a GPU.")
 @click.option("--variant", type=click.Choice(["single", "release-batch"]), default="single", show_default=True,
               help="release-batch: the prompts end with a full stop, as in the release's batch script.")  # fmt: skip
@@ -181,6 +182,8 @@ def generate(
     width, height = picture_size(trained, px, size, aspect)
     chosen = {key: value for key, value in sampling.items() if value is not None}
     how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling")
+    if negative is not None and how.cfg == 1:
+        raise ConfigurationError("--negative says what guidance leads away from, and --cfg 1 is no guidance.")
     shared = {"negative": negative, "width": width, "height": height, "variant": variant, "sampling": how}
     shared |= {"weights": trained.fingerprint, "dtype": dtype_of(trained)}
     records += [

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from filtering.embedding import ARCHITECTURE
-from filtering.select import Selection
+from filtering.selection import Selection
 from flows.report.inputs import Goals, StandIn
 from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch
@@ -17,6 +17,7 @@ from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
 from pipelines.location import Location, location
 from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
+from pipelines.terms import Acceptance
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
 
@@ -105,6 +106,17 @@ class TrainingSettings(Settings):
     stages: tuple[StageSettings, ...]
 
 
+class FilesSettings(Settings):
+    """Where the published files of a source are read from."""
+
+    folder: str | None = None
+    """A folder laid out as the hub's; None: they are fetched from the hub."""
+    only: tuple[str, ...] = ()
+    """Patterns of the files that hold the rows to read; empty: all."""
+    entry: tuple[str, ...] = ()
+    """path.to.key=value that replace what the catalogue entry says."""
+
+
 class Recipe(Settings):
     """One run: from lists of links to a report."""
 
@@ -117,6 +129,10 @@ class Recipe(Settings):
     """The stand-in for the internet that the run serves on loopback while it downloads."""
     sources: Mapping[str, DownloadSettings]
     """What is downloaded, by catalogue name."""
+    files: Mapping[str, FilesSettings] = {}
+    """Where the sources that are published elsewhere come from; one that is not named is fetched from the hub."""
+    terms: Mapping[str, Acceptance] = {}
+    """Who accepted the terms of which source, and when; a source that needs it is refused without."""
     fetch: FetchSettings = FetchSettings()
     """How links are fetched."""
     recaption: RecaptionSettings

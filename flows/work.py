@@ -17,10 +17,12 @@ from typing import Any
 from filtering.aesthetic import aesthetic_step, load_head, score_aesthetics
 from filtering.clarity import clarity_step, score_clarity
 from filtering.embedding import Clip, embed_images, embed_step
-from filtering.select import Selection, select, select_step
-from flows.recipe import AestheticSettings, Recipe, StageSettings, part
+from filtering.select import select, select_step
+from filtering.selection import Selection
+from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
+from flows.terminal import shown_live
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
@@ -31,6 +33,7 @@ from harmon.training.launch import ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.stage import TASKS, Departure, departures, load_stage
+from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.audit import audit
 from pipelines.catalogue import source
 from pipelines.dataset import Dataset
@@ -38,6 +41,7 @@ from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
 from pipelines.steps import ProgressCallback, Step, StepRun
+from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
 from pipelines.web import is_published, planted, publish
 from recaption.captions import write_captions
@@ -148,13 +152,29 @@ def _publish(recipe: Recipe) -> Work:
 
 def _download(recipe: Recipe, name: str) -> Work:
     dataset, entry, settings = Dataset(recipe.dataset(name)), source(name), recipe.sources[name]
+    check_accepted(entry, recipe.terms)
+    if entry.layouts:
+        return _acquire(recipe, name)
     links = recipe.web_folder / f"list-{name}.parquet"
 
     def do(progress: ProgressCallback) -> None:
-        with serve(recipe.web_folder, recipe.web.port):
-            download(dataset, entry, links, settings, recipe.fetch, progress)
+        with serve(recipe.web_folder, recipe.web.port), shown_live(redraw=False) as live:
+            download(dataset, entry, links, settings, recipe.fetch, progress, live)
 
     return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)
+
+
+def _acquire(recipe: Recipe, name: str) -> Work:
+    """A source that is published elsewhere, read from the hub or from a folder."""
+    files = recipe.files.get(name, FilesSettings())
+    entry, dataset = source(name, settings=files.entry), Dataset(recipe.dataset(name))
+    folder = None if files.folder is None else Path(files.folder).absolute()
+    asked = Acquisition(recipe.sources[name], dict(recipe.terms), folder, files.only, recipe.fetch)
+
+    def do(progress: ProgressCallback) -> None:
+        acquire(dataset, entry, asked, progress)
+
+    return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do)
 
 
 def _rewrite(recipe: Recipe, name: str, prompt: str) -> Work:

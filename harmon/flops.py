@@ -101,6 +101,7 @@ def generated_image(
     parts["llm"] += copies * _llm(config, prompt, 1, prompt).forward
     turns = plan(grid.positions, sampling.ar_steps, sampling.cfg, sampling.cfg_schedule, sampling.cfg_interval)
     age = sampling.cfg_every
+    kept_age, kept_rows, last_drawn = sampling.refresh_every, 0, 0
     for k, turn in enumerate(turns):
         drawn, slots = turn.masked - turn.masked_next, mar.buffer_size + grid.positions - turn.masked
         if not drawn:
@@ -110,10 +111,17 @@ def generated_image(
         age = (1 if fresh else age + 1) if guided else age
         rows = 2 if fresh else 1
         read = None if fresh and sampling.cfg_every > 1 else drawn
-        parts["encoder"] += _encoder(config, grid.positions - turn.masked).forward
-        parts["projections"] += _projection_in(config, slots).forward + rows * _projection_out(config, slots).forward
-        parts["llm"] += rows * _llm(config, slots, slots, prompt + slots).forward
-        parts["decoder"] += rows * _decoder(config, grid.positions, slots, read).forward
+        whole = kept_age >= sampling.refresh_every or rows > kept_rows or read is None  # as harmon.token_cache has it
+        kept_age, kept_rows = 1 if whole else kept_age + 1, rows
+        visible = grid.positions - turn.masked
+        new = visible if whole else last_drawn
+        computed, decoded = mar.buffer_size + new, grid.positions if whole else new + drawn
+        last_drawn = drawn
+        parts["encoder"] += _encoder(config, new, visible - new).forward
+        parts["projections"] += _projection_in(config, computed).forward
+        parts["projections"] += rows * _projection_out(config, computed).forward
+        parts["llm"] += rows * _llm(config, computed, computed, prompt + slots).forward
+        parts["decoder"] += rows * _decoder(config, decoded, computed, read, grid.positions - decoded).forward
         respacing = annealed(sampling.diffusion_steps, sampling.diffusion_steps_last, k, sampling.ar_steps)
         steps, halves = len(kept_timesteps(respacing)), 1 + guided
         parts["head"] += _head(config, steps, drawn * halves, drawn * halves * steps, drawn * steps).forward
@@ -128,27 +136,29 @@ def total(parts: Mapping[str, float]) -> float:
     return sum(parts.values())
 
 
-def _encoder(config: HarmonConfig, visible: int) -> Flops:
+def _encoder(config: HarmonConfig, visible: int, kept: int = 0) -> Flops:
+    """`kept` visible tokens more are attended to, and were computed before."""
     mar = config.mar
     slots = mar.buffer_size + visible
     return Flops(first=2.0 * visible * mar.token_channels * mar.encoder_width) + _block(
-        mar.encoder_width, mar.mlp_ratio, slots, slots
+        mar.encoder_width, mar.mlp_ratio, slots, slots, kept
     ) * float(mar.encoder_depth)
 
 
-def _decoder(config: HarmonConfig, positions: int, slots: int, read: int | None) -> Flops:
-    """`read` positions leave the last block; None: all."""
+def _decoder(config: HarmonConfig, positions: int, slots: int, read: int | None, kept: int = 0) -> Flops:
+    """`read` positions leave the last block; None: all. `kept` more are attended to, and were computed before."""
     mar = config.mar
     width, everything = mar.decoder_width, mar.buffer_size + positions
-    inner = _block(width, mar.mlp_ratio, everything, everything) * (mar.decoder_depth - 1)
-    last = _block(width, mar.mlp_ratio, everything, everything if read is None else read)
+    inner = _block(width, mar.mlp_ratio, everything, everything, kept) * (mar.decoder_depth - 1)
+    last = _block(width, mar.mlp_ratio, everything, everything if read is None else read, kept)
     return Flops(linear=2.0 * slots * mar.encoder_width * width) + inner + last
 
 
-def _block(width: int, mlp_ratio: float, keys: int, queries: int) -> Flops:
+def _block(width: int, mlp_ratio: float, keys: int, queries: int, kept: int = 0) -> Flops:
+    """`keys` positions are computed and `queries` of them read, which attend to `kept` more."""
     hidden = int(width * mlp_ratio)
     linear = 2.0 * width * (2 * keys * width + 2 * queries * width + 2 * queries * hidden)
-    return Flops(linear=linear, attention=4.0 * queries * keys * width)
+    return Flops(linear=linear, attention=4.0 * queries * (keys + kept) * width)
 
 
 def _projection_in(config: HarmonConfig, slots: int) -> Flops:

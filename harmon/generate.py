@@ -43,7 +43,7 @@ def draw_pictures(
     batch how many are done, and the batch's latents so far.
 
     Raises:
-        ConfigurationError: a size that the model cannot draw.
+        ConfigurationError: a size that the model cannot draw, or a prompt longer than it reads.
     """
     width, height = size or (px or trained.px,) * 2
     _check_size(trained, width, height)
@@ -52,6 +52,7 @@ def draw_pictures(
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         ids, mask = _prompts(trained, prompts[part], against[part], sampling.cfg != 1)
+        _check_room(trained, ids.shape[1], width, height)
         stride = trained.autoencoder.stride
         latents = draw_latents(
             trained.model,
@@ -90,8 +91,8 @@ def generate_files(
     animated WebP beside the picture. `on_progress` is told AR steps done and in all.
 
     Raises:
-        ConfigurationError: a record asks for a size that the model cannot draw, or is of other weights or of
-            another dtype.
+        ConfigurationError: a record asks for a size that the model cannot draw, its prompt is longer than the
+            model reads, or it is of other weights or of another dtype.
     """
     for record in records:
         if record.weights != trained.fingerprint:
@@ -105,6 +106,8 @@ def generate_files(
                 f"{dtype_of(trained)}: give --dtype {record.dtype}."
             )
         _check_size(trained, record.width, record.height)
+        asked = (trained.text.generation_prompt(text) for text in (record.caption, record.negative))
+        _check_room(trained, max(map(len, asked)), record.width, record.height)
     folder.mkdir(parents=True, exist_ok=True)
     todo = [record for record in dict.fromkeys(records) if not finished(record, folder, preview)]
     batches = list(_batches(todo, batch))
@@ -226,12 +229,16 @@ def _check_size(trained: Trained, width: int, height: int) -> None:
     if width <= 0 or height <= 0 or width % unit or height % unit:
         shape = f"{width} px" if width == height else f"{width} x {height} px"
         raise ConfigurationError(f"A picture of {shape} cannot be drawn: choose a multiple of {unit} px.")
-    config = trained.model.config
+    _check_room(trained, 0, width, height)
+
+
+def _check_room(trained: Trained, prompt: int, width: int, height: int) -> None:
+    config, unit = trained.model.config, _unit(trained)
     tokens = (width // unit) * (height // unit) + config.mar.buffer_size
-    if tokens >= config.llm.max_position_embeddings:
+    if prompt + tokens >= config.llm.max_position_embeddings:
         raise ConfigurationError(
-            f"A picture of {width} x {height} px is {tokens} tokens, and the language model reads "
-            f"{config.llm.max_position_embeddings}; ask for a smaller one."
+            f"A picture of {width} x {height} px is {tokens} tokens, its longest prompt {prompt}, and the language "
+            f"model reads {config.llm.max_position_embeddings}; ask for a smaller one, or in fewer words."
         )
 
 

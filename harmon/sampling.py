@@ -5,7 +5,7 @@ steps") encodes the visible tokens, passes them through the LLM behind the promp
 masked tokens with the diffusion head, most of them late: the masked share follows a cosine.
 
 Shape letters: B images, G prompt rows (2B with guidance, conditional first; else B), L prompt length, N
-positions, M visible positions, P positions drawn in an iteration, U buffer, S = M + U, C token channels, T
+positions, M visible positions, P positions drawn in an iteration, S = M and the buffers, C token channels, T
 diffusion steps, D encoder width, Z decoder width, H LLM width, V vocabulary.
 """
 
@@ -26,11 +26,14 @@ from harmon.model.harmon import Harmon
 from harmon.model.head import DiffusionHead
 from harmon.model.language import KeyValues, positions_of, read_causally
 from harmon.model.mar import Grid, take
+from harmon.prompted import PromptedImage, bucket
+from harmon.token_cache import TokenCache
 from pipelines.errors import ConfigurationError
 
 CfgSchedule = Literal["constant", "linear"]
 Sampler = Literal["ddpm", "dpm++"]
 _ANSWER_ROOM = 64  # new tokens that an answer's memory holds at first
+_ROWS = 512  # conditions of the head at once: a matrix product's full speed, and 120 MB for the largest published head
 
 
 class Draws(Protocol):
@@ -113,53 +116,6 @@ def annealed(diffusion_steps: str, last: int | None, step: int, steps: int) -> s
     return str(int((steps - 1 - step) / (steps - 1) * (int(diffusion_steps) - last)) + last)
 
 
-class PromptedImage:
-    """Right-padded prompts whose keys and values the LLM keeps, before images that change behind them."""
-
-    def __init__(self, model: Harmon, text_ids: Tensor, text_mask: Tensor, grid: Grid) -> None:
-        self.model, self.grid = model, grid
-        self.text_mask_GL = text_mask.bool()
-        self.unpadded = bool(self.text_mask_GL.all())
-        rows, self.prompt = text_ids.shape
-        llm = model.llm.model
-        self.past = KeyValues(llm, rows, self.prompt + bucket(grid.positions) + model.config.mar.buffer_size)
-        nothing_G0 = text_ids.new_zeros(rows, 1)  # of the prompts only keys and values are wanted
-        positions_L = torch.arange(self.prompt, device=text_ids.device)
-        read_causally(llm, llm.embed_tokens(text_ids), positions=positions_L, read_BR=nothing_G0, past=self.past)
-
-    def encode(
-        self, tokens_BNC: Tensor, visible_BM: Tensor, copies: int | None = None, padded: int | None = None
-    ) -> Tensor:
-        """Encoder outputs informed by the prompts, [G, S, D]; the encoder runs once an image.
-
-        `copies` of each image are read, behind the first `copies` * B prompts; None: behind all. The visible
-        tokens are computed as `padded` of them, for a shape that comes again.
-        """
-        real, buffers = visible_BM.shape[1], self.model.config.mar.buffer_size
-        size = real if padded is None else padded
-        x_BSD, image_BSH = self.model.visual_features(
-            tokens_BNC, self.grid, F.pad(visible_BM, (0, size - real)), None if size == real else real
-        )
-        copies = copies or len(self.text_mask_GL) // len(x_BSD)
-        rows = copies * len(x_BSD)
-        image_GSH = image_BSH.repeat(copies, 1, 1)
-        seen_GT = torch.cat([self.text_mask_GL[:rows], image_GSH.new_ones(image_GSH.shape[:2], dtype=torch.bool)], 1)
-        seen_GT[:, self.prompt + real : self.prompt + size] = False
-        hidden_GSH = read_causally(
-            self.model.llm.model,
-            image_GSH,
-            positions=positions_of(seen_GT)[:, self.prompt :],
-            seen=None if self.unpadded and size == real else seen_GT,
-            past=self.past.first(rows),
-        )
-        return self.model.inform(x_BSD.repeat(copies, 1, 1), hidden_GSH)[:, : buffers + real]
-
-
-def bucket(count: int) -> int:
-    """The power of two from 8 on that holds `count`: the shapes that compiled regions see are these alone."""
-    return max(8, 1 << (count - 1).bit_length()) if count else 8
-
-
 def draw_tokens(
     head: DiffusionHead,
     z_GPZ: Tensor,
@@ -184,10 +140,9 @@ def draw_tokens(
         z_GPZ = F.pad(z_GPZ, (0, 0, 0, padded - real))
         noise_TBPC = F.pad(noise_TBPC, (0, 0, 0, padded - real))
     rows = z_GPZ.view(-1, images, *z_GPZ.shape[1:])  # [1 or 2, B, P, Z]
-    embedded, times_TW = head.net.cond_embed(rows), head.net.time_embed(chain.timesteps)
     tokens_BPC, earlier = noise_TBPC[0], None
-    for index in reversed(range(steps)):
-        output = head.net.predict(tokens_BPC, times_TW[index] + embedded).float()
+    for index, modulations in zip(reversed(range(steps)), _modulations(head, chain.timesteps, rows)):
+        output = head.net.predict(tokens_BPC, modulations).float()
         combined = guided(output[0], output[1], cfg) if len(output) == 2 else output[0]
         here, noise_BPC = chain.at(index), noise_TBPC[steps - index] if index else None
         if sampler == "ddpm":
@@ -203,6 +158,21 @@ def draw_tokens(
         tokens_BPC = solver_step(here, chain.at(index - 1), tokens_BPC, clean_BPC, before, temperature * noise_BPC)
         earlier = (here, clean_BPC)
     return tokens_BPC[:, :real]
+
+
+def _modulations(head: DiffusionHead, timesteps_T: Tensor, z: Tensor) -> Iterator[list[Tensor]]:
+    """The head's modulations of each diffusion step, the noisiest first, for decoder outputs [1 or 2, B, P, Z].
+
+    They depend on no token, so those of several steps are one product: few rows alone would spend their time on
+    reading weights.
+    """
+    embedded, times_TW = head.net.cond_embed(z), head.net.time_embed(timesteps_T)
+    together = max(1, _ROWS // z[..., 0].numel())
+    for end in range(len(times_TW), 0, -together):
+        times = times_TW[max(0, end - together) : end]
+        found = head.net.modulations(times[:, None, None, None] + embedded)
+        for step in reversed(range(len(times))):
+            yield [one[step] for one in found]
 
 
 @torch.no_grad()
@@ -222,6 +192,7 @@ def generate(
     sampler: Sampler = "ddpm",
     cfg_interval: tuple[float, float] = (0.0, 1.0),
     cfg_every: int = 1,
+    refresh_every: int = 1,
     buckets: bool = False,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     draws: Draws | None = None,
@@ -254,9 +225,9 @@ def generate(
     draws = draws or GeneratorDraws.of(generator, images)
     with evaluating(model):
         order_BN = draws.orders(images, positions).to(model.device)
-        conditions = _Conditions(
-            model, PromptedImage(model, text_ids, text_mask, tokens_grid), images, cfg_every, buckets
-        )
+        prompted = PromptedImage(model, text_ids, text_mask, tokens_grid)
+        cache = TokenCache(prompted, images, refresh_every) if refresh_every > 1 else None
+        conditions = _Conditions(prompted, images, cfg_every, cache, buckets)
         tokens_BNC = torch.zeros(images, positions, channels, device=model.device)
         for k, turn in enumerate(plan(positions, steps, cfg, cfg_schedule, cfg_interval)):
             if turn.masked_next < turn.masked:
@@ -282,9 +253,10 @@ class _Conditions:
     Between those, a position's unconditional output is its conditional one plus the difference last seen there.
     """
 
-    def __init__(self, model: Harmon, prompted: PromptedImage, images: int, every: int, buckets: bool) -> None:
-        self.buckets = buckets
-        self.model, self.prompted, self.images, self.every = model, prompted, images, every
+    def __init__(
+        self, prompted: PromptedImage, images: int, every: int, cache: TokenCache | None, buckets: bool
+    ) -> None:
+        self.prompted, self.images, self.every, self.cache, self.buckets = prompted, images, every, cache, buckets
         self.gap_BNZ: Tensor | None = None
         self.age = 0
 
@@ -301,10 +273,12 @@ class _Conditions:
         return take(z_GNZ, drawn_BP.repeat(2, 1))
 
     def _decode(self, tokens_BNC: Tensor, visible_BM: Tensor, drawn_BP: Tensor | None, copies: int) -> Tensor:
+        if self.cache is not None:
+            return self.cache.decode(tokens_BNC, visible_BM, drawn_BP, copies)
         padded = bucket(visible_BM.shape[1]) if self.buckets else None
         x_GSD = self.prompted.encode(tokens_BNC, visible_BM, copies, padded)
         drawn_GP = None if drawn_BP is None else drawn_BP.repeat(copies, 1)
-        return self.model.mar.decode(x_GSD, self.prompted.grid, visible_BM.repeat(copies, 1), drawn_GP)
+        return self.prompted.model.mar.decode(x_GSD, self.prompted.grid, visible_BM.repeat(copies, 1), drawn_GP)
 
 
 def answer_logits(

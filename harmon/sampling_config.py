@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from harmon.model.config import RESPACING
 from harmon.sampling import CfgSchedule, Sampler
 from harmon.training.stage import Departure
 from pipelines.settings import Settings
@@ -12,7 +13,7 @@ from pipelines.settings import Settings
 class SamplingConfig(Settings):
     """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults).
 
-    The last four fields are approximations, off by default: docs/sampling.md has what each costs, docs/speed.md what
+    The last five fields are approximations, off by default: docs/sampling.md has what each costs, docs/speed.md what
     it saves.
     """
 
@@ -22,7 +23,7 @@ class SamplingConfig(Settings):
     """Classifier-free guidance; 1 is none."""
     cfg_schedule: CfgSchedule = "constant"
     """`linear` raises the guidance from 1 with the share of tokens drawn."""
-    diffusion_steps: str = Field(default="100", pattern=r"^\d+(,\d+)*$")
+    diffusion_steps: str = Field(default="100", pattern=RESPACING)
     """T: steps of the diffusion head for each token."""
     temperature: float = Field(default=1.0, gt=0)
     """Factor on the noise of every diffusion step."""
@@ -41,6 +42,11 @@ class SamplingConfig(Settings):
     cfg_every: int = Field(default=1, gt=0)
     """AR steps from one computation of the unconditional half to the next; between them each position keeps its
     difference from the conditional half (the condition cache of LazyMAR, arXiv 2503.12450)."""
+
+    refresh_every: int = Field(default=1, gt=0)
+    """AR steps from one computation of all features to the next; between them only the buffers, the tokens drawn
+    since, and the positions about to be drawn are computed, and attend to what is kept of the others (the token
+    cache of LazyMAR, arXiv 2503.12450; `harmon.token_cache`)."""
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "SamplingConfig":

@@ -57,23 +57,24 @@ class ChatText:
         self.suffix = (self.eos, *self.newline, self.start, *self._ids("assistant\n"))
         self._ids = lru_cache(maxsize=65536)(self._ids)  # type: ignore[method-assign]
 
-    def generation_prompt(self, caption: str | None, max_length: int = 128) -> list[int]:
+    def generation_prompt(self, caption: str | None, max_length: int | None = None) -> list[int]:
         """Prompt that asks for an image; None gives the prompt without a caption.
 
-        A prompt over `max_length` tokens (release: 128) loses the end of its caption, never the assistant
-        suffix.
+        A prompt over `max_length` tokens loses the end of its caption, never the assistant suffix. None cuts
+        nothing, as the release in drawing; in training it takes 128.
         """
         text = PROMPT_WITHOUT_CAPTION if caption is None else f"Generate an image: {caption.strip()}"
-        room = max_length - 1 - len(self.suffix)
+        room = None if max_length is None else max_length - 1 - len(self.suffix)
         return [self.start, *self._ids(f"user\n{text}")[:room], *self.suffix]
 
-    def question_prompt(self, question: str, image_tokens: int, max_length: int = 512) -> list[int]:
+    def question_prompt(self, question: str, image_tokens: int, max_length: int | None = None) -> list[int]:
         """Prompt that asks `question` about an image of `image_tokens` embeddings (grid + buffers); 0: no
-        image.
+        image. Over `max_length` tokens of text (None: no bound) it loses the end of the question.
         """
-        room = max_length - 1 - len(self.user) - len(self.suffix)
+        fixed = 1 + len(self.suffix) + (len(self.user) if image_tokens else 0)
+        room = None if max_length is None else max_length - fixed
         if image_tokens == 0:
-            return [self.start, *self._ids(f"user\n{question}")[: room + len(self.user)], *self.suffix]
+            return [self.start, *self._ids(f"user\n{question}")[:room], *self.suffix]
         asked = self._ids(f"\n{question}")[:room]
         return [self.start, *self.user, *[IMAGE_SLOT] * image_tokens, *asked, *self.suffix]
 

@@ -13,6 +13,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.findings import Finding
 from pipelines.manifest import SOURCE, Commit
+from pipelines.terms import EffectiveTerms, effective_terms
 
 __all__ = ["AuditReport", "Finding", "audit"]
 
@@ -46,6 +47,11 @@ class AuditReport:
         """Number of findings by kind."""
         return dict(sorted(Counter(finding.kind for finding in self.findings).items()))
 
+    @property
+    def effective_terms(self) -> EffectiveTerms:
+        """What binds the dataset as a whole, from the terms of every source in it."""
+        return effective_terms(self.head.terms if self.head else {})
+
     def to_json(self) -> dict[str, Any]:
         """One JSON document: the verdict, the size of what was looked at, every finding."""
         files = self.head.files if self.head else ()
@@ -60,6 +66,8 @@ class AuditReport:
             "bytes": sum(entry.bytes for entry in files),
             "commits": [_step_json(commit) for commit in self.commits],
             "counts": self.counts,
+            "terms": dict(self.head.terms) if self.head else {},
+            "effective_terms": self.effective_terms.to_json(),
             "findings": [
                 {"kind": f.kind, "path": f.path, "detail": f.detail, "sound": f.sound, "advice": f.advice}
                 for f in self.findings
@@ -80,6 +88,11 @@ class AuditReport:
             word = "rejected" if commit.rejected else "failed"
             tail = f", {sum(lost.values()):,} {word} ({reasons})" if lost else ""
             yield f"  {commit.number:>3} {commit.step}: {commit.rows_in:,} in, {commit.rows_out:,} out{tail}"
+        if self.head:
+            yield from (f"  {line}" for line in self.effective_terms.lines())
+            for name, record in sorted(self.head.terms.items()):
+                if accepted := record.get("accepted"):
+                    yield f"    {name}: accepted by {accepted['by']} on {accepted['when']}: {accepted['what']}"
         for finding in sorted(self.findings, key=lambda finding: (finding.sound, finding.kind, finding.path)):
             mark = "note" if finding.sound else "WRONG"
             yield f"  {mark} {finding.kind}: {finding.path}: {finding.detail} ({finding.advice})"
@@ -113,8 +126,8 @@ def audit(dataset: Dataset, deep: bool = False, decode: float = 0.0, progress: P
         raise ConfigurationError(f"--decode {decode:g}: decoding is part of a deep audit, its share 0 to 1; add --deep")
     if not dataset.store.is_there():
         raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
-    sizes = dataset.store.sizes()
     commits, findings = read_history(dataset)
+    sizes = dataset.store.sizes()  # after the commits, so that all their files stood already if another process commits
     findings += check_history(dataset, commits, sizes)
     if commits:
         findings += check_files(dataset, commits[-1], sizes, Depth(deep, decode), progress)

@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import ArrowException
 
+from pipelines.archive import read_archive
 from pipelines.audit_keys import UniqueKeys, column_sha256, locate_duplicates, words
 from pipelines.audit_pictures import check_pictures
 from pipelines.canonical import keys_sha256, sha256_hex
 from pipelines.columns import parquet_file, read_columns, schema_of
 from pipelines.dataset import Dataset
+from pipelines.disk import LocalStore
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding, found
 from pipelines.manifest import (
@@ -33,8 +35,7 @@ from pipelines.manifest import (
     rejects_group,
     written_by,
 )
-from pipelines.shards import END, read_archive
-from pipelines.storage import LocalStore
+from pipelines.ustar import END
 
 DAMAGE = (HarmonError, ArrowException, OSError, ValueError)  # the many ways in which a file's damage shows
 HELD = 64 << 20  # a file of up to so many bytes is fetched once, hashed and parsed from memory

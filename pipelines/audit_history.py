@@ -59,6 +59,8 @@ def check_history(dataset: Dataset, commits: Sequence[Commit], sizes: Mapping[st
     standing: dict[tuple[str, int], FileEntry] = {}
     for commit in commits:
         path = manifest_path(commit.number)
+        if sizes.get(path) is None:  # it could be changed from outside the dataset
+            yield found("manifest_unreadable", path, "it is only a link")
         new = [entry for entry in commit.files if standing.get((entry.group, entry.shard)) != entry]
         yield from _check_files(path, commit, new, standing)
         identity = step_identity(

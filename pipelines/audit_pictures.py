@@ -24,15 +24,19 @@ def check_pictures(
     dataset: Dataset, entry: FileEntry, samples: Sequence[tuple[int, str]], source: FileEntry, share: float
 ) -> Iterator[Finding]:
     """Decode the chosen images of one shard; one finding for each that fails, or is not as its row says."""
-    chosen = [row for row, (_, key) in enumerate(samples) if is_chosen(key, share)]
+    chosen = [place for place, (_, key) in enumerate(samples) if is_chosen(key, share)]
     if not chosen:
         return
-    columns = read_columns(dataset.store.readable(source.path), ["key", "width", "height"])
-    told = dict(zip(columns["key"].to_pylist(), zip(columns["width"].to_pylist(), columns["height"].to_pylist())))
+    rows = read_columns(dataset.store.readable(source.path), ["key", "ext", "width", "height"]).to_pylist()
+    told = {row["key"]: row for row in rows}
     shard = dataset.images(entry.shard)
-    for row in chosen:
-        key, extension, data, _ = shard.raw(row)
-        if problem := decoding_problem(data, extension, told.get(key, (None, None))):
+    for place in chosen:
+        key, extension, data, _ = shard.raw(place)
+        row = told.get(key, {})
+        problem = decoding_problem(data, extension, (row.get("width"), row.get("height")))
+        if not problem and row.get("ext") not in (None, extension):
+            problem = f"its row says {row['ext']}"
+        if problem:
             yield found("image_damaged", entry.path, f"{key}.{extension}: {problem}")
     shard.close()
 

@@ -3,10 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pipelines.errors import HarmonError
 
+PLAIN = frozenset((str, int, float, bool, type(None)))  # types without anything inside
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+DECODER = json.JSONDecoder()
 
 
 def canonical_json(value: object) -> bytes:
@@ -22,16 +25,30 @@ def canonical_json(value: object) -> bytes:
         raise HarmonError(f"this value has no canonical JSON ({problem}); use plain finite JSON values") from problem
 
 
+def json_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` is, without whitespace around it. Raises ValueError for anything else."""
+    text = data.decode()
+    try:
+        value, end = DECODER.raw_decode(text)  # json.loads also searches for whitespace and other encodings
+    except RecursionError as problem:
+        raise ValueError("nested too deeply") from problem
+    if end != len(text) or not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
+
+
 def _refuse_ambiguous(value: object, where: str) -> None:
     """Refuse mapping keys that `json.dumps` would turn into strings: 1 and "1" would become one key."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise HarmonError(f"{where} has the key {key!r}, which is not a string; canonical JSON needs strings")
-            _refuse_ambiguous(item, f"{where}.{key}")
+            if type(item) not in PLAIN:
+                _refuse_ambiguous(item, f"{where}.{key}")
     elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
         for position, item in enumerate(value):
-            _refuse_ambiguous(item, f"{where}[{position}]")
+            if type(item) not in PLAIN:
+                _refuse_ambiguous(item, f"{where}[{position}]")
 
 
 def sha256_hex(data: bytes) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.columns import REJECT_SCHEMA, read_columns
+from pipelines.disk import LocalStore
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.location import S3Url
 from pipelines.manifest import (
@@ -23,7 +24,7 @@ from pipelines.manifest import (
     manifest_path,
 )
 from pipelines.shards import ImageShard
-from pipelines.storage import LocalStore, open_store
+from pipelines.storage import open_store
 
 MANIFEST = re.compile(r"manifest/(\d{6})\.json")
 

@@ -6,33 +6,39 @@ text), or in the rejects. Rows keep the list's order, so the result depends on t
 when they came.
 """
 
-import hashlib
+import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, IPvAnyNetwork
 
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.catalogue import Source
-from pipelines.columns import LIST_SCHEMA, REJECT_SCHEMA, SOURCE_SCHEMA
+from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
-from pipelines.fetch import FetchSettings, Landed, fetch
-from pipelines.guard import FetchError
+from pipelines.fetch import Engine, FetchSettings, LiveCallback, fetch
+from pipelines.landed import Landed
 from pipelines.manifest import Commit
 from pipelines.normalise import BadPicture, Limits, normalise
+from pipelines.outage import is_outage
+from pipelines.rules import OPT_OUT, FetchError, OptOut, Rules, link_of
 from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
 from pipelines.tombstones import REASON, Tombstones, tombstones_beside
+from pipelines.traffic import Live
+from pipelines.url_list import list_sha256, read_list
+from pipelines.workspace import WORK
 
-NAME, VERSION = "download", 1
+NAME, VERSION = "download", 2
 TELEMETRY = "download.telemetry"
-LIST_COLUMNS = tuple(LIST_SCHEMA.names)
-UNREACHED = frozenset({"dead_link", "timeout"})  # reasons of a link when nothing answered at all
-OUTAGE_LINKS = 5  # so many links of a shard, all unreached, are an outage; fewer may just be dead
+OUTAGE_SHARDS = 3  # so many shards in a row that an outage kept open, and no more are tried
+LOG_EVERY = 10.0  # seconds between two lines about a download's progress
+
+log = logging.getLogger(__name__)
 
 TASKS = ("text", "image2text", "text2image")
 
@@ -50,6 +56,16 @@ class DownloadSettings(Settings):
     """Networks open besides the public internet, as in 127.0.0.1/32 for a server on this machine."""
     limits: Limits = Limits()
     """Limits of a decoded picture."""
+    opt_out: tuple[OptOut, ...] = OPT_OUT
+    """Directives of the header X-Robots-Tag that are obeyed; an empty list obeys none."""
+    engine: Engine = Field(default="img2dataset", exclude=True)
+    """What fetches the links; the result does not depend on it, so neither does the step's key."""
+
+    @property
+    def rules(self) -> Rules:
+        """What may be fetched."""
+        allow = tuple(str(network) for network in self.allow)
+        return Rules(allow=allow, max_bytes=self.max_bytes, opt_out=self.opt_out)
 
 
 class BadRow(Exception):
@@ -63,10 +79,7 @@ class BadRow(Exception):
 
 def download_step(source: Source, links: Path, settings: DownloadSettings) -> Step:
     """The step that downloads the list `links` (Parquet) of `source`. Raises HarmonError where it is absent."""
-    if not links.is_file():
-        raise HarmonError(f"the list of links {links} does not exist; publish or name it first")
-    with links.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = list_sha256(links)
     what = {"source": source.name, "terms": source.terms, "list": digest, **settings.model_dump(mode="json")}
     return Step(NAME, VERSION, what)
 
@@ -78,47 +91,74 @@ def download(
     settings: DownloadSettings,
     how: FetchSettings | None = None,
     on_progress: ProgressCallback | None = None,
+    on_live: LiveCallback | None = None,
 ) -> Commit:
     """Download the list `links` of `source` into `dataset`; what an earlier attempt finished is kept.
 
     The list has the columns of LIST_SCHEMA, or of types that can be cast to it. A row without url (null) must
     be of task text and becomes a row without picture; an empty url is a bad one. Groups written: images,
-    source, download.telemetry.
+    source, download.telemetry. How it goes is logged, and told to `on_live`.
 
     Raises:
-        HarmonError: the list is no such file or has a column of another type, img2dataset is absent or keeps
-            failing, or no link of a shard could be reached; such a shard stays open, so that the next run
-            asks again.
+        HarmonError: the list is no such file or has a column of another type, the engine is absent or keeps
+            failing, or what kept links of a shard out of reach looks like an outage; such a shard stays open,
+            so that the next run asks again.
     """
+    how = how or FetchSettings()
     run = StepRun(dataset, download_step(source, links, settings), on_progress)
     if run.committed:
         return run.committed
-    barred = tombstones_beside(dataset)
-    shards = _shards(_judged(_read_list(links), source, barred), settings.rows_per_shard)
-    pending = run.pending(range(len(shards)))
+    table = read_list(links)
+    origin = {"list": str(links.absolute()), "engine": settings.engine, "fetch": how.model_dump()}
+    note = note_path(dataset, run.step.key)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps(origin))
+    part.replace(note)
+    fetch_and_store(run, source, table, 0, settings, how, on_live)
+    return run.commit({source.name: {"licence": source.licence, "terms": source.terms}}, origin)
+
+
+def note_path(dataset: Dataset, step_key: str) -> Path:
+    """Where a download that is not committed yet notes its list and how it fetches; afterwards the commit does."""
+    return dataset.store.work(f"{WORK}/{step_key}/origin.json")
+
+
+def fetch_and_store(
+    run: StepRun,
+    source: Source,
+    table: pa.Table,
+    first: int,
+    settings: DownloadSettings,
+    how: FetchSettings,
+    on_live: LiveCallback | None = None,
+) -> None:
+    """Do the shards of `run` that are open: the rows of `table` (read_list) from shard number `first` on.
+
+    Raises:
+        HarmonError: as `download`.
+    """
+    barred = tombstones_beside(run.dataset)
+    shards = dict(enumerate(_shards(_judged(table, source, barred), settings.rows_per_shard), start=first))
+    pending = run.pending(list(shards))
     if pending:
         tables = {shard: shards[shard] for shard in pending}
-        _fetch_all(run, source, tables, settings, how or FetchSettings(), barred)
-    return run.commit({source.name: {"licence": source.licence, "terms": source.terms}})
+        _fetch_all(run, source, tables, settings, how, barred, _Log(on_live))
 
 
-def _read_list(links: Path) -> pa.Table:
-    """The list, with a column `again` that is true for a row whose row_id an earlier row has."""
-    try:
-        table = pq.read_table(links, columns=list(LIST_COLUMNS))
-    except (pa.ArrowException, OSError) as error:
-        raise HarmonError(f"{links} is no Parquet file with the columns {', '.join(LIST_COLUMNS)}: {error}") from None
-    missing = [name for name in LIST_COLUMNS if name not in table.column_names]
-    if missing or not table.num_rows or table.column("row_id").null_count:
-        what = f"no column {', '.join(missing)}" if missing else "no rows, or rows without row_id"
-        raise HarmonError(f"the list {links} has {what}; every row of a list of links needs a row_id")
-    table = pa.table([_typed(table.column(field.name), field, links) for field in LIST_SCHEMA], schema=LIST_SCHEMA)
-    seen: set[str] = set()
-    again = []
-    for row_id in table.column("row_id").to_pylist():
-        again.append(row_id in seen)
-        seen.add(row_id)
-    return table.append_column("again", pa.array(again))
+class _Log:
+    """Logs how it goes now and then, and passes it on."""
+
+    def __init__(self, on_live: LiveCallback | None) -> None:
+        self._on_live = on_live
+        self._logged = 0.0
+
+    def __call__(self, live: Live) -> None:
+        if live.seconds - self._logged >= LOG_EVERY:
+            self._logged = live.seconds
+            log.info("%s", live.sentence())
+        if self._on_live:
+            self._on_live(live)
 
 
 def _judged(table: pa.Table, source: Source, barred: Tombstones) -> pa.Table:
@@ -132,20 +172,14 @@ def _judged(table: pa.Table, source: Source, barred: Tombstones) -> pa.Table:
 
 
 def _is_fetched(row: Row) -> bool:
-    return bool(row["url"]) and not row["forgotten"]
-
-
-def _typed(column: pa.ChunkedArray, field: pa.Field, links: Path) -> pa.ChunkedArray:
-    """A column of the list as `field` says, its text checked to be UTF-8, which reading does not do."""
+    """Whether the row's link may be asked at all."""
+    if not row["url"] or row["forgotten"]:
+        return False
     try:
-        typed = column.cast(field.type)
-        typed.validate(full=True)
-    except pa.ArrowException as error:
-        raise HarmonError(
-            f"the column {field.name} of the list {links} is {column.type}, which does not become {field.type} "
-            f"({error}); write that column anew"
-        ) from None
-    return typed
+        link_of(row["url"])
+    except FetchError:
+        return False
+    return True
 
 
 def _shards(table: pa.Table, rows: int) -> list[pa.Table]:
@@ -159,29 +193,40 @@ def _fetch_all(
     settings: DownloadSettings,
     how: FetchSettings,
     barred: Tombstones,
+    on_live: LiveCallback,
 ) -> None:
     """Fetch and store all of `tables`; raises HarmonError for those that an outage kept out of reach."""
-    cut_off = []
-    for shard, landed in _landings(run, tables, settings, how):
-        if landed is not None and _is_outage(landed, bool(run.finished())):
+    cut_off: list[int] = []
+    in_a_row = 0
+    for shard, landed in _landings(run, tables, settings, how, on_live):
+        if landed is not None and is_outage(landed.reasons(), bool(run.finished()), how.outage_share):
             cut_off.append(shard)
+            in_a_row += 1
+            if in_a_row == OUTAGE_SHARDS:
+                break
             continue
         _store(run.shard(shard), source, tables[shard], landed, settings.limits, barred)
         if landed is not None:
+            in_a_row = 0
             landed.drop()
     if cut_off:
         raise HarmonError(
-            f"no link of shard {', '.join(map(str, cut_off))} of {source.name} could be reached: it looks "
-            "like an outage, so nothing of them is marked done; see to the network (or server) and run again"
+            f"most links of shard {', '.join(map(str, cut_off))} of {source.name} reached no server: it looks "
+            "like an outage, so nothing of them is marked done; see to the network (or server) and run again, or "
+            "set fetch.outage_share to 1 if the links are dead indeed"
         )
 
 
 def _landings(
-    run: StepRun, tables: Mapping[int, pa.Table], settings: DownloadSettings, how: FetchSettings
+    run: StepRun,
+    tables: Mapping[int, pa.Table],
+    settings: DownloadSettings,
+    how: FetchSettings,
+    on_live: LiveCallback,
 ) -> Iterator[tuple[int, Landed | None]]:
     """Each shard with what was fetched for it (None: it has no links), as soon as that is complete.
 
-    All are fetched by one run of img2dataset, whose start takes longer than a small shard. It lands in the
+    All are fetched by one run of the engine, whose start takes longer than a small shard. It lands in the
     scratch of the last shard, which is therefore handed out last: its receipt deletes the folder.
     """
     last = max(tables)
@@ -190,21 +235,14 @@ def _landings(
         for shard, table in tables.items()
     }
     wanted = {shard: urls for shard, urls in links.items() if urls}
-    guard = {"allow": [str(network) for network in settings.allow], "max_bytes": settings.max_bytes}
     yield from ((shard, None) for shard in tables if shard not in wanted and shard != last)
     final = None
-    for landed in fetch(wanted, run.scratch(last), guard, how) if wanted else ():
+    for landed in fetch(wanted, run.scratch(last), settings.rules, how, settings.engine, on_live) if wanted else ():
         if landed.shard == last:
             final = landed
         else:
             yield landed.shard, landed
     yield last, final
-
-
-def _is_outage(landed: Landed, others_answered: bool) -> bool:
-    """Whether nothing at all was reached; a few dead links are believed where other shards had answers."""
-    reasons = landed.reasons()
-    return all(reason in UNREACHED for reason in reasons) and (len(reasons) >= OUTAGE_LINKS or not others_answered)
 
 
 def _store(
@@ -228,8 +266,9 @@ def _store(
                 raise BadRow(REASON, "its bytes are in a tombstone")
             facts = _add_picture(out, identity, row, data, limits) if data is not None else {}
         except (BadRow, FetchError, BadPicture) as error:
+            answered = "HTTP 200: " if isinstance(error, BadPicture) else ""
             url = None if error.reason == REASON else row["url"]  # no listing shows what is forgotten
-            rejected.append({**identity, "url": url, "reason": error.reason, "detail": error.detail})
+            rejected.append({**identity, "url": url, "reason": error.reason, "detail": answered + error.detail})
             continue
         kept.append({**identity, **_passed_on(row), "terms_class": source.terms, **facts})
     columns = pa.Table.from_pylist(kept, SOURCE_SCHEMA)
@@ -253,6 +292,8 @@ def _check(row: Row) -> None:
         raise BadRow("bad_url", "the link is empty")
     if row["url"] is None and row["task"] != "text":
         raise BadRow("no_url", f"a row of task {row['task']} needs a link")
+    if row["url"]:
+        link_of(row["url"])
 
 
 def _passed_on(row: Row) -> Row:

@@ -40,6 +40,7 @@ def draft_commit(
     asked: Iterable[int],
     terms: Mapping[str, Any],
     began: datetime,
+    notes: Mapping[str, Any] | None = None,
 ) -> Commit:
     """The commit that puts `receipts` on top of `head`.
 
@@ -70,7 +71,7 @@ def draft_commit(
         failed=_summed(receipt.failed for receipt in receipts),
         schemas=_merged_schemas(dataset, head, receipts),
         terms=_merged_terms(step, head, terms),
-        context=_context(began, receipts),
+        context=_context(began, receipts) | dict(notes or {}),
     )
 
 
@@ -142,11 +143,13 @@ def _merged_schemas(dataset: Dataset, head: Commit | None, receipts: Sequence[Re
 
 
 def _merged_terms(step: Step, head: Commit | None, terms: Mapping[str, Any]) -> dict[str, Any]:
-    """What was stated before, what the datasets read state, and what is stated now; the later wins."""
+    """What was stated before, what the datasets read state, and what is stated now; of each source, the later wins
+    word by word, so that an acceptance stays."""
     merged: dict[str, Any] = dict(head.terms) if head else {}
-    for reads, entry in zip(step.reads, step.inputs, strict=True):
-        merged |= reads.dataset.commit(entry.commit).terms
-    return merged | dict(terms)
+    stated = [reads.dataset.commit(entry.commit).terms for reads, entry in zip(step.reads, step.inputs, strict=True)]
+    for one in (*stated, terms):
+        merged |= {source: {**merged.get(source, {}), **record} for source, record in one.items()}
+    return merged
 
 
 def _context(began: datetime, receipts: Iterable[Receipt]) -> dict[str, Any]:

@@ -1,286 +1,334 @@
-"""What a downloader may connect to and how much it may read; standard library alone, so that it can run
-anywhere.
+"""Fetches links one at a time in a thread, with every rule applied; standard library alone, so that it runs anywhere.
 
-A list of links is written by strangers, so a link may point into this machine or its network. `Guard.open`
-fetches one link with every rule applied, and `install` makes it all that a process can do with its sockets:
-
-- http and https only, no user name or password in the link;
-- a name is resolved once, all its addresses must be public or in `allow`, and the connection goes to the
-  address that was checked, so a second answer of the name server changes nothing;
-- each redirect is judged like a new link;
-- a picture has a limit of bytes, and its link one of seconds, after which its connections are cut;
-- whatever else in the process calls `connect`, an audit hook refuses addresses that are not permitted.
-
+`Guard.open` has the signature that `urllib.request.urlopen` calls, and `install` makes it all that a process can do
+with its sockets: whatever else in the process calls `connect`, an audit hook refuses addresses that are not permitted.
 Proxies of the environment are not used: behind one, nobody here would see the address.
-"""
 
-from __future__ import annotations
+Connections are kept and used again: they lead to an address that was checked when they were made.
+"""
 
 import contextlib
 import http.client
 import io
-import ipaddress
-import random
 import socket
 import ssl
 import sys
 import threading
 import time
-import urllib.parse
 import urllib.request
 import urllib.response
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cached_property
-from types import TracebackType
+from typing import Any
 
-REDIRECTS = (301, 302, 303, 307, 308)
-MAX_REDIRECTS = 5
-TIMEOUT = 10.0  # seconds to wait for a connection or for more bytes, where the caller does not say
+from pipelines.course import Course
+from pipelines.politeness import Host, Hosts
+from pipelines.rules import (
+    REDIRECTS,
+    FetchError,
+    Link,
+    Resolve,
+    Rules,
+    failure_of,
+    link_of,
+    redirected,
+    system_names,
+    tls_context,
+)
+from pipelines.traffic import Meter
+
 PIECE = 1 << 16  # bytes asked of a response at a time; the limits are checked between pieces
-TRANSIENT = frozenset({"timeout", "dropped", "http_429", "http_500", "http_502", "http_503", "http_504"})
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+DRAINED = 1 << 14  # bytes of a refusal that are read so that its connection can be used again
+IDLE = 64  # connections of a process that are kept while nobody uses them
+IDLE_SECONDS = 10.0  # most servers close after five to sixty
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class FetchError(Exception):
-    """A link that gave no picture; its text is `reason: detail`, which is how img2dataset records it."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+Answer = tuple[bytes, http.client.HTTPMessage, str]
 
 
 class Deadline:
-    """The seconds of one attempt: when they are over, its connections are cut, whatever they are waiting for.
+    """The seconds that are left for one attempt; sockets wait for nothing longer than that."""
 
-    A cut looks like an end of the answer, so leaving the block after it raises a FetchError, `timeout`, in
-    place of a result or of another FetchError. Only the name server's answer cannot be cut.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, patience: float) -> None:
+        """`patience`: seconds to wait for any one thing."""
         self._ends = time.monotonic() + seconds
-        self._connections: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
+        self._patience = patience
 
-    def __enter__(self) -> Deadline:
-        self._timer.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        over = time.monotonic() >= self._ends
-        self._timer.cancel()
-        with self._lock:
-            while self._connections:
-                self._connections.pop().close()
-        if over and (error is None or isinstance(error, FetchError)):
-            raise FetchError("timeout", f"not finished within {self._seconds:g} s") from None
-
-    def left(self) -> float:
-        """Seconds that are left, above zero. Raises TimeoutError where none are."""
+    def wait(self) -> float:
+        """Seconds that the next thing may take, above zero. Raises TimeoutError where the time is over."""
         if (left := self._ends - time.monotonic()) <= 0:
             raise TimeoutError
-        return left
-
-    def watch(self, connection: socket.socket) -> None:
-        """Have `connection` cut in time, also when TLS has wrapped it. Raises TimeoutError where it is over."""
-        with self._lock:
-            self._connections.append(connection.dup())  # wrapping takes the descriptor of the first away
-        self.left()
-
-    def _cut(self) -> None:
-        with self._lock:
-            for connection in self._connections:
-                with contextlib.suppress(OSError):  # the other side has closed it already
-                    connection.shutdown(socket.SHUT_RDWR)
+        return min(left, self._patience)
 
 
-@dataclass(frozen=True)
 class Guard:
-    """The rules for one download; `open` has the signature that `urllib.request.urlopen` calls."""
+    """Fetches links under `rules`, from any number of threads."""
 
-    allow: tuple[str, ...] = ()  # networks in CIDR notation that are open besides the public internet
-    max_bytes: int = 32 << 20
-    max_seconds: float = 30.0  # for one attempt at a link: redirects, headers and body
-    retries: int = 2  # further attempts after a transient failure
-    sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
-
-    @cached_property
-    def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-        """`allow`, parsed. Raises ValueError for what is no network."""
-        return tuple(ipaddress.ip_network(text) for text in self.allow)
+    def __init__(
+        self,
+        rules: Rules,
+        resolve: Resolve = system_names,
+        sleep: Callable[[float], None] = time.sleep,
+        meter: Meter | None = None,
+    ) -> None:
+        self.rules = rules
+        self._resolve = resolve
+        self._sleep = sleep
+        self._meter = meter
+        self._hosts: Hosts[threading.Semaphore] = Hosts(rules, threading.Semaphore)
+        self._pool = _Pool()
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
-        """One verifying context for all connections: making one takes longer than a small picture."""
-        return ssl.create_default_context()
+        """The one context of all connections."""
+        context = tls_context()
+        context.sslsocket_class = _TlsSocket
+        return context
 
     def open(
         self, request: urllib.request.Request | str, data: None = None, timeout: object = None
     ) -> urllib.response.addinfourl:
         """Fetch a link whole; transient failures are tried again after a growing, random pause.
 
+        `data` and `timeout` are what urlopen passes; the rules' own limits hold.
+
         Raises:
             FetchError: with the reason of the last attempt.
         """
         url = request if isinstance(request, str) else request.full_url
-        headers = {} if isinstance(request, str) else dict(request.header_items())
-        seconds = timeout if isinstance(timeout, int | float) else TIMEOUT  # urlopen's default is a bare object
-        for attempt in range(self.retries + 1):
-            try:
-                return self._fetch(url, headers, seconds)
-            except FetchError as error:
-                if error.reason not in TRANSIENT or attempt == self.retries:
-                    raise
-            self.sleep(0.25 * 2**attempt * (1 + random.random()))
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def permits(self, address: str) -> bool:
-        """Whether a connection to a numeric address is allowed."""
+        host, reason, size = "", "fetch_failed", 0
+        if self._meter:
+            self._meter.begin()
         try:
-            ip = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
-        except ValueError:
-            return False
-        if any(ip in network for network in self.networks):
-            return True
-        local = isinstance(ip, ipaddress.IPv6Address) and ip.is_site_local
-        return ip.is_global and not (ip.is_multicast or ip.is_reserved or local)
+            link = link_of(url)
+            host = link.host
+            body, headers, last = self._asked(link)
+            reason, size = "", len(body)
+            return urllib.response.addinfourl(io.BytesIO(body), headers, last, 200)
+        except FetchError as error:
+            reason = error.reason
+            raise
+        finally:
+            if self._meter:
+                self._meter.end(host, reason, size)
 
-    def connect(self, host: str, port: int, timeout: float, deadline: Deadline) -> socket.socket:
-        """A connection to one of the addresses that `host` has now, all of which must be permitted.
+    def _asked(self, link: Link) -> Answer:
+        """Body, headers and last link, after as many redirects and attempts as the rules give."""
+        course = Course.begin(self.rules, link)
+        while True:
+            host = self._hosts.enter(course.link.host, time.monotonic())
+            try:
+                with host.turns:
+                    self._wait(host)
+                    began, found = time.monotonic(), self._heard(host, course)
+            finally:
+                self._hosts.leave(host)
+            seconds = time.monotonic() - began
+            if isinstance(found, Link):
+                course.redirect(found, seconds)
+            elif isinstance(found, FetchError):
+                self._sleep(course.retry(found, seconds))
+            else:
+                return found
+
+    def _heard(self, host: Host[threading.Semaphore], course: Course) -> "Answer | Link | FetchError":
+        """What one step of a link gives."""
+        try:
+            found = self.step(course.link, course.left)
+        except FetchError as error:
+            return host.failed(course.link.port, error, time.monotonic())
+        host.answered(course.link.port)
+        return found
+
+    def _wait(self, host: Host[threading.Semaphore]) -> None:
+        while (seconds := host.wait(time.monotonic())) > 0:
+            self._sleep(seconds)
+
+    def step(self, link: Link, seconds: float) -> "Answer | Link":
+        """Ask for `link` once and at once: its answer, or the link that it redirects to. Raises FetchError."""
+        deadline = Deadline(seconds, self.rules.timeout)
+        try:
+            response, connection = self._answer(link, deadline)
+            try:
+                if response.status in REDIRECTS and (location := response.headers.get("Location")):
+                    self._drain(response)
+                    return redirected(link, location)
+                return self._body(response), response.headers, link.url
+            finally:
+                self._give_back(connection, response)
+        except http.client.IncompleteRead:
+            raise FetchError("dropped", "the server closed the connection early") from None
+        except OSError as error:
+            raise failure_of(error) from None
+        except (http.client.HTTPException, ValueError):
+            raise FetchError("bad_answer", "the answer is not HTTP") from None
+
+    def _answer(self, link: Link, deadline: Deadline) -> tuple[http.client.HTTPResponse, "_Connection"]:
+        """The head of the answer; a kept connection that the server has closed meanwhile is replaced at once."""
+        headers = {"User-Agent": self.rules.user_agent, "Accept": "*/*"}
+        kept = self._pool.take(link.origin)
+        while True:
+            connection = kept or (_TlsConnection if link.scheme == "https" else _Connection)(self, link)
+            connection.use(deadline)
+            try:
+                connection.request("GET", link.target, headers=headers)
+                return connection.getresponse(), connection
+            except (http.client.BadStatusLine, ConnectionError):
+                connection.close()
+                if kept is None:
+                    raise
+                kept = None
+            except BaseException:
+                connection.close()
+                raise
+
+    def connect(self, link: Link, deadline: Deadline) -> socket.socket:
+        """A connection to one of the addresses that the host has now, all of which must be permitted.
 
         Raises FetchError, TimeoutError once the deadline is over, or the OSError of the last address.
         """
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError):
-            raise FetchError("dead_link", f"the name {host} does not resolve") from None
-        for *_, address in found:
-            if not self.permits(str(address[0])):
-                raise FetchError("forbidden_address", f"{host} leads to {address[0]}, no public address")
         failure: OSError = OSError("no address")
-        for family, kind, protocol, _, address in found:
-            connection = socket.socket(family, kind, protocol)
+        for family, kind, protocol, _, address in self.rules.resolved(link.host, link.port, self._resolve):
+            connection = _Socket(family, kind, protocol)
             try:
-                connection.settimeout(min(timeout, deadline.left()))
+                connection.deadline = deadline
+                connection.settimeout(deadline.wait())
                 connection.connect(address)
-                connection.settimeout(timeout)
-                deadline.watch(connection)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.settimeout(deadline.wait())
                 return connection
             except OSError as error:
                 failure = error
                 connection.close()
         raise failure
 
-    def watch(self, event: str, arguments: tuple[object, ...]) -> None:
-        """Audit hook: refuses whatever connection `permits` refuses, unresolved names included."""
-        if event in {"socket.connect", "socket.sendto", "socket.sendmsg"} and isinstance(arguments[1], tuple):
-            host = str(arguments[1][0])
-            if not self.permits(host):
-                raise FetchError("forbidden_address", f"{host} is not a public address")
+    def _give_back(self, connection: "_Connection", response: http.client.HTTPResponse) -> None:
+        """Keep the connection where the answer was read to its end; otherwise close it."""
+        read = response.isclosed() or response.length == 0
+        if read and not response.will_close and connection.sock is not None:
+            response.close()
+            self._pool.keep(connection)
+        else:
+            connection.close()
+            response.close()
 
-    def _fetch(self, url: str, headers: Mapping[str, str], timeout: float) -> urllib.response.addinfourl:
-        with Deadline(self.max_seconds) as deadline:
-            return self._followed(url, headers, timeout, deadline)
-
-    def _followed(
-        self, url: str, headers: Mapping[str, str], timeout: float, deadline: Deadline
-    ) -> urllib.response.addinfourl:
-        """The answer at the end of a link's redirects; whatever a cut connection looks like may be raised."""
-        for _ in range(MAX_REDIRECTS + 1):
-            connection, target = self._connection(url, timeout, deadline)
-            try:
-                connection.request("GET", target, headers={**headers, "Connection": "close"})
-                response = connection.getresponse()
-                if response.status in REDIRECTS and (location := response.headers.get("Location")):
-                    url = urllib.parse.urljoin(url, location)
-                    continue
-                if response.status != 200:
-                    raise FetchError(f"http_{response.status}", f"the server answered {response.status}")
-                body = self._body(response)
-                return urllib.response.addinfourl(io.BytesIO(body), response.headers, url, response.status)
-            except TimeoutError:
-                raise FetchError("timeout", f"no answer within {timeout:g} s") from None
-            except ssl.SSLError as error:
-                raise FetchError("tls", error.reason or type(error).__name__) from None
-            except (ConnectionResetError, BrokenPipeError, http.client.IncompleteRead):
-                raise FetchError("dropped", "the server closed the connection") from None
-            except OSError as error:
-                raise FetchError("dead_link", error.strerror or type(error).__name__) from None
-            except (http.client.HTTPException, ValueError) as error:
-                raise FetchError("bad_answer", type(error).__name__) from None
-            finally:
-                connection.close()
-        raise FetchError("redirects", f"more than {MAX_REDIRECTS} redirects")
-
-    def _connection(self, url: str, timeout: float, deadline: Deadline) -> tuple[_Connection, str]:
-        """An unopened connection for `url`, and what to ask it for."""
-        try:
-            parts = urllib.parse.urlsplit(url)
-            if parts.scheme not in {"http", "https"}:
-                raise FetchError("forbidden_scheme", f"{parts.scheme or 'no scheme'} is neither http nor https")
-            host = (parts.hostname or "").encode("idna").decode()
-            if parts.username is not None or not host:
-                raise FetchError("bad_url", "a link must name a host, and no user")
-            path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-            target = urllib.parse.quote(path, safe="/%:=&?~+!$,;'@()*[]")
-            connection = (
-                _TlsConnection(host, parts.port or 443, timeout=timeout, context=self.tls)
-                if parts.scheme == "https"
-                else _Connection(host, parts.port or 80, timeout=timeout)
-            )
-        except (ValueError, http.client.InvalidURL):
-            raise FetchError("bad_url", "a part of the link is malformed") from None
-        connection.guard, connection.deadline = self, deadline
-        return connection, target
+    def _drain(self, response: http.client.HTTPResponse) -> None:
+        if response.length is not None and response.length <= DRAINED:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                response.read()
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
-        announced = response.length
-        if announced is not None and announced > self.max_bytes:
-            raise FetchError("too_large", f"more than {self.max_bytes} bytes")
+        headers, announced = response.headers, response.length
+        robots = headers.get_all("X-Robots-Tag", [])
+        try:
+            self.rules.judge(response.status, announced, robots, headers.get("Retry-After"))
+        except FetchError:
+            self._drain(response)
+            raise
         pieces, size = [], 0
         while piece := response.read1(PIECE):
             pieces.append(piece)
             size += len(piece)
-            if size > self.max_bytes:
-                raise FetchError("too_large", f"more than {self.max_bytes} bytes")
+            if size > self.rules.max_bytes:
+                raise self.rules.too_large()
         if announced is not None and size < announced:
-            raise FetchError("dropped", f"{size} of {announced} bytes came")
+            raise FetchError("dropped", "the server closed the connection early")
         return b"".join(pieces)
 
 
 def install(guard: Guard) -> None:
     """Make `guard` what `urllib.request.urlopen` uses in this process; watch all connections for good."""
     urllib.request.install_opener(guard)  # type: ignore[arg-type]  # urlopen calls nothing but its `open`
-    sys.addaudithook(guard.watch)
+    sys.addaudithook(guard.rules.watch)
+
+
+class _Timed:
+    """A socket that waits for more bytes no longer than its deadline lets it."""
+
+    deadline: Deadline | None = None
+
+    def recv_into(self, *arguments: Any) -> int:
+        if self.deadline is not None:
+            self.settimeout(self.deadline.wait())  # type: ignore[attr-defined]
+        return super().recv_into(*arguments)  # type: ignore[misc,no-any-return]
+
+
+class _Socket(_Timed, socket.socket):
+    """A plain connection."""
+
+
+class _TlsSocket(_Timed, ssl.SSLSocket):
+    """An encrypted connection."""
 
 
 class _Connection(http.client.HTTPConnection):
-    """Connects to the address that the guard has checked."""
+    """Connects to an address that the guard has checked."""
 
-    guard: Guard
-    deadline: Deadline
+    def __init__(self, guard: Guard, link: Link) -> None:
+        super().__init__(link.host, link.port)
+        self.link = link
+        self.idle_since = 0.0
+        self._guard = guard
+        self._deadline: Deadline | None = None
+
+    def use(self, deadline: Deadline) -> None:
+        """Hold the next request to `deadline`. Raises TimeoutError where it is over."""
+        self._deadline = deadline
+        if self.sock is not None:
+            self.sock.deadline = deadline  # type: ignore[union-attr]  # a _Socket or a _TlsSocket
+            self.sock.settimeout(deadline.wait())
 
     def connect(self) -> None:
-        self.sock = self.guard.connect(self.host, self.port, float(self.timeout or TIMEOUT), self.deadline)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        assert self._deadline is not None
+        self.sock = self._guard.connect(self.link, self._deadline)
+
+    def is_alive(self) -> bool:
+        """Whether a kept connection is silent, as it has to be: neither closed nor sending what nobody asked for."""
+        try:
+            self.sock.settimeout(0)
+            socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
 
-class _TlsConnection(http.client.HTTPSConnection, _Connection):
-    """HTTPSConnection.connect calls the `connect` above, then wraps its socket and verifies the name."""
+class _TlsConnection(_Connection):
+    """Encrypts, and verifies the name."""
+
+    default_port = 443
+
+    def connect(self) -> None:
+        super().connect()
+        assert self._deadline is not None
+        self.sock = self._guard.tls.wrap_socket(self.sock, server_hostname=self.link.host)
+        self.use(self._deadline)
 
 
-def _unwrapped(ip: Address) -> Address:
-    """The IPv4 address that an IPv6 address of a transition scheme leads to, or the address itself."""
-    if isinstance(ip, ipaddress.IPv4Address):
-        return ip
-    if ip in NAT64:
-        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None) or ip
+class _Pool:
+    """Connections that nobody uses at the moment, the newest taken first."""
+
+    def __init__(self) -> None:
+        self._kept: list[_Connection] = []
+        self._lock = threading.Lock()
+
+    def take(self, origin: tuple[str, str, int]) -> _Connection | None:
+        """A connection to `origin` that still stands, or None."""
+        while True:
+            with self._lock:
+                places = [n for n, kept in enumerate(self._kept) if kept.link.origin == origin]
+                connection = self._kept.pop(places[-1]) if places else None
+            if connection is None:
+                return None
+            if time.monotonic() - connection.idle_since < IDLE_SECONDS and connection.is_alive():
+                return connection
+            connection.close()
+
+    def keep(self, connection: _Connection) -> None:
+        """Keep a connection whose answer was read to its end."""
+        connection.idle_since = time.monotonic()
+        with self._lock:
+            self._kept.append(connection)
+            oldest = self._kept.pop(0) if len(self._kept) > IDLE else None
+        if oldest is not None:
+            oldest.close()

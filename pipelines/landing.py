@@ -1,48 +1,53 @@
-"""Runs img2dataset behind the guard: a script for the Python of img2dataset's own environment, never imported
-by ours.
+"""Runs an engine behind the guard, in a process of its own: a script, never imported by the rest.
 
-    python -I pipelines/landing.py '{"guard": {...}, "download": {...}}'
+    python -I pipelines/landing.py '{"engine": "img2dataset", "rules": {...}, "traffic": FOLDER, "arguments": {...}}'
 
-`guard` holds the fields of `pipelines.guard.Guard`, `download` the arguments of `img2dataset.download`.
-Everything above the last lines also runs in the worker processes that img2dataset spawns, since they load
-this file again before any work reaches them; so each of them is guarded, and ends with the process that
+`rules` holds the fields of `pipelines.rules.Rules`, `traffic` is the folder that `pipelines.traffic` follows, and
+`arguments` are those of `img2dataset.download`, or of `pipelines.native.fetch_all`. With img2dataset the Python is that
+of its own environment. Everything above the last lines also runs in the worker processes that img2dataset spawns,
+since they load this file again before any work reaches them; so each of them is guarded, and ends with the process that
 started it.
 """
 
-import ctypes
 import importlib.util
 import json
 import os
-import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
 FIRST = "HARMON_LANDING_PID"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def load_guard() -> ModuleType:
-    """guard.py from this folder, without putting the folder on the path of another environment."""
-    spec = importlib.util.spec_from_file_location("harmon_guard", Path(__file__).with_name("guard.py"))
+def add_pipelines() -> None:
+    """Let `pipelines` be imported from this folder, without putting any folder on the path of the environment."""
+    folder = Path(__file__).parent
+    spec = importlib.util.spec_from_file_location(
+        "pipelines", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
 
 
 def end_with_first() -> None:
-    """In a spawned worker: die when the first process does, which left its number in the environment.
+    """In a spawned worker: end soon after the first process does, which left its number in the environment.
 
-    (`children.spawn` sees to the first process. multiprocessing itself does not know the parent yet at this point.)
+    (`children.spawn` sees to the first process.) The kernel could tell of a parent's death, but means the thread that
+    started the worker: a thread of the pool, which ends before the pool has let go of its locks.
     """
     first = int(os.environ.setdefault(FIRST, str(os.getpid())))
-    if first == os.getpid() or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != first:
+
+    def watch() -> None:
+        while os.getppid() == first:
+            time.sleep(0.5)
         os._exit(1)
+
+    if first != os.getpid():
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def leave_out_unused() -> None:
@@ -56,12 +61,27 @@ def leave_out_unused() -> None:
 
 if __name__ in {"__main__", "__mp_main__"}:
     end_with_first()
-    leave_out_unused()
+    add_pipelines()
     settings = json.loads(sys.argv[1])
-    guard = load_guard()
-    guard.install(guard.Guard(**settings["guard"]))
+
+    from pipelines.rules import Rules
+    from pipelines.traffic import Meter
+
+    rules, meter = Rules(**settings["rules"]), Meter(Path(settings["traffic"]))
+    if settings["engine"] == "img2dataset":
+        from pipelines.guard import Guard, install
+
+        leave_out_unused()
+        install(Guard(rules, meter=meter))
+    else:
+        sys.addaudithook(rules.watch)
 
 if __name__ == "__main__":
-    from img2dataset import download  # type: ignore[import-not-found]  # lives in another environment
+    if settings["engine"] == "img2dataset":
+        from img2dataset import download  # type: ignore[import-not-found]  # lives in another environment
 
-    download(**settings["download"])
+        download(**settings["arguments"])
+    else:
+        from pipelines.native import fetch_all
+
+        fetch_all(rules, meter, **settings["arguments"])

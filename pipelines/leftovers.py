@@ -5,14 +5,14 @@ import logging
 
 from pyarrow import ArrowException, compute
 
+from pipelines.archive import read_archive
 from pipelines.audit_folder import LAYOUT, STEP_FILE, check_unlisted
 from pipelines.columns import parquet_file
 from pipelines.dataset import Dataset
+from pipelines.disk import remove_folder
 from pipelines.errors import HarmonError
 from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
 from pipelines.request import FACTS, Request, asked
-from pipelines.shards import read_archive
-from pipelines.storage import remove_folder
 from pipelines.workspace import DAMAGED, WORK, is_held
 
 log = logging.getLogger(__name__)

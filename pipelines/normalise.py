@@ -4,7 +4,10 @@ true.
 Rules, where bytes must change: EXIF orientation is applied; greyscale, CMYK and palette become RGB; alpha is
 laid on white; 16-bit samples keep their high byte; of an animation the first frame stays; formats other than
 JPEG, PNG and WebP become PNG. What was JPEG is encoded again as JPEG (quality 95, no chroma subsampling),
-everything else as PNG.
+everything else as PNG. Where a short side is asked for, larger pictures are reduced to it with a Lanczos filter (in
+linear steps of the stored values, as torchvision and img2dataset do) and encoded again, JPEG and WebP as JPEG; smaller
+ones stay as they are. A JPEG that is much too large is decoded at a half, quarter or eighth of its size first, which
+libjpeg does exactly within its blocks: never to less than three times the size wanted, so that the filter decides.
 """
 
 import io
@@ -12,9 +15,11 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipelines.settings import Settings
 
@@ -27,6 +32,17 @@ EXTENSIONS = {
 }  # MPO: a JPEG with more pictures behind it
 ORIENTATION = 0x0112  # EXIF tag
 JPEG_QUALITY = 95
+DRAFT_GAP = 3  # decoded at least so many times the size wanted: 45 dB or more from filtering all pixels (measured)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of this EXIF orientation upright (Exif 2.3, tag 0x0112)."""
 BROKEN = (
     OSError,
     ValueError,
@@ -46,10 +62,18 @@ BROKEN = (
 
 
 class Limits(Settings):
-    """How large a decoded picture may be."""
+    """How large a decoded picture may be, and how large it is stored."""
 
-    max_pixels: int = 64_000_000
+    max_pixels: int = Field(default=64_000_000, ge=1)
     """Width times height, judged from the header before anything is decoded."""
+    short_side: int | None = Field(default=None, ge=1)
+    """Pixels of the shorter side to which larger pictures are reduced (512 serves all three stages of the paper); None:
+    pictures keep their size."""
+
+    @model_serializer(mode="wrap")
+    def _plain(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a short side where none is asked for, so that datasets made before it existed keep their keys."""
+        return {name: value for name, value in dump(self).items() if name != "short_side" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -87,8 +111,9 @@ def _normalised(data: bytes, limits: Limits) -> Picture:
     if image.width * image.height > limits.max_pixels:
         raise BadPicture("too_large", f"{image.width} x {image.height} pixels")
     try:
-        image.load()
-        return _stored(image, data)
+        target = reduced_size(image.size, limits)
+        image = decoded(image, target)
+        return _small(image, target) if target else _stored(image, data)
     except BROKEN as error:
         raise BadPicture("truncated" if _is_cut(error) else "not_an_image", _said(error)) from None
 
@@ -99,6 +124,35 @@ def _stored(image: Image.Image, data: bytes) -> Picture:
     if kind in EXTENSIONS and image.mode == "RGB" and orientation == 1 and not _needs_conversion(image, data):
         return Picture(data, EXTENSIONS[kind], image.width, image.height)
     return _encoded(_rgb(ImageOps.exif_transpose(image)), "JPEG" if kind in {"JPEG", "MPO"} else "PNG")
+
+
+def reduced_size(size: tuple[int, int], limits: Limits) -> tuple[int, int] | None:
+    """The size to reduce a picture to, or None where it stays; the longer side is rounded to the nearest pixel."""
+    if limits.short_side is None or min(size) <= limits.short_side:
+        return None
+    width, height = (max(limits.short_side, round(side * limits.short_side / min(size))) for side in size)
+    return width, height
+
+
+def decoded(image: Image.Image, target: tuple[int, int] | None) -> Image.Image:
+    """`image` with its pixels: of a JPEG that is to be reduced to `target`, as few as serve the filter."""
+    if target and image.format in {"JPEG", "MPO"}:
+        image.draft(None, (target[0] * DRAFT_GAP, target[1] * DRAFT_GAP))
+    image.load()
+    return image
+
+
+def reduced(image: Image.Image, target: tuple[int, int]) -> Image.Image:
+    """A decoded picture as 8-bit RGB of the size `target`."""
+    return _rgb(image).resize(target, Image.Resampling.LANCZOS)
+
+
+def _small(image: Image.Image, target: tuple[int, int]) -> Picture:
+    """A decoded picture reduced to `target` (which is meant before it is turned upright) and encoded."""
+    kind, orientation = image.format or "", image.getexif().get(ORIENTATION, 1)
+    small = reduced(image, target)
+    turned = small.transpose(TURNS[orientation]) if orientation in TURNS else small
+    return _encoded(turned, "JPEG" if kind in {"JPEG", "MPO", "WEBP"} else "PNG")
 
 
 def _opened(data: bytes) -> Image.Image:

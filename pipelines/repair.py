@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.archive import index_of, read_archive
 from pipelines.audit import AuditReport
 from pipelines.audit_files import count_failed, count_rejected
 from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
+from pipelines.disk import LocalStore, remove_folder
 from pipelines.errors import HarmonError
 from pipelines.findings import Finding
 from pipelines.forget import delete_tombstoned
@@ -32,8 +34,7 @@ from pipelines.manifest import (
     step_path,
     written_by,
 )
-from pipelines.shards import index_of, read_archive
-from pipelines.storage import LocalStore, Upload, remove_folder
+from pipelines.storage import Upload
 from pipelines.workspace import DAMAGED, WORK, is_held
 
 Action = Literal["delete", "drop_upload", "rebuild_index", "rebuild_record", "rebuild_receipt", "rerun", "restore"]

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pipelines.errors import HarmonError
 from pipelines.location import S3Url
+from pipelines.ranged import RangedFile, RangedView
 from pipelines.storage import ByteView, Store, StoredFile, Upload
 
 SINGLE = 32 << 20  # bytes of a file up to which one PutObject writes it; bytes in memory always go in one
@@ -185,11 +186,11 @@ class S3Store(Store):
     def view(self, path: str) -> ByteView:
         return self._view(path, AHEAD)
 
-    def _view(self, path: str, ahead: int) -> "RangedView":
+    def _view(self, path: str, ahead: int) -> RangedView:
         size = self.size(path)
         if size is None:
             raise HarmonError(f"{self.where(path)} is absent; run `harmon audit`")
-        return RangedView(self, path, size, ahead)
+        return RangedView(partial(self.fetch, path), size, ahead, self.where(path))
 
     def size(self, path: str) -> int | None:
         from botocore.exceptions import ClientError
@@ -279,67 +280,6 @@ class S3Store(Store):
             raise HarmonError(
                 f"{self.where(path)} cannot be reached: {said}; check AWS_ENDPOINT_URL, region and credentials"
             ) from problem
-
-
-class RangedView:
-    """An object as bytes to be sliced: a lone read fetches what it wants, reading in order fetches `ahead` bytes."""
-
-    def __init__(self, store: S3Store, path: str, size: int, ahead: int) -> None:
-        self._store, self._path, self._size, self._ahead = store, path, size, ahead
-        self._start = 0
-        self._window = b""
-        self._next = 0
-        """Where the last slice ended: a slice that begins near it reads in order."""
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, place: slice, /) -> bytes:
-        start, end, _ = place.indices(self._size)
-        if end <= start:
-            return b""
-        if not self._start <= start <= end <= self._start + len(self._window):
-            in_order = start == self._next and start > 0
-            until = max(end, min(start + self._ahead, self._size)) if in_order else end
-            self._window, self._start = self._store.fetch(self._path, start, until), start
-            if len(self._window) < end - start:
-                raise HarmonError(f"{self._store.where(self._path)} ends too early; run `harmon audit --deep`")
-        self._next = end
-        return self._window[start - self._start : end - self._start]
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class RangedFile(io.RawIOBase):
-    """A view as a stream for readers that seek, such as Parquet's."""
-
-    def __init__(self, view: ByteView, name: str) -> None:
-        self._view, self.name = view, name
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._view)}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._view[self._at : self._at + len(buffer)]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def size(self) -> int:
-        """Length in bytes."""
-        return len(self._view)
 
 
 def _endpoint() -> str:

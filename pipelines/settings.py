@@ -103,20 +103,21 @@ def _item(node: Any, part: str, setting: str) -> Any:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Keys that `model` knows at `path`, following nested models through lists, mappings and unions."""
-    current: Any = model
+    """Keys that `model` knows at `path`, following nested models through lists, mappings and unions; a part that
+    names the `kind` of a union's member chooses it."""
+    models = [model]
     for part in path:
-        fields = getattr(current, "model_fields", None)
-        current = fields[part].annotation if fields is not None and part in fields else current
-        while (inner := _inner_model(current)) is not None and inner is not current:
-            current = inner
-    return list(getattr(current, "model_fields", {}))
+        fields = [one.model_fields[part].annotation for one in models if part in one.model_fields]
+        chosen = [one for one in models if part in _kinds(one)]
+        models = [inner for field in fields for inner in _inner_models(field)] or chosen or models
+    return [name for one in models for name in one.model_fields]
 
 
-def _inner_model(annotation: Any) -> Any:
+def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+
+
+def _inner_models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in get_args(annotation):
-        if (found := _inner_model(argument)) is not None:
-            return found
-    return None
+        return [annotation]
+    return [inner for argument in get_args(annotation) for inner in _inner_models(argument)]

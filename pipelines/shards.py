@@ -4,39 +4,34 @@ A sample is two adjacent members, `KEY.<extension>` and `KEY.json`. The index is
 of each sample's first header, then the offset at which the archive's end marker begins.
 """
 
+import contextlib
 import hashlib
-import json
 import mmap
 import os
 import re
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
-from pipelines.canonical import canonical_json
+from pipelines.canonical import canonical_json, json_object
+from pipelines.disk import mapped
 from pipelines.errors import HarmonError
-from pipelines.storage import ByteView, Store, mapped
+from pipelines.storage import ByteView, Store
+from pipelines.ustar import BLOCK, END, HEADER, MAX_MEMBER, MAX_VIEW, header, member, padding
 
-BLOCK = 512  # POSIX.1-1988 (ustar): headers and data are padded to blocks of 512 bytes
-PIECE = 1 << 18  # bytes read at a time: small enough for a processor's cache, large enough to cost no calls
-BATCH = 1 << 20  # bytes that wait to be written together: the kernel takes larger pieces more cheaply
-IOV = 1000  # parts that wait at most; Linux takes 1024 a call
-END = bytes(2 * BLOCK)  # two zero blocks end an archive
-MAX_MEMBER = 8**11 - 1  # largest size that the 11 octal digits of a ustar header hold, in bytes
+BATCH = 1 << 20  # bytes that wait to be written together: many for a system call, few enough to stay in the cache
+PARTS = 1000  # parts that wait at most; Linux takes 1024 a call
+PAGE = 4096  # writes that end between pages cost the kernel half as much again
+AHEAD = 1 << 26  # bytes of disk asked for at a time, before what fills them is written
 
 KEY = re.compile(r"[0-9a-f]{32}")
 EXTENSION = re.compile(r"[a-z0-9]{1,8}")
-HEADER = re.compile(rb"(?s)(?=([0-9a-f]{32})\.([a-z0-9]{1,8})\0).{124}([0-7]{11})\0.{121}ustar\0.{249}")
-"""A member's header: key, extension and the octal size of its data, at their places in the 512 bytes."""
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """One sample of an image shard: encoded bytes as stored, and the JSON view beside them."""
 
     key: str
@@ -48,45 +43,6 @@ class Image:
 def index_path(tar: Path) -> Path:
     """Where the index of a shard lies: beside it, with `.idx` appended."""
     return tar.with_name(tar.name + ".idx")
-
-
-def _template() -> bytes:
-    """A ustar header without name, size and checksum: a regular file, mode 0644, owner 0, time 0."""
-    return struct.pack(
-        "100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x",
-        b"",
-        b"0000644\0",
-        b"0000000\0",
-        b"0000000\0",
-        b"",
-        b"00000000000\0",
-        b" " * 8,
-        b"0",
-        b"",
-        b"ustar\0",
-        b"00",
-        b"",
-        b"",
-        b"0000000\0",
-        b"0000000\0",
-        b"",
-    )
-
-
-TEMPLATE = _template()
-TEMPLATE_SUM = sum(TEMPLATE)
-MODE, TIME, LINK = TEMPLATE[100:124], TEMPLATE[136:148], TEMPLATE[156:]
-
-
-def _header(name: str, size: int) -> bytes:
-    """The header of a member; equal samples give equal bytes. Its checksum is the sum of all its bytes."""
-    text, digits = name.encode(), b"%011o" % size
-    checksum = b"%06o\0 " % (TEMPLATE_SUM + sum(text) + sum(digits))
-    return b"".join((text.ljust(100, b"\0"), MODE, digits, b"\0", TIME, checksum, LINK))
-
-
-def _padding(size: int) -> int:
-    return -size % BLOCK
 
 
 class ShardWriter:
@@ -104,8 +60,9 @@ class ShardWriter:
         self._known: set[str] = set()
         self._offsets: list[int] = []
         self._end = 0
-        self._waiting: list[bytes] = []
-        self._held = 0
+        self._waiting: list[bytes | memoryview] = []
+        self._written = 0
+        self._allocated = 0
         self._digest = hashlib.sha256()
         try:
             self._stream = path.open("xb", buffering=0)
@@ -121,39 +78,59 @@ class ShardWriter:
         if key in self._known:
             raise HarmonError(f"the key {key} comes twice in {self.path}; keys are unique within a dataset")
         told = canonical_json(view)
-        if max(len(image), len(told)) > MAX_MEMBER:
-            raise HarmonError(f"{key} is larger than a ustar member of {self.path} may be ({MAX_MEMBER} bytes)")
+        if len(image) > MAX_MEMBER or len(told) > MAX_VIEW:
+            raise HarmonError(
+                f"{key} is too large for {self.path}: an image may have {MAX_MEMBER} bytes and a JSON view {MAX_VIEW}"
+            )
         self._known.add(key)
         self.keys.append(key)
         self._offsets.append(self._end)
-        beside = (bytes(_padding(len(image))), _header(f"{key}.json", len(told)), told, bytes(_padding(len(told))))
-        self._write(_header(f"{key}.{extension}", len(image)), image, b"".join(beside))
+        beside = (bytes(padding(len(image))), header(key, "json", len(told)), told, bytes(padding(len(told))))
+        self._write(header(key, extension, len(image)), image, b"".join(beside))
 
     def _write(self, *parts: bytes) -> None:
-        self._waiting += parts
+        """Append parts: hashed at once, and gathered as they are so that writing costs few calls and no copy."""
         for part in parts:
             self._digest.update(part)
             self._end += len(part)
-            self._held += len(part)
-        if self._held >= BATCH or len(self._waiting) >= IOV:
-            self._flush()
+        self._waiting += parts
+        if self._end - self._written >= BATCH or len(self._waiting) >= PARTS:
+            self._flush(self._end - self._end % PAGE)
 
-    def _flush(self) -> None:
-        """Hand over what waits with one system call, which may fall short of it: then the rest follows."""
-        parts, length = self._waiting, self._held
-        self._waiting, self._held = [], 0
-        written = os.writev(self._stream.fileno(), parts) if parts else 0
-        if written < length:
-            rest = memoryview(b"".join(parts))[written:]
-            while rest:
-                rest = rest[self._stream.write(rest) :]
+    def _flush(self, until: int) -> None:
+        """Hand over what waits before the offset `until`; the rest goes on waiting."""
+        over, rest = self._end - until, list[bytes | memoryview]()
+        while over:
+            part = self._waiting.pop()
+            cut = max(0, len(part) - over)
+            rest.insert(0, part[cut:])
+            over -= len(part) - cut
+            if cut:
+                self._waiting.append(memoryview(part)[:cut])
+        if self._waiting:
+            self._allocate(until)
+            written = os.writev(self._stream.fileno(), self._waiting)
+            if written < until - self._written:  # a system call may fall short of what it was given
+                missing = memoryview(b"".join(self._waiting))[written:]
+                while missing:
+                    missing = missing[self._stream.write(missing) :]
+        self._waiting, self._written = rest, until
+
+    def _allocate(self, until: int) -> None:
+        """Have the disk lay out space ahead in one piece: cheaper than page by page. `close` cuts off the rest."""
+        if until > self._allocated:
+            length = max(AHEAD, until - self._allocated)
+            with contextlib.suppress(OSError):  # only a saving: a disk that is really full says so at the write
+                os.posix_fallocate(self._stream.fileno(), self._allocated, length)
+            self._allocated += length
 
     def close(self) -> int:
         """Write the end marker and the index; returns the number of samples. Closing twice is fine."""
         if not self._stream.closed:
             index = np.array([*self._offsets, self._end], dtype="<u8").tobytes()
             self._write(END)
-            self._flush()
+            self._flush(self._end)
+            self._stream.truncate(self._end)
             self._stream.close()
             with index_path(self.path).open("xb") as stream:
                 stream.write(index)
@@ -230,8 +207,8 @@ class ImageShard:
         """The sample at position `row` (0-based, among the members). Raises IndexError outside the shard."""
         key, extension, data, view = self.raw(row)
         try:
-            return Image(key, extension, data, dict(json.loads(view)))
-        except (ValueError, TypeError) as problem:
+            return Image(key, extension, data, json_object(view))
+        except ValueError as problem:
             raise HarmonError(f"{self.where}: {key}.json is no JSON object; run `harmon audit --deep`") from problem
 
     def raw(self, row: int) -> RawSample:
@@ -257,8 +234,8 @@ class ImageShard:
 
     def keys(self) -> list[str]:
         """Keys of the members in order (reads their headers only)."""
-        headers = (self._data[offset : offset + BLOCK] for offset in self._offsets[:-1])
-        return [name.key for header in headers if (name := parse_header(header)) is not None]
+        blocks = (self._data[offset : offset + BLOCK] for offset in self._offsets[:-1])
+        return [said.key for block in blocks if (said := member(block)) is not None]
 
     def find(self, key: str) -> Image | None:
         """The sample with this key, or None where the shard has no image for it."""
@@ -278,90 +255,3 @@ class ImageShard:
     def close(self) -> None:
         """Let go of the map; reading afterwards fails."""
         self._data.close()
-
-
-@dataclass(frozen=True)
-class MemberName:
-    """What a member's header says: key, extension, size of its data in bytes."""
-
-    key: str
-    extension: str
-    size: int
-
-
-def parse_header(header: bytes) -> MemberName | None:
-    """The member that a ustar header describes, or None if it is not one that ShardWriter writes."""
-    match = HEADER.fullmatch(header)
-    return None if match is None else MemberName(match[1].decode(), match[2].decode(), int(match[3], 8))
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An archive read from end to end, without its index."""
-
-    samples: tuple[tuple[int, str], ...]
-    """Offset and key of each sample up to the first thing that is wrong."""
-    sha256: str
-    problem: str | None
-    """The first place where it is not what ShardWriter writes: a damaged header, members out of pairs, no end."""
-
-
-def read_archive(stream: BinaryIO, where: str) -> Archive:
-    """Read every byte once, in bounded memory: its checksum, and its members by their headers."""
-    digest = hashlib.sha256()
-    window, start = b"", 0  # the archive's bytes [start, start + len(window))
-
-    def block(offset: int) -> bytes:
-        """The 512 bytes at `offset`, which only grows; fewer at the end of the file."""
-        nonlocal window, start
-        while offset + BLOCK > start + len(window) and (chunk := stream.read(PIECE)):
-            digest.update(chunk)
-            kept = window[offset - start :] if offset < start + len(window) else b""
-            window, start = kept + chunk, start + len(window) - len(kept)
-        return window[offset - start : offset - start + BLOCK]
-
-    samples: list[tuple[int, str]] = []
-    problem, offset = None, 0
-    try:
-        while (header := block(offset)) != END[:BLOCK]:
-            image = _checked(header, where, offset)
-            view_at = offset + BLOCK + image.size + _padding(image.size)
-            view = _checked(block(view_at), where, view_at)
-            if view.key != image.key or view.extension != "json" or image.extension == "json":
-                raise HarmonError(f"{where}: the members at {offset} and {view_at} are no image with its view")
-            samples.append((offset, image.key))
-            offset = view_at + BLOCK + view.size + _padding(view.size)
-    except HarmonError as wrong:
-        problem = str(wrong)
-    tail = block(offset + BLOCK) if problem is None else b""
-    length = start + len(window)
-    while chunk := stream.read(PIECE):
-        digest.update(chunk)
-        length += len(chunk)
-    if problem is None and (length != offset + len(END) or tail != END[BLOCK:]):
-        problem = f"{where}: the archive ends at {offset + len(END)} but the file at {length} bytes"
-    return Archive(tuple(samples), digest.hexdigest(), problem)
-
-
-def scan(tar_path: Path) -> Iterator[tuple[int, str]]:
-    """Offset and key of each sample, read from the archive alone (not its index).
-
-    Raises HarmonError at the first place where the archive is not what ShardWriter writes.
-    """
-    with tar_path.open("rb", buffering=0) as stream:
-        archive = read_archive(stream, str(tar_path))
-    yield from archive.samples
-    if archive.problem:
-        raise HarmonError(archive.problem)
-
-
-def _checked(header: bytes, where: str, offset: int) -> MemberName:
-    name = parse_header(header)
-    if name is None or _header(f"{name.key}.{name.extension}", name.size) != header:
-        raise HarmonError(f"{where}: the bytes at {offset} are no member header")
-    return name
-
-
-def index_of(samples: Sequence[tuple[int, str]], size: int) -> bytes:
-    """The index of an archive of `size` bytes whose samples begin at these offsets."""
-    return np.array([*(offset for offset, _ in samples), size - len(END)], dtype="<u8").tobytes()

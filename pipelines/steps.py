@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.dataset import Dataset
+from pipelines.disk import remove_folder
 from pipelines.drafts import draft_commit
 from pipelines.errors import HarmonError
 from pipelines.identity import Reads, Step
 from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path, written_by
 from pipelines.outputs import ShardOutput
-from pipelines.storage import OtherBytes, remove_folder
+from pipelines.storage import OtherBytes
 from pipelines.tombstones import standing
 from pipelines.workspace import WORK, Journal, Workspace
 
@@ -134,9 +135,10 @@ class StepRun:
 
     # Commit
 
-    def commit(self, terms: Mapping[str, Any] | None = None) -> Commit:
+    def commit(self, terms: Mapping[str, Any] | None = None, notes: Mapping[str, Any] | None = None) -> Commit:
         """Gather the receipts of this key into the next manifest.
 
+        `notes` join the commit's context, which no hash includes.
         `terms` states licence and terms by source name; those of the datasets read, and of the commits
         before, are carried along. Another process may commit first: then this commit goes on top of that one,
         unless both wrote the same group of a shard, which is an error. If a commit of this key stands, it is
@@ -153,7 +155,7 @@ class StepRun:
                         f"no receipt yet (first {missing[0]}); run it again to finish them"
                     )
                 break
-            draft = draft_commit(self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began)
+            draft = draft_commit(self.dataset, self.step, head, receipts, self._asked, terms or {}, self._began, notes)
             try:
                 self.dataset.store.put(manifest_path(draft.number), draft.to_bytes())
             except OtherBytes:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines.errors import ConfigurationError
 
 TRAIN_STEPS = 1000  # of the diffusion chain: MAR, section 3.2
+RESPACING = r"^(\d+(,\d+)*|ddim\d+)$"  # what harmon.model.diffusion.kept_timesteps reads
 
 
 class _Config(BaseModel):
@@ -99,8 +100,8 @@ class HeadConfig(_Config):
     depth: int = Field(gt=0)
     batch_mul: int = Field(default=4, gt=0)
     """Timesteps drawn per masked position and training step."""
-    sampling_steps: str = Field(default="100", pattern=r"^\d+(,\d+)*$")
-    """Diffusion steps in generation: a count, or counts per equal section of the 1,000 ("10,5,5")."""
+    sampling_steps: str = Field(default="100", pattern=RESPACING)
+    """Diffusion steps in generation: a count, counts per equal section of the 1,000 ("10,5,5"), or "ddim50"."""
 
 
 class HarmonConfig(_Config):

@@ -65,17 +65,20 @@ def kept_timesteps(respacing: str) -> list[int]:
     """Training timesteps that a respaced chain keeps, ascending.
 
     "100" spreads 100 over all; "10,5" spreads 10 over the first half and 5 over the second. Positions advance
-    by a float stride and are rounded half to even, as in the code of arXiv 2102.09672, ties included.
+    by a float stride and are rounded half to even, as in the code of arXiv 2102.09672, ties included. "ddim50"
+    advances from 0 by the smallest whole stride that keeps 50 (arXiv 2010.02502's spacing, whatever the sampler).
     """
+    if respacing.startswith("ddim"):
+        return _at_whole_stride(respacing)
     counts = [int(count) for count in respacing.split(",")]
     size, larger = divmod(TRAIN_STEPS, len(counts))
     kept: list[int] = []
     start = 0
     for section, count in enumerate(counts):
         length = size + (section < larger)
-        if not 1 <= count <= length:
+        if count > length:
             raise ConfigurationError(
-                f"respacing {respacing!r} asks {count} steps of a section of {length}; ask 1 to {length}"
+                f"respacing {respacing!r} asks {count} steps of a section of {length}; ask at most {length}"
             )
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
@@ -83,7 +86,21 @@ def kept_timesteps(respacing: str) -> list[int]:
             kept.append(start + round(position))
             position += stride
         start += length
+    if not kept:
+        raise ConfigurationError(f"respacing {respacing!r} keeps no step; ask at least 1")
     return kept
+
+
+def _at_whole_stride(respacing: str) -> list[int]:
+    wanted = int(respacing.removeprefix("ddim"))
+    for stride in range(1, TRAIN_STEPS + 1):
+        kept = range(0, TRAIN_STEPS, stride)
+        if len(kept) == wanted:
+            return list(kept)
+    raise ConfigurationError(
+        f"respacing {respacing!r}: no whole stride through {TRAIN_STEPS} steps keeps {wanted} of them; "
+        "ask another number, or leave ddim out"
+    )
 
 
 def train_alphas_cumprod() -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ S = M + U, D encoder width, Z decoder width, H LLM width, C token channels, R ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harmon.model.config import HarmonConfig, QwenConfig
+from harmon.model.kept import Past
 from harmon.model.language import read_causally
 from harmon.model.mar import Grid, Mar, take
 from harmon.text import IMAGE_SLOT
@@ -126,15 +127,20 @@ class Harmon(nn.Module):
     # -- forward passes --------------------------------------------------------------------------------------
 
     def visual_features(
-        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None, real: int | None = None
+        self,
+        tokens_BNC: Tensor,
+        grid: Grid,
+        visible_BM: Tensor | None = None,
+        real: int | None = None,
+        pasts: Sequence[Past] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last; `real` as in
-        `Mar.encode`.
+        """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last; `real` and `pasts`
+        as in `Mar.encode`.
 
         The language model is causal: at the end of the image the buffers see every visible token.
         """
         buffers = self.config.mar.buffer_size
-        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM, real)
+        x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM, real, pasts)
         return x_BSD, self.proj_in(torch.cat([x_BSD[:, buffers:], x_BSD[:, :buffers]], 1))
 
     def inform(self, x_BSD: Tensor, hidden_BSH: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Shape letters: R rows (any leading shape), C token channels, W head width, Z dec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,9 @@ class ResidualBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
-        """`activated` is SiLU of the condition, the same for all blocks."""
-        shift, scale, gate = self.adaLN_modulation[1](activated).chunk(3, -1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x [R, W], its modulation [R, 3W] (`DiffusionMlp.modulations`) -> [R, W]."""
+        shift, scale, gate = modulation.chunk(3, -1)
         out: Tensor = x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
         return out
 
@@ -66,8 +67,9 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation[1](activated).chunk(2, -1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x [R, W], its modulation [R, 2W] -> [R, 2C]."""
+        shift, scale = modulation.chunk(2, -1)
         out: Tensor = self.linear(self.norm_final(x) * (1 + scale) + shift)
         return out
 
@@ -96,15 +98,23 @@ class DiffusionMlp(nn.Module):
 
         The condition arrives embedded because one position is denoised many times.
         """
-        return self.predict(noisy, self.time_embed(timesteps) + embedded)
+        return self.predict(noisy, self.modulations(self.time_embed(timesteps) + embedded))
 
-    def predict(self, noisy: Tensor, condition: Tensor) -> Tensor:
-        """Tokens [R, C] under a whole condition [R, W], timestep and position together -> [R, 2C]."""
+    def modulations(self, condition: Tensor) -> list[Tensor]:
+        """What a condition [R, W], timestep and position together, makes of each block and of the last layer.
+
+        It depends on no token: two thirds of the head's products can be done before a chain begins.
+        """
         activated = F.silu(condition)
-        x = self.input_proj(noisy.to(condition.dtype))
-        for block in self.res_blocks:
-            x = block(x, activated)
-        out: Tensor = self.final_layer(x, activated)
+        return [layer.adaLN_modulation[1](activated) for layer in (*self.res_blocks, self.final_layer)]
+
+    def predict(self, noisy: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """Tokens [R, C] under the `modulations` of their condition -> [R, 2C]."""
+        *inner, last = modulations
+        x = self.input_proj(noisy.to(last.dtype))
+        for block, modulation in zip(self.res_blocks, inner):
+            x = block(x, modulation)
+        out: Tensor = self.final_layer(x, last)
         return out
 
 

@@ -4,18 +4,21 @@ Weights, names and modules are Transformers' (`Qwen2Model`). This pass gives its
 machinery: right-padded rows need no mask under causal attention, the last layer runs at the positions that are
 read, and keys and values live in a block of memory that is written in place.
 
-Shape letters: B batch, T sequence length, R positions that are read, K key positions, H width, G key-value heads,
-d width of a head.
+Shape letters: B batch, T sequence length, R positions that are read, Q computed ones, K key positions, H width, G
+key-value heads, d width of a head.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from harmon.model.kept import Past
 
 _GROWTH = 2  # factor by which full memory grows, so that a long answer copies each key about once
 
@@ -98,6 +101,31 @@ def read_causally(
     if past is not None:
         past.length += length
     return norm(llm.norm, x_BTH)
+
+
+def read_among(
+    llm: Any, x_BQH: Tensor, positions_BT: Tensor, seen_BQK: Tensor, prompt: KeyValues, pasts: Sequence[Past]
+) -> Tensor:
+    """Hidden states after the final norm, [B, Q, H], of image slots read among others that earlier passes have read.
+
+    All T slots stand behind the `prompt` of L positions, and x_BQH at the places of `pasts`, one for each layer.
+    Inserting a slot moves those behind it by a position, so keys are kept as they are before rotation and rotated
+    here, to `positions_BT` (int64). `seen_BQK` (bool, K = L + T) says what each of the Q attends to.
+    """
+    rotation = llm.rotary_emb(x_BQH, positions_BT)
+    rotation_BQ = _at(rotation[0], pasts[0].places_BQ), _at(rotation[1], pasts[0].places_BQ)
+    for number, (layer, past) in enumerate(zip(llm.layers[: llm.config.num_hidden_layers], pasts)):
+        attention, normed_BQH = layer.self_attn, norm(layer.input_layernorm, x_BQH)
+        new_keys, new_values = (
+            _heads(linear, normed_BQH, attention.head_dim) for linear in (attention.k_proj, attention.v_proj)
+        )
+        keys, values = past.joined(new_keys, new_values)
+        prompt_keys, prompt_values = prompt.memory[:, number, :, :, : prompt.length]
+        keys = torch.cat([prompt_keys, _rotated(keys, rotation)], 2)
+        values = torch.cat([prompt_values, values], 2)
+        x_BQH = x_BQH + _attend(attention, normed_BQH, keys, values, rotation_BQ, seen_BQK.unsqueeze(1), causal=False)
+        x_BQH = x_BQH + layer.mlp(norm(layer.post_attention_layernorm, x_BQH))
+    return norm(llm.norm, x_BQH)
 
 
 def positions_of(seen_BT: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ channels, S = U + M, D width (the encoder's or the decoder's), H heads, Q querie
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from harmon.model.config import HeadConfig, MarConfig
 from harmon.model.head import DiffusionHead
+from harmon.model.kept import Past
 
 _EPS = 1e-6  # every LayerNorm of MAR
 
@@ -55,10 +57,17 @@ class Attention(nn.Module):
         batch, length, _ = packed_BSE.shape
         return packed_BSE.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4)
 
-    def forward(self, x_BSD: Tensor, queries_BQD: Tensor | None = None, keys_S: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BSD: Tensor,
+        queries_BQD: Tensor | None = None,
+        keys_S: Tensor | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
         """Every position of x_BSD attends to every one, [B, S, D]; or only `queries_BQD` do, [B, Q, D].
 
-        Where `keys_S` (bool) is given, it says which positions serve as keys.
+        Where `keys_S` (bool) is given, it says which positions serve as keys. With a `past` they attend to its
+        other places too, as an earlier pass left them.
         """
         if queries_BQD is None:
             q_BHQd, k_BHSd, v_BHSd = self._heads_first(self.qkv(x_BSD), 3)
@@ -67,6 +76,8 @@ class Attention(nn.Module):
             weight, bias = self.qkv.weight, self.qkv.bias
             (q_BHQd,) = self._heads_first(F.linear(queries_BQD, weight[:width], bias[:width]), 1)
             k_BHSd, v_BHSd = self._heads_first(F.linear(x_BSD, weight[width:], bias[width:]), 2)
+        if past is not None:
+            k_BHSd, v_BHSd = past.joined(k_BHSd, v_BHSd)
         dropout = self.attention_dropout if self.training else 0.0
         mixed_BHQd = F.scaled_dot_product_attention(
             q_BHQd, k_BHSd, v_BHSd, attn_mask=None if keys_S is None else keys_S[None, None, None], dropout_p=dropout
@@ -98,15 +109,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=_EPS)
         self.mlp = Mlp(width, config)
 
-    def forward(self, x_BSD: Tensor, read_BP: Tensor | None = None, keys_S: Tensor | None = None) -> Tensor:
-        """[B, S, D], or [B, P, D] at positions `read_BP`: the others then serve as keys alone. `keys_S` as in
-        Attention.
+    def forward(
+        self,
+        x_BSD: Tensor,
+        read_BP: Tensor | None = None,
+        keys_S: Tensor | None = None,
+        past: Past | None = None,
+    ) -> Tensor:
+        """[B, S, D], or [B, P, D] at positions `read_BP`: the others then serve as keys alone. `keys_S` and
+        `past` as in Attention.
         """
         normed_BSD = self.norm1(x_BSD)
         if read_BP is None:
-            x_BSD = x_BSD + self.attn(normed_BSD, None, keys_S)
+            x_BSD = x_BSD + self.attn(normed_BSD, None, keys_S, past)
         else:
-            x_BSD = take(x_BSD, read_BP) + self.attn(normed_BSD, take(normed_BSD, read_BP), keys_S)
+            x_BSD = take(x_BSD, read_BP) + self.attn(normed_BSD, take(normed_BSD, read_BP), keys_S, past)
         out: Tensor = x_BSD + self.mlp(self.norm2(x_BSD))
         return out
 
@@ -161,11 +178,17 @@ class Mar(nn.Module):
         self.diffloss.net.reset_parameters()
 
     def encode(
-        self, tokens_BNC: Tensor, grid: Grid, visible_BM: Tensor | None = None, real: int | None = None
+        self,
+        tokens_BNC: Tensor,
+        grid: Grid,
+        visible_BM: Tensor | None = None,
+        real: int | None = None,
+        pasts: Sequence[Past] | None = None,
     ) -> Tensor:
         """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions.
 
-        Of the M only the first `real` are (None: all); the others pad the shape and are no keys.
+        Of the M only the first `real` are (None: all); the others pad the shape and are no keys. With `pasts`,
+        one for each block, the tokens are read among others that earlier passes have read.
         """
         table_1TD = self._positional_table(self.encoder_pos_embed_learned, grid)
         buffer_1UD, image_1ND = _split(table_1TD, self.config.buffer_size)
@@ -177,8 +200,8 @@ class Mar(nn.Module):
         keys_S = None
         if real is not None:
             keys_S = torch.arange(x_BSD.shape[1], device=x_BSD.device) < self.config.buffer_size + real
-        for block in self.encoder_blocks:
-            x_BSD = block(x_BSD, None, keys_S)
+        for block, past in _with_pasts(self.encoder_blocks, pasts):
+            x_BSD = block(x_BSD, None, keys_S, past)
         out: Tensor = self.encoder_norm(x_BSD)
         return out
 
@@ -189,12 +212,14 @@ class Mar(nn.Module):
         visible_BM: Tensor,
         predicted_BP: Tensor | None = None,
         fill_BTD: Tensor | None = None,
+        pasts: Sequence[Past] | None = None,
     ) -> Tensor:
         """Decoder outputs [B, P, D] at `predicted_BP`, or [B, N, D] at every position.
 
         x_BSD are the buffers and visible positions of the encoder, already informed by the LLM. Masked
         positions hold the mask token, or those of `fill_BTD` [B, U + N, D] (another image's full encoding,
-        for editing).
+        for editing). With `pasts`, one for each block, only their places are computed, counted with the buffers
+        before them; those of x_BSD and `predicted_BP` must be among them.
         """
         buffers = self.config.buffer_size
         embedded_BSD = self.decoder_embed(x_BSD)
@@ -206,14 +231,20 @@ class Mar(nn.Module):
         places_BS1 = torch.cat([buffer_BU, visible_BM + buffers], 1).unsqueeze(-1)
         x_BTD = filled_BTD.scatter(1, places_BS1.expand_as(embedded_BSD), embedded_BSD)
         x_BTD = x_BTD + self._positional_table(self.decoder_pos_embed_learned, grid)
-        *inner, last = self.decoder_blocks
-        for block in inner:
-            x_BTD = block(x_BTD)
+        read_BP = None if predicted_BP is None else predicted_BP + buffers
+        if pasts is not None:
+            x_BTD = take(x_BTD, pasts[0].places_BQ)
+            read_BP = None if read_BP is None else torch.searchsorted(pasts[0].places_BQ, read_BP)
+        *inner, last = _with_pasts(self.decoder_blocks, pasts)
+        for block, past in inner:
+            x_BTD = block(x_BTD, None, None, past)
+        block, past = last
+        x_BTD = block(x_BTD, read_BP, None, past)
         table_1ND = self._positional_table(self.diffusion_pos_embed_learned, grid)
         if predicted_BP is None:
-            image_BND: Tensor = self.decoder_norm(last(x_BTD)[:, buffers:])
+            image_BND: Tensor = self.decoder_norm(x_BTD[:, buffers:])
             return image_BND + table_1ND
-        image_BPD: Tensor = self.decoder_norm(last(x_BTD, predicted_BP + buffers))
+        image_BPD: Tensor = self.decoder_norm(x_BTD)
         return image_BPD + take(table_1ND, predicted_BP)
 
     def _positional_table(self, table_1TD: Tensor, grid: Grid) -> Tensor:
@@ -225,6 +256,11 @@ class Mar(nn.Module):
         image_1Dhw = image_1ND.transpose(1, 2).reshape(1, -1, native, native)
         resized_1Dhw = F.interpolate(image_1Dhw, size=tuple(grid), mode="bilinear", align_corners=False)
         return torch.cat([buffer_1UD, resized_1Dhw.flatten(2).transpose(1, 2)], 1)
+
+
+def _with_pasts(blocks: nn.ModuleList, pasts: Sequence[Past] | None) -> list[tuple[nn.Module, Past | None]]:
+    none: list[Past | None] = [None] * len(blocks)
+    return list(zip(blocks, none if pasts is None else pasts, strict=True))
 
 
 def _split(table_1TD: Tensor, buffers: int) -> tuple[Tensor, Tensor]:

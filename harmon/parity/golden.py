@@ -19,6 +19,7 @@ from harmon.model.autoencoder import KlAutoencoder, KlConfig
 from harmon.model.compiled import compile_regions
 from harmon.model.config import HarmonConfig, HeadConfig, MarConfig, QwenConfig
 from harmon.model.harmon import Harmon
+from harmon.model.mar import Grid
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
 
@@ -87,6 +88,12 @@ class Golden:
             raise HarmonError(f"the golden data lacks {name}")
         return self.tensors[name]
 
+    def scalar(self, name: str) -> Any:
+        """Output `name` of the manifest."""
+        if name not in self.scalars:
+            raise HarmonError(f"the golden data lacks out.{name}")
+        return self.scalars[name]
+
     def given(self, name: str) -> Tensor:
         """An input that the model itself would have computed, in the type of its weights."""
         return self.tensor(name).to(self.model.mar.fake_latent.dtype)
@@ -103,8 +110,14 @@ class Golden:
         return ids.masked_fill(ids == self.manifest["image_token_index"], IMAGE_SLOT)
 
     def latents(self, name: str) -> Tensor:
-        """Recorded [B, h, w, C] as [B, C, h, w]."""
-        return self.tensor(name).permute(0, 3, 1, 2)
+        """Recorded tokens [B, m, n, C] as latents."""
+        tokens = self.tensor(name)
+        return self.model.to_latents(tokens.flatten(1, 2), Grid(*tokens.shape[1:3]))
+
+    def as_recorded(self, latents: Tensor) -> Tensor:
+        """Latents as recordings have them: tokens [B, m, n, C]."""
+        tokens, grid = self.model.to_tokens(latents)
+        return tokens.reshape(len(tokens), *grid, -1)
 
     def encoded(self, name: str) -> Tensor:
         """Latents of recorded pixels, in float64: the autoencoder's rounding counts in its own lines only."""
@@ -116,7 +129,7 @@ class Golden:
     def line(self, name: str, got: Tensor | float, kind: str = "non_sampling_rel", scale: float | None = None) -> Line:
         """Compare with output or scalar `name`, relative to `scale` if given; whole numbers must be equal."""
         recorded = self.tensors.get(f"out.{name}")
-        expected = torch.as_tensor(self.scalars[name]) if recorded is None else recorded
+        expected = torch.as_tensor(self.scalar(name)) if recorded is None else recorded
         whole = not expected.is_floating_point()
         tolerance = 0.0 if whole else self.tolerance(kind)
         return Line(name, relative_error(torch.as_tensor(got), expected, scale), tolerance)

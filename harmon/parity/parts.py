@@ -28,7 +28,7 @@ def autoencoder(golden: Golden) -> Iterator[Line]:
     for shape in golden.config["shapes"]:
         pixels = golden.tensor(f"in.vae.{shape}.pixels")
         yield golden.line(f"vae.{shape}.moments", golden.autoencoder.moments(pixels))
-        yield golden.line(f"vae.{shape}.latents", golden.autoencoder.encode(pixels).permute(0, 2, 3, 1))
+        yield golden.line(f"vae.{shape}.latents", golden.as_recorded(golden.autoencoder.encode(pixels)))
         latents = golden.latents(f"out.vae.{shape}.latents")
         yield golden.line(f"vae.{shape}.decoded", golden.autoencoder.decode(latents))
 

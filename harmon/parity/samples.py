@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from harmon.model.diffusion import ancestral_step, guided, tables
 from harmon.model.mar import Grid
 from harmon.parity.golden import Golden, Line
 from harmon.parity.parts import visible_positions, with_own_range
-from harmon.sampling import PromptedImage, answer_logits, generate, plan
+from harmon.prompted import PromptedImage
+from harmon.sampling import answer_logits, generate, plan
 
 
 class RecordedDraws:
@@ -56,11 +56,12 @@ def generations(golden: Golden) -> Iterator[Line]:
         yield from _iterations(golden, run, settings)
         ids, mask = (golden.tensor(f"in.sample.{run}.{name}") for name in ("input_ids", "attention_mask"))
         draws = RecordedDraws(golden, run, len(ids), len(ids) // (1 if settings["cfg"] == 1 else 2))
+        grid, patch = _grid(golden, settings), golden.model.config.mar.patch_size
         latents = generate(
             golden.model,
             ids,
             mask,
-            tuple(golden.config["shapes"][settings["shape"]]),
+            (grid.height * patch, grid.width * patch),
             steps=settings["num_iter"],
             cfg=settings["cfg"],
             cfg_schedule=settings["cfg_schedule"],
@@ -68,17 +69,22 @@ def generations(golden: Golden) -> Iterator[Line]:
             draws=draws,
         )
         kind = "sampling_end_to_end_rel"
-        both = latents.repeat(len(ids) // len(latents), 1, 1, 1).permute(0, 2, 3, 1)
-        yield golden.line(f"sample.{run}.final_latents", both, kind)
+        both = latents.repeat(len(ids) // len(latents), 1, 1, 1)
+        yield golden.line(f"sample.{run}.final_latents", golden.as_recorded(both), kind)
         yield golden.line(f"sample.{run}.image", golden.autoencoder.decode(latents), kind)
         yield golden.line(f"sample.{run}.latent_absmax", latents.abs().max(), kind)
         yield golden.line(f"sample.{run}.draw_ranges", torch.tensor(draws.ranges))
 
 
+def _grid(golden: Golden, settings: Mapping[str, Any]) -> Grid:
+    """Tokens of a recorded run: shapes in the manifest count tokens, as the recorded canvases do."""
+    return Grid(*golden.config["shapes"][settings["shape"]])
+
+
 def _iterations(golden: Golden, run: str, settings: Mapping[str, Any]) -> Iterator[Line]:
     """Each AR step from the recorded canvas, whatever the ones before it gave."""
     model, kind, name = golden.model, "sampling_teacher_forced_iteration_rel", f"sample.{run}"
-    grid = Grid(*(side // model.config.mar.patch_size for side in golden.config["shapes"][settings["shape"]]))
+    grid = _grid(golden, settings)
     ids, text_mask = (golden.tensor(f"in.{name}.{part}") for part in ("input_ids", "attention_mask"))
     copies = 1 if settings["cfg"] == 1 else 2
     images = len(ids) // copies
@@ -130,10 +136,15 @@ def answers(golden: Golden) -> Iterator[Line]:
     latents = golden.encoded("in.answer.pixel_values")
     _, image = golden.model.visual_features(*golden.model.to_tokens(latents))
     yield golden.line("answer.prompt_embeds", golden.model.prompt_embeddings(ids, image))
-    count = golden.tensor("out.answer.tokens").shape[1]
-    logits = torch.cat(list(islice(answer_logits(golden.model, latents, ids, torch.ones_like(ids)), count)))
-    yield golden.line("answer.logits", logits)
-    yield golden.line("answer.tokens", logits.argmax(-1).unsqueeze(0))
-    first, second = logits.topk(2).values.unbind(-1)
+    recorded = golden.tensor("out.answer.tokens")
+    logits_of = answer_logits(golden.model, latents, ids, torch.ones_like(ids))
+    logits = torch.cat([next(logits_of), *(logits_of.send(token) for token in recorded[:, :-1].unbind(1))])
     scale = logits.abs().max().item()  # a difference of logits carries the rounding of the logits
+    tokens = logits.argmax(-1)
+    if golden.bf16:  # whose rounding lets a near tie fall either way
+        behind = logits.amax(-1) - logits.gather(1, recorded[0].unsqueeze(1)).squeeze(1)
+        tokens = torch.where(behind <= golden.tolerance("non_sampling_rel") * scale, recorded[0], tokens)
+    yield golden.line("answer.logits", logits)
+    yield golden.line("answer.tokens", tokens.unsqueeze(0))
+    first, second = logits.topk(2).values.unbind(-1)
     yield golden.line("answer.min_top2_margin", (first - second).min(), scale=scale)

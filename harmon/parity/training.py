@@ -63,7 +63,7 @@ def _loss_and_gradients(golden: Golden, run: str, loss: LossSum, suffix: str = "
         for name in golden.tensors:
             if name.startswith(prefix):
                 yield golden.line(name.removeprefix("out."), gradients[name.removeprefix(prefix)], "gradient_rel")
-    norms: dict[str, float] = golden.scalars[f"{run}.grad_norms{suffix}"]
+    norms: dict[str, float] = golden.scalar(f"{run}.grad_norms{suffix}")
     got = {name: gradient.norm().item() for name, gradient in gradients.items()}
     errors = [
         relative_error(torch.tensor(got.get(name, math.nan)), torch.tensor(norms.get(name, 0.0)))

@@ -1,12 +1,12 @@
 """Pretrains the demo's tiny MAR as the paper's was before Harmon: class-conditional masked autoregression.
 
-The classes are the trained (colour, shape) pairs of `pipelines.scenes`. A picture's class vector stands in
-the encoder's buffers in place of `fake_latent`, which takes its place for a tenth of the pictures, as MAR
-does on ImageNet. A picture of several objects has the sum of their pairs' vectors. A pair's vector is a
-colour's plus a shape's; their sums are written as the rows of `class_emb`.
+The classes are the trained (colour, shape) pairs of `pipelines.scenes`, each at each of nine places. A picture's
+class vector stands in the encoder's buffers in place of `fake_latent`, which takes its place for a tenth of the
+pictures, as MAR does on ImageNet. A picture of several objects has the sum of their classes' vectors. A class's
+vector is its colour's plus its shape's at that place; their sums are written as the rows of `class_emb`.
 
     python -m harmon.parts.train_mar             trains and writes harmon/parts/demo/mar.safetensors
-    python -m harmon.parts.train_mar --measure   prints how many generated pictures show their class
+    python -m harmon.parts.train_mar --measure   prints how many generated pictures show what was asked for
 """
 
 import argparse
@@ -15,7 +15,9 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +25,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harmon.evaluation.sight import see
+from harmon.evaluation.scenes import judge, score_pictures, wanted_of
 from harmon.model.config import TRAIN_STEPS, HarmonConfig
 from harmon.model.diffusion import ancestral_step, guided, tables
 from harmon.model.mar import Grid, Mar, masked_count, take
 from harmon.model.patch_latent import PatchLatent
 from harmon.pictures import centre_crop
 from pipelines.scenes import COLOURS, SHAPES, Scene, make_scene, render
-from pipelines.scenes.scene import trained_pairs
+from pipelines.scenes.scene import PLACES, trained_pairs
 
 DEMO = Path(__file__).parent / "demo"
 MAR_FILE = DEMO / "mar.safetensors"
@@ -39,7 +41,7 @@ SCENES = 20000
 SIDES = (64, 128)
 """Picture sides of the demo's stages; grids of 4 and 8 tokens a side."""
 
-STEPS = 4000
+STEPS = 6000
 BATCH = {64: 64, 128: 40}
 LEARNING_RATE = 1e-3
 WARM_UP = 100
@@ -65,7 +67,7 @@ ITERATIONS = 8
 
 @dataclass(frozen=True)
 class Pictures:
-    """Scenes as MAR sees them: tokens by side [n, N, C] and counts of colours and shapes [n, 8], [n, 4]."""
+    """Scenes as MAR sees them: tokens by side [n, N, C], and which colours [n, 72] and shapes [n, 36] stand where."""
 
     tokens: dict[int, Tensor]
     colours: Tensor
@@ -73,24 +75,25 @@ class Pictures:
 
 
 class ClassVectors(nn.Module):
-    """Colour and shape vectors, whose sums are the class vectors."""
+    """Vectors of a colour at a place and of a shape at a place, whose sums are the class vectors."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.colour = nn.Parameter(0.1 * torch.randn(len(COLOURS), width))
-        self.shape = nn.Parameter(0.1 * torch.randn(len(SHAPES), width))
+        self.colour = nn.Parameter(0.1 * torch.randn(len(_COLOUR), width))
+        self.shape = nn.Parameter(0.1 * torch.randn(len(_SHAPE), width))
 
     def forward(self, colours: Tensor, shapes: Tensor) -> Tensor:
-        """Counts [B, 8] and [B, 4] -> vectors [B, D]."""
+        """What stands where, [B, 72] and [B, 36] -> vectors [B, D]."""
         return colours @ self.colour + shapes @ self.shape
 
     def rows(self) -> Tensor:
-        """`class_emb`'s rows [24, D], in the order of `trained_pairs`."""
-        return torch.stack([self.colour[_COLOUR[c]] + self.shape[_SHAPE[s]] for c, s in trained_pairs()])
+        """`class_emb`'s rows [216, D], in the order of CLASSES."""
+        return torch.stack([self.colour[_COLOUR[p, c]] + self.shape[_SHAPE[p, s]] for p, c, s in CLASSES])
 
 
-_COLOUR = {name: number for number, name in enumerate(COLOURS)}
-_SHAPE = {name: number for number, name in enumerate(SHAPES)}
+CLASSES = [(place, colour, shape) for place in PLACES for colour, shape in trained_pairs()]
+_COLOUR = {place_colour: number for number, place_colour in enumerate(product(PLACES, COLOURS))}
+_SHAPE = {place_shape: number for number, place_shape in enumerate(product(PLACES, SHAPES))}
 
 
 def encode(mar: Mar, tokens: Tensor, grid: Grid, visible: Tensor, classes: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ def make_pictures(latent: PatchLatent, scenes: Sequence[Scene]) -> Pictures:
     """Latents of the scenes at all sides, as the training pipeline makes them from pictures of 128 pixels."""
     pictures = [Image.fromarray(render(scene)) for scene in scenes]
     tokens = {side: torch.cat([_tokens(latent, some, side) for some in _chunks(pictures)]) for side in SIDES}
-    return Pictures(tokens, *count_pairs(scenes))
+    return Pictures(tokens, *what_stands_where(scenes))
 
 
 def _tokens(latent: PatchLatent, pictures: Sequence[Image.Image], side: int) -> Tensor:
@@ -136,13 +139,13 @@ def _chunks(pictures: Sequence[Image.Image], size: int = 500) -> Iterator[Sequen
     return (pictures[start : start + size] for start in range(0, len(pictures), size))
 
 
-def count_pairs(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
-    """How many objects of each colour [n, 8] and of each shape [n, 4] the scenes have."""
-    colours, shapes = torch.zeros(len(scenes), len(COLOURS)), torch.zeros(len(scenes), len(SHAPES))
+def what_stands_where(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """1 for each colour at a place [n, 72] and for each shape at a place [n, 36] of the scenes' objects, else 0."""
+    colours, shapes = torch.zeros(len(scenes), len(_COLOUR)), torch.zeros(len(scenes), len(_SHAPE))
     for row, scene in enumerate(scenes):
         for item in scene.objects:
-            colours[row, _COLOUR[item.colour]] += 1
-            shapes[row, _SHAPE[item.shape]] += 1
+            colours[row, _COLOUR[item.place, item.colour]] = 1
+            shapes[row, _SHAPE[item.place, item.shape]] = 1
     return colours, shapes
 
 
@@ -244,29 +247,27 @@ def _denoise(mar: Mar, embedded: Tensor, clip_x0: float, steps: str, draw: torch
     return x
 
 
-def measure(file: Path, side: int, repeats: int = 4) -> dict[str, float | int]:
-    """How many generated pictures show one object, its colour and its shape: `repeats` of each class."""
+def measure(file: Path, side: int, number: int = 96) -> dict[str, Any]:
+    """Scores of `number` generated pictures each of one and of two objects of unseen scenes."""
     config = HarmonConfig.from_file(DEMO / "harmon.yaml")
     latent = PatchLatent.from_file(DEMO / "patch_latent.safetensors")
     mar = Mar(config.mar, config.head)
     mar.load_state_dict({name.removeprefix("mar."): value for name, value in load_file(file).items()})
     train_set = make_pictures(latent, [make_scene(SEED, index) for index in range(200)])
     clip_x0 = float(train_set.tokens[side].abs().max())
-    grid = Grid(side // latent.stride, side // latent.stride)
-    wanted = trained_pairs() * repeats
-    classes = mar.class_emb.weight.detach().repeat(repeats, 1)
-    draw = torch.Generator().manual_seed(SEED)
-    tokens = generate(mar, classes, grid, clip_x0, config.head.sampling_steps, draw)
-    images = latent.decode(tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)).clamp(-1, 1)
-    views = [see(picture) for picture in ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
-    single = [(view.objects[0], pair) for view, pair in zip(views, wanted, strict=True) if len(view.objects) == 1]
-    return {
-        "side": side,
-        "pictures": len(wanted),
-        "one_object": len(single),
-        "colour_right": sum(item.colour == colour for item, (colour, _) in single),
-        "shape_right": sum(item.shape == shape for item, (_, shape) in single),
-    }
+    grid, steps = Grid(side // latent.stride, side // latent.stride), config.head.sampling_steps
+    row_of = {pair_at_place: row for row, pair_at_place in enumerate(CLASSES)}
+    scores: dict[str, Any] = {"side": side}
+    for objects, name in ((1, "one_object"), (2, "two_objects")):
+        scenes = [make_scene(SEED, index, objects, "unseen") for index in range(number)]
+        rows = [[row_of[item.place, item.colour, item.shape] for item in scene.objects] for scene in scenes]
+        classes = mar.class_emb.weight.detach()[torch.tensor(rows)].sum(1)
+        tokens = generate(mar, classes, grid, clip_x0, steps, torch.Generator().manual_seed(SEED))
+        images = latent.decode(tokens.transpose(1, 2).reshape(number, -1, *grid)).clamp(-1, 1)
+        pixels = ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        drawn = zip(scenes, pixels, strict=True)
+        scores[name] = score_pictures([judge(wanted_of(scene), picture) for scene, picture in drawn]).report()
+    return scores
 
 
 def main() -> None:

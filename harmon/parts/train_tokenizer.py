@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pipelines.scenes import class_name, dense_caption, make_scene, questions, short_caption
 
@@ -82,8 +82,9 @@ def corpus() -> Iterator[str]:
 
 
 def train() -> Tokenizer:
-    """A tokenizer of at most VOCABULARY tokens that holds all 256 bytes: every text round-trips exactly."""
+    """A tokenizer of at most VOCABULARY tokens that holds all 256 bytes: every text in NFC round-trips exactly."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()  # Qwen2.5's
     pieces = [
         pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),

@@ -54,11 +54,24 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
 """(colour, shape) pairs that no picture and no text of the splits `train` and `unseen` contains:
 one for each colour, two for each shape."""
 
+PLACES: tuple[str, ...] = (
+    "top left",
+    "top",
+    "top right",
+    "left",
+    "middle",
+    "right",
+    "bottom left",
+    "bottom",
+    "bottom right",
+)
+"""Ninths of a picture, row by row."""
+
 RADII: dict[int, dict[str, tuple[float, float]]] = {
     1: {"small": (0.203, 0.232), "medium": (0.245, 0.272), "large": (0.285, 0.312)},
-    2: {"small": (0.105, 0.115), "medium": (0.130, 0.142), "large": (0.158, 0.172)},
-    3: {"small": (0.100, 0.110), "medium": (0.125, 0.137), "large": (0.152, 0.165)},
-    4: {"small": (0.085, 0.092), "medium": (0.103, 0.110), "large": (0.121, 0.130)},
+    2: {"small": (0.125, 0.138), "medium": (0.150, 0.162), "large": (0.174, 0.185)},
+    3: {"small": (0.118, 0.130), "medium": (0.140, 0.152), "large": (0.162, 0.174)},
+    4: {"small": (0.100, 0.108), "medium": (0.115, 0.122), "large": (0.130, 0.138)},
 }
 """Radius by number of objects and size: a size word compares objects of pictures with as many objects.
 One object is 13 to 20 pixels of 64, which a latent of 4x4 tokens can hold."""
@@ -66,20 +79,20 @@ One object is 13 to 20 pixels of 64, which a latent of 4x4 tokens can hold."""
 LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
     1: (((0.5, 0.5),),),
     2: (
-        ((0.25, 0.5), (0.75, 0.5)),
-        ((0.5, 0.25), (0.5, 0.75)),
-        ((0.25, 0.25), (0.75, 0.75)),
-        ((0.75, 0.25), (0.25, 0.75)),
+        ((0.26, 0.5), (0.74, 0.5)),
+        ((0.5, 0.26), (0.5, 0.74)),
+        ((0.26, 0.26), (0.74, 0.74)),
+        ((0.74, 0.26), (0.26, 0.74)),
     ),
     3: (
-        ((0.25, 0.25), (0.75, 0.25), (0.5, 0.75)),
-        ((0.5, 0.25), (0.25, 0.75), (0.75, 0.75)),
-        ((0.25, 0.25), (0.25, 0.75), (0.75, 0.5)),
-        ((0.25, 0.5), (0.75, 0.25), (0.75, 0.75)),
+        ((0.26, 0.26), (0.74, 0.26), (0.5, 0.74)),
+        ((0.5, 0.26), (0.26, 0.74), (0.74, 0.74)),
+        ((0.26, 0.26), (0.26, 0.74), (0.74, 0.5)),
+        ((0.26, 0.5), (0.74, 0.26), (0.74, 0.74)),
     ),
     4: (
-        ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)),
-        ((0.5, 0.22), (0.22, 0.5), (0.78, 0.5), (0.5, 0.78)),
+        ((0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)),
+        ((0.5, 0.2), (0.2, 0.5), (0.8, 0.5), (0.5, 0.8)),
     ),
 }
 """Centres (x, y) that objects are put near, by number of objects."""
@@ -87,7 +100,7 @@ LAYOUTS: dict[int, tuple[tuple[tuple[float, float], ...], ...]] = {
 JITTER: dict[int, float] = {1: 0.06, 2: 0.025, 3: 0.025, 4: 0.02}
 """How far an object may lie from its centre along each axis, by number of objects."""
 
-OBJECT_WEIGHTS: dict[int, float] = {1: 0.4, 2: 0.3, 3: 0.15, 4: 0.15}
+OBJECT_WEIGHTS: dict[int, float] = {1: 0.4, 2: 0.36, 3: 0.12, 4: 0.12}
 """Share of scenes with so many objects, where the caller does not say how many."""
 
 FLAWED_SHARE = 0.12
@@ -109,6 +122,21 @@ class SceneObject:
     def pair(self) -> tuple[str, str]:
         """(colour, shape): what a caption must say of the object, and unique within its scene."""
         return self.colour, self.shape
+
+    @property
+    def row(self) -> str:
+        """The third of the picture, top to bottom, in which the centre lies; empty for the middle one."""
+        return "top" if self.y < 0.4 else "bottom" if self.y > 0.6 else ""
+
+    @property
+    def column(self) -> str:
+        """The third of the picture, left to right, in which the centre lies; empty for the middle one."""
+        return "left" if self.x < 0.4 else "right" if self.x > 0.6 else ""
+
+    @property
+    def place(self) -> str:
+        """One of PLACES: the ninth of the picture in which the centre lies."""
+        return " ".join(word for word in (self.row, self.column) if word) or "middle"
 
 
 @dataclass(frozen=True)

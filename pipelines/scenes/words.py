@@ -104,9 +104,15 @@ def dense_caption(scene: Scene) -> str:
 
 def short_caption(scene: Scene) -> str:
     """One sentence naming every object with its colour, in the dense caption's order, in 70 % the
-    background."""
+    background.
+
+    Of several objects it says where each is, as in "A red circle at the left and a black cross at the right.": a
+    picture is asked for exactly, not left to choose among all places.
+    """
     order, coloured = _telling(scene)
     names = [_with_article(" ".join(item.pair)) for item in order]
+    if len(names) > 1:
+        names = [f"{name} at the {item.place}" for name, item in zip(names, order, strict=True)]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     where = f" on a {scene.texture} {scene.background} background" if coloured else ""
     return f"{listed[0].upper()}{listed[1:]}{where}."
@@ -214,9 +220,8 @@ def _clause(random: Random, item: SceneObject) -> str:
 
 
 def _places(item: SceneObject) -> tuple[str, ...]:
-    """Wordings of the ninth of the picture in which the object's centre lies."""
-    row = "top" if item.y < 0.4 else "bottom" if item.y > 0.6 else ""
-    column = "left" if item.x < 0.4 else "right" if item.x > 0.6 else ""
+    """Wordings of the object's place."""
+    row, column = item.row, item.column
     if row and column:
         return f"in the {row} {column} corner", f"at the {row} {column}"
     if row:

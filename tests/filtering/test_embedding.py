@@ -22,8 +22,8 @@ def test_embeddings_have_length_1_and_follow_open_clips_preprocessing(weights: P
     import open_clip
 
     pictures = [jpeg(index, (160, 90)) for index in range(3)]
-    opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
-    found = ClipEmbedder(Clip(weights, "tiny-stand-in")).embed(opened)
+    embedder = ClipEmbedder(Clip(weights, "tiny-stand-in"))
+    found = embedder.embed(np.stack([embedder.pixels(data) for data in pictures]))
     model, _, preprocess = open_clip.create_model_and_transforms("tiny-stand-in", pretrained=str(weights))
     batch = torch.stack([preprocess(Image.open(io.BytesIO(data))) for data in pictures])
     with torch.inference_mode():

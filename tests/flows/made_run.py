@@ -14,7 +14,9 @@ from PIL import Image
 
 from filtering.clarity import measure
 from filtering.geometry import Geometry
-from filtering.select import Selection, Threshold, select
+from filtering.rules import Threshold
+from filtering.select import select
+from filtering.selection import Selection
 from flows.report import ReportInput, StandIn
 from harmon.evaluation.run import EvaluationConfig
 from harmon.evaluation.scenes import Asked, judge, score_answers, score_pictures, wanted_of

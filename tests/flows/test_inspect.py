@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows.cli import main
-from pipelines.canonical import sample_key
+from pipelines.canonical import sample_key, sha256_hex
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.manifest import SOURCE
@@ -50,6 +50,30 @@ def test_forget_then_diff_then_audit(toys: Path, tmp_path: Path) -> None:
     differs = harmon("diff", toys, 0, 1, "--json")
     assert differs.exit_code == 1 and json.loads(differs.output)["removed"] == {"forgotten": 1}
     assert harmon("audit", toys, "--deep").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [("--keys", KEYS[2]), ("--urls", "https://example.org/2.jpg"), ("--sha256", sha256_hex(b"2"))],
+)
+def test_a_sample_is_forgotten_by_its_key_its_link_or_its_bytes(tmp_path: Path, option: str, named: str) -> None:
+    run = StepRun(Dataset(tmp_path / "toys"), Step("download", 1, {}))
+    out = run.shard(0)
+    facts = [{"url": f"https://example.org/{n}.jpg", "sha256": sha256_hex(str(n).encode())} for n in range(4)]
+    rows = [
+        {"key": key, "source": "toys", "row_id": str(number), "task": "text", **facts[number]}
+        for number, key in enumerate(KEYS)
+    ]
+    out.columns(SOURCE, pa.Table.from_pylist(rows, SOURCE_SCHEMA))
+    out.finish(4)
+    run.commit({"toys": {"licence": "CC0-1.0"}})
+    (tmp_path / "list.txt").write_text(f"{named}\n")
+    done = harmon("forget", tmp_path / "toys", option, tmp_path / "list.txt", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["done"][0]["samples"] == 1
+    left = Dataset(tmp_path / "toys").whole_table(SOURCE)
+    assert left["key"].to_pylist() == [*KEYS[:2], *KEYS[3:]]
+    assert harmon("audit", tmp_path / "toys", "--deep").exit_code == 0
 
 
 def test_show_and_export_write_files(toys: Path, tmp_path: Path) -> None:

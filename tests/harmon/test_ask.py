@@ -93,6 +93,11 @@ def test_the_second_turn_reads_the_first(trained: Trained, picture: Path) -> Non
     assert [*said[: -1 - len(reply)], *x, text.eos, *prompt[len(said) :], *y] == list(chat)
 
 
+def test_the_end_of_a_long_question_is_read(trained: Trained) -> None:
+    ids = trained.text.question_prompt(f"{'Look well. ' * 400}How many?", 3)
+    assert "How many?" in trained.text.tokenizer.decode([token for token in ids if token >= 0][-20:])
+
+
 def test_a_conversation_that_outgrows_the_model_is_refused(trained: Trained, picture: Path) -> None:
     long = AnswerConfig(max_new_tokens=40_000)
     with pytest.raises(ConfigurationError, match="exceed the 32768 that the model reads"):

@@ -32,6 +32,14 @@ def test_the_papers_hundred_steps_are_spread_over_all_thousand() -> None:
 def test_ties_round_to_even_and_sections_are_spread_by_themselves() -> None:
     assert kept_timesteps("7") == [0, 166, 333, 500, 666, 832, 999]
     assert kept_timesteps("3,1,2") == [0, 166, 333, 334, 667, 999]
+    assert kept_timesteps("2,0,1") == [0, 333, 667]
+
+
+def test_a_whole_stride_keeps_as_many_as_asked_or_is_refused() -> None:
+    assert kept_timesteps("ddim50") == list(range(0, 1000, 20))
+    assert kept_timesteps("ddim1") == [0]
+    with pytest.raises(ConfigurationError, match="ddim999"):
+        kept_timesteps("ddim999")
 
 
 @settings(max_examples=50, deadline=None)
@@ -41,7 +49,7 @@ def test_a_chain_keeps_as_many_distinct_timesteps_as_asked_in_order(counts: list
     assert len(kept) == sum(counts) and kept == sorted(set(kept)) and kept[0] == 0 and kept[-1] < 1000
 
 
-@pytest.mark.parametrize("respacing", ["0", "1001", "5,501"])
+@pytest.mark.parametrize("respacing", ["0", "0,0", "ddim0", "1001", "5,501"])
 def test_more_steps_than_a_section_has_are_refused(respacing: str) -> None:
     with pytest.raises(ConfigurationError, match="respacing"):
         kept_timesteps(respacing)

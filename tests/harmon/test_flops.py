@@ -95,6 +95,8 @@ def test_a_sample_with_answers_costs_what_torch_counts(config: HarmonConfig, gri
         SamplingConfig(ar_steps=20, cfg=1.0, diffusion_steps="3,2"),
         SamplingConfig(ar_steps=5, diffusion_steps="9", diffusion_steps_last=2, cfg_every=2),
         SamplingConfig(ar_steps=5, diffusion_steps="4", cfg_interval=(0.3, 0.9), cfg_schedule="linear"),
+        SamplingConfig(ar_steps=6, diffusion_steps="3", refresh_every=3),
+        SamplingConfig(ar_steps=8, diffusion_steps="2", refresh_every=4, cfg_every=3, cfg_interval=(0.2, 0.8)),
     ],
 )
 def test_a_generated_image_costs_what_torch_counts(config: HarmonConfig, sampling: SamplingConfig) -> None:

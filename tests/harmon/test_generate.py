@@ -137,11 +137,24 @@ def test_every_choice_is_in_the_record(trained: Trained, tmp_path: Path) -> None
 
 def test_the_approximations_are_options_and_stand_in_the_record(run: Path, tmp_path: Path) -> None:
     options = ["--diffusion-steps", "6", "--diffusion-steps-last", 2, "--sampler", "dpm++"]
-    options += ["--cfg-interval", 0, 0.5, "--cfg-every", 2, "--ar-steps", 3]
+    options += ["--cfg-interval", 0, 0.5, "--cfg-every", 2, "--refresh-every", 3, "--ar-steps", 3]
     [file] = drawn(run, "a red circle", *options, "-o", tmp_path)
     sampling = read_record(file).sampling
     assert (sampling.diffusion_steps_last, sampling.sampler, sampling.cfg_every) == (2, "dpm++", 2)
-    assert sampling.cfg_interval == (0.0, 0.5)
+    assert sampling.cfg_interval == (0.0, 0.5) and sampling.refresh_every == 3
+
+
+def test_the_last_word_of_a_long_prompt_counts_and_a_longer_one_than_the_model_reads_is_refused(
+    trained: Trained, tmp_path: Path
+) -> None:
+    prompts = [f"{'a red circle and ' * 60}{last}" for last in ("a blue square", "a green star")]
+    assert min(len(trained.text.generation_prompt(prompt)) for prompt in prompts) > 128
+    one, other = draw_pictures(trained, prompts, [1, 1], QUICK, 64)
+    assert not np.array_equal(one, other)
+    endless = record(trained, "circle " * trained.model.config.llm.max_position_embeddings)
+    with pytest.raises(ConfigurationError, match="in fewer words"):
+        generate_files(trained, [record(trained), endless], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_picture_that_is_there_is_not_drawn_again(trained: Trained, tmp_path: Path) -> None:
@@ -244,6 +257,8 @@ def test_the_command_says_what_is_missing(run: Path, tmp_path: Path) -> None:
     assert nothing.exit_code == 2 and "Name at least one PROMPT" in nothing.stderr
     wrong = harmon("generate", run, "a circle", "--cfg", 0.5, "-o", tmp_path / "x")
     assert wrong.exit_code == 2 and "the sampling: cfg" in wrong.stderr
+    idle = harmon("generate", run, "a circle", "--negative", "blue", "--cfg", 1, "-o", tmp_path / "x")
+    assert idle.exit_code == 2 and "no guidance" in idle.stderr
     absent = harmon("generate", tmp_path / "absent", "a circle", "-o", tmp_path / "x")
     assert absent.exit_code == 2 and "is no checkpoint" in absent.stderr
 

@@ -9,11 +9,13 @@ from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
 from torch.nn import functional as F
 
+from harmon import sampling
 from harmon.answering import AnswerConfig, answer
 from harmon.model.diffusion import tables
 from harmon.model.harmon import Harmon
 from harmon.model.mar import Grid
-from harmon.sampling import PromptedImage, annealed, bucket, draw_tokens, generate, plan
+from harmon.prompted import PromptedImage, bucket
+from harmon.sampling import annealed, draw_tokens, generate, plan
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import ConfigurationError
 
@@ -188,6 +190,13 @@ def drawn(**options: Any) -> tuple[Tensor, list[int]]:
     return generate(odd_model(), ids, mask, (3, 4), draws=draws, **options), draws.steps
 
 
+@pytest.mark.parametrize("rows", [1, 8, 20])
+def test_how_many_modulations_are_one_product_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = drawn()[0]
+    monkeypatch.setattr(sampling, "_ROWS", rows)  # 2 to 12 rows of a diffusion step: one step at once, or some
+    torch.testing.assert_close(drawn()[0], whole, atol=1e-4, rtol=1e-4)
+
+
 def test_annealing_asks_fewer_and_fewer_diffusion_steps() -> None:
     assert drawn()[1] == [6, 6, 6, 6]
     assert drawn(diffusion_steps_last=3)[1] == [6, 5, 4, 3]
@@ -228,8 +237,11 @@ class PerfectHead:
     def time_embed(self, timesteps: Tensor) -> Tensor:
         return torch.arange(len(timesteps)).float().unsqueeze(-1)  # hands on the index in the chain
 
-    def predict(self, noisy: Tensor, condition: Tensor) -> Tensor:
-        here = self.chain.at(int(condition.flatten()[0]))
+    def modulations(self, condition: Tensor) -> list[Tensor]:
+        return [condition]
+
+    def predict(self, noisy: Tensor, modulations: list[Tensor]) -> Tensor:
+        here = self.chain.at(int(modulations[0].flatten()[0]))
         alpha, sigma = here.sqrt_alphas_cumprod, here.sqrt_one_minus_alphas_cumprod
         gain = alpha * self.deviation**2 / (alpha**2 * self.deviation**2 + sigma**2)
         clean = self.mean + gain * (noisy - alpha * self.mean)

@@ -24,18 +24,18 @@ def config() -> HarmonConfig:
 
 
 def test_no_class_is_a_held_out_pair(config: HarmonConfig) -> None:
-    assert len(trained_pairs()) == config.mar.class_count
+    assert len(train_mar.CLASSES) == config.mar.class_count
+    assert {(colour, shape) for _, colour, shape in train_mar.CLASSES} == set(trained_pairs())
     assert not set(trained_pairs()) & HELD_OUT_PAIRS
 
 
-def test_a_pair_has_the_sum_of_its_colours_and_its_shapes_vectors() -> None:
+def test_a_picture_has_the_sum_of_its_objects_class_vectors() -> None:
     vectors = train_mar.ClassVectors(8)
-    scenes = [make_scene(3, index, objects=1) for index in range(6)]
-    counts = train_mar.count_pairs(scenes)
-    rows = vectors.rows()
+    scenes = [make_scene(3, index) for index in range(12)]
+    rows = dict(zip(train_mar.CLASSES, vectors.rows(), strict=True))
     for row, scene in enumerate(scenes):
-        expected = rows[trained_pairs().index(scene.objects[0].pair)]
-        torch.testing.assert_close(vectors(*counts)[row], expected)
+        expected = torch.stack([rows[item.place, item.colour, item.shape] for item in scene.objects]).sum(0)
+        torch.testing.assert_close(vectors(*train_mar.what_stands_where(scenes))[row], expected)
 
 
 def test_positions_start_more_alike_the_nearer_they_are(config: HarmonConfig) -> None:
@@ -68,8 +68,8 @@ def test_the_committed_weights_fit_the_demos_model(config: HarmonConfig) -> None
 
 def test_the_committed_weights_draw_the_colour_of_their_class(config: HarmonConfig) -> None:
     need(PRESENT, ABSENT)
-    quality = train_mar.measure(train_mar.MAR_FILE, 64, repeats=2)
-    assert quality["colour_right"] >= 0.7 * quality["pictures"]
+    quality = train_mar.measure(train_mar.MAR_FILE, 64, number=48)
+    assert quality["one_object"]["colour"]["share"] >= 0.7
 
 
 def test_pictures_come_as_tokens_of_both_sides(config: HarmonConfig) -> None:

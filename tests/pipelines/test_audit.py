@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_datasets import ROWS, SHARDS, download_step, source_row, write_all, write_images, write_scores
+from small_datasets import ROWS, SHARDS, download_step, source_row, write_images, write_scores
 
 from pipelines import audit_keys
 from pipelines.audit import audit
@@ -29,17 +29,6 @@ from pipelines.manifest import manifest_path, step_path
 from pipelines.request import Request
 from pipelines.shards import ShardWriter
 from pipelines.steps import Reads, Step, StepRun
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write_all(tmp_path_factory.mktemp("data") / "toys")
-
-
-@pytest.fixture
-def toys(original: Dataset, tmp_path: Path) -> Iterator[Dataset]:
-    shutil.copytree(original.root, tmp_path / "toys")
-    yield Dataset(tmp_path / "toys")
 
 
 def place(dataset: Dataset, group: str, shard: int = 1) -> Path:
@@ -100,6 +89,26 @@ def rewrite_images(dataset: Dataset, order: list[int]) -> None:
             writer.add(sample.key, sample.data, sample.extension, sample.view)
     for group in ("images", "images.index"):
         forge(dataset, group, rows=len(order), keys_sha256=keys_sha256(writer.keys))
+
+
+def damage_view(before: bytes, after: bytes) -> Callable[[Dataset], None]:
+    """The same change, length kept, in a JSON view of shard 1, with manifest and receipt agreeing."""
+
+    def damage(dataset: Dataset) -> None:
+        path = place(dataset, "images")
+        data = path.read_bytes()
+        assert before in data and len(before) == len(after)
+        path.write_bytes(data.replace(before, after, 1))
+        forge(dataset, "images")
+
+    return damage
+
+
+def link_manifest(dataset: Dataset) -> None:
+    path = dataset.store.local(manifest_path(1))
+    elsewhere = dataset.root.with_name("elsewhere.json")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 def swap(first: Path, second: Path) -> None:
@@ -229,6 +238,7 @@ SHALLOW: dict[str, tuple[Callable[[Dataset], object], str]] = {
         "manifest_altered",
     ),
     "unreadable manifest": (parse_free, "manifest_unreadable"),
+    "linked manifest": (link_manifest, "manifest_unreadable"),
     "misnumbered manifest": (counts(number=7), "manifest_altered"),
     "path out of the dataset": (
         lambda d: edit_head(d, lambda r: r["files"][0].update(path="../x")),
@@ -262,6 +272,8 @@ DEEP: dict[str, tuple[Callable[[Dataset], object], str]] = {
     "stale index": (shift_index, "index_differs"),
     "reordered columns": (lambda d: rewrite(d, "score.length", reverse), "keys_differ"),
     "damaged header": (lambda d: (flip(place(d, "images"), 3), forge(d, "images")), "members_differ"),
+    "view that is no JSON": (damage_view(b'{"caption"', b'["caption"'), "members_differ"),
+    "view of another sample": (damage_view(b'{"caption":"1-0"}', b'{"key":"another"}'), "members_differ"),
     "lost image": (lambda d: rewrite_images(d, [0, 1, 3]), "members_differ"),
     "other rejects": (lambda d: rewrite(d, "rejects.download", reasons("too_large")), "reasons_differ"),
     "other failures": (lambda d: rewrite(d, "score.length", reasons("image")), "reasons_differ"),
@@ -328,14 +340,15 @@ def test_a_key_in_two_shards_is_found(tmp_path: Path) -> None:
 
 
 def test_a_chosen_share_of_the_images_is_decoded(tmp_path: Path) -> None:
-    dataset = write_pictures(tmp_path / "toys", ["good", "cut", "other size", "other type"])
+    dataset = write_pictures(tmp_path / "toys", ["good", "cut", "other size", "other type", "other name"])
     assert audit(dataset, deep=True).sound
     report = audit(dataset, deep=True, decode=1.0)
     details = "\n".join(finding.detail for finding in report.findings)
-    assert report.counts == {"image_damaged": 3}
+    assert report.counts == {"image_damaged": 4}
     assert "it does not decode" in details
     assert "it is 9 x 8, its row says 9 x 9" in details
     assert "it holds PNG" in details
+    assert "its row says png" in details
     keys = [f"{number:032x}" for number in range(0, 2**32, 2**32 // 1000)]
     chosen = [key for key in keys if is_chosen(key, 0.25)]
     assert len(chosen) == pytest.approx(250, abs=1)
@@ -359,6 +372,7 @@ def write_pictures(root: Path, kinds: list[str]) -> Dataset:
         Image.new("RGB", size, (number, 0, 0)).save(stream, "PNG" if kind == "other type" else "JPEG")
         data = stream.getvalue()[: -200 if kind == "cut" else None]
         row = source_row(0, number) | {"task": "text2image", "width": 9, "height": 9}
+        row["ext"] = "png" if kind == "other name" else "jpg"
         out.images().add(row["key"], data, "jpg", {})
         rows.append(row)
     out.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))

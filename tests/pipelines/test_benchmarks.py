@@ -28,8 +28,5 @@ def test_reading_and_writing_are_compared_with_their_peers(
     monkeypatch.setattr(sys, "argv", ["dataset_io", "--quick"])
     dataset_io.main()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[1:]] == [
-        "write, index and sha256 included",
-        "raw bytes in random order",
-        "read in random order and decoded",
-    ]
+    compared = ["write, index and sha256 included", "raw bytes in random order", "read in random order and decoded"]
+    assert [line.partition(":")[0] for line in lines if "images/CPU-s" in line] == compared * len(dataset_io.SIZES)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from openlineage_schema import problems
 from small_datasets import SHARDS, source_row, write_all
 
 from pipelines.croissant import croissant
@@ -84,6 +85,45 @@ def test_openlineage_reads_every_event(toys: Dataset) -> None:
             outputs=[event_v2.OutputDataset(**one) for one in event["outputs"]],
             producer=event["producer"],
         )
+
+
+def test_every_event_has_the_form_that_openlineage_asks_for(toys: Dataset) -> None:
+    events = openlineage(toys)
+    assert [problems(event) for event in json.loads(json.dumps(events))] == [[]] * len(events)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("eventTime", "yesterday"),
+        ("eventTime", "2026-11-22T05:00:00"),  # of no time zone
+        ("eventType", "DONE"),
+        ("producer", "harmon"),
+        ("schemaURL", None),
+        ("run", None),
+        ("run.runId", "7"),
+        ("run.facets.harmon_step._schemaURL", None),
+        ("job.name", 7),
+        ("inputs.0.name", None),
+        ("inputs.0.facets.version.datasetVersion", None),
+        ("outputs.0.namespace", None),
+        ("outputs.0.facets.schema._producer", None),
+        ("outputs.0.facets.schema.fields.0.fields.0.name", None),
+        ("outputs.0.outputFacets.outputStatistics.rowCount", "7"),
+    ],
+)
+def test_the_check_of_that_form_refuses_what_breaks_it(toys: Dataset, where: str, value: object) -> None:
+    event = json.loads(json.dumps(openlineage(toys)[3]))
+    *steps, name = where.split(".")
+    place = event
+    for step in steps:
+        place = place[int(step) if step.isdecimal() else step]
+    if value is None:
+        del place[name]
+    else:
+        place[name] = value
+    (problem,) = problems(event)
+    assert problem.startswith(".".join(steps) if value is None else where)
 
 
 def test_events_say_what_the_manifests_say_the_same_each_time(toys: Dataset) -> None:

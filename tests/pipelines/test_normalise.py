@@ -4,11 +4,12 @@ import io
 
 import numpy as np
 import pytest
+import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.normalise import BadPicture, Limits, Picture, normalise
+from pipelines.normalise import BadPicture, Limits, Picture, decoded, normalise, reduced, reduced_size
 
 GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)) * 2, axis=-1)[..., :3].astype(np.uint8)
 RGB = Image.fromarray(GRADIENT)  # 48 x 32
@@ -169,3 +170,72 @@ def test_a_failure_to_turn_a_picture_is_a_reason(error: type[Exception], monkeyp
 @given(st.binary(max_size=300))
 def test_random_bytes_are_no_picture(data: bytes) -> None:
     assert reason(data) in {"not_an_image", "truncated", "too_large"}
+
+
+# Reduced to a short side
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A picture with detail at every scale, as photographs have."""
+    rng = np.random.default_rng(5)
+    layers = [rng.normal(128, 60, (-(-height // step), -(-width // step), 3)) for step in (1, 4, 16, 64)]
+    grown = [np.kron(one, np.ones((step, step, 1)))[:height, :width] for step, one in zip((1, 4, 16, 64), layers)]
+    return Image.fromarray(np.clip(np.mean(grown, axis=0), 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [((640, 400), (205, 128)), ((400, 640), (128, 205)), ((129, 129), (128, 128)), ((5000, 200), (3200, 128))],
+)
+def test_the_shorter_side_becomes_the_one_asked_for(size: tuple[int, int], small: tuple[int, int]) -> None:
+    for kind, extension in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "jpg")):
+        stored = normalise(encoded(Image.new("RGB", size), kind), Limits(short_side=128))
+        assert (stored.width, stored.height, stored.extension) == (*small, extension)
+        assert pixels(stored).shape == (small[1], small[0], 3)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (127, 900)])
+def test_a_picture_that_is_small_enough_keeps_its_bytes(size: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", size), "JPEG")
+    assert normalise(data, Limits(short_side=128)).data == data
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_is_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = RGB.resize((480, 320), Image.Resampling.NEAREST)
+    upright = normalise(encoded(large, "PNG", exif=exif), LIMITS)
+    stored = normalise(encoded(large, "PNG", exif=exif), Limits(short_side=160))
+    wanted = Image.open(io.BytesIO(upright.data)).resize((stored.width, stored.height), Image.Resampling.LANCZOS)
+    assert np.abs(pixels(stored) - np.asarray(wanted).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("short_side", [64, 100, 160, 256])
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket"])
+def test_decoding_a_jpeg_smaller_changes_next_to_nothing(name: str, short_side: int) -> None:
+    """Photographs with all their detail, against the same filter over all pixels: above 45 dB, which no eye sees."""
+    one = getattr(skimage.data, name)()
+    row = np.concatenate([one, one[:, ::-1]] * 2, axis=1)
+    data = encoded(Image.fromarray(np.concatenate([row, row[::-1]] * 2)), "JPEG", quality=92)
+    image = Image.open(io.BytesIO(data))
+    target = reduced_size(image.size, Limits(short_side=short_side))
+    assert target is not None
+    whole = np.asarray(image.resize(target, Image.Resampling.LANCZOS)).astype(int)
+    small = np.asarray(reduced(decoded(Image.open(io.BytesIO(data)), target), target)).astype(int)
+    assert small.shape == (target[1], target[0], 3)
+    assert 10 * np.log10(255**2 / np.mean((small - whole) ** 2)) > 45
+
+
+def test_alpha_and_depth_are_settled_before_a_picture_is_reduced() -> None:
+    layer = Image.new("RGBA", (400, 300), (0, 0, 0, 0))
+    assert (pixels(normalise(encoded(layer, "PNG"), Limits(short_side=50))) == 255).all()
+    deep = Image.fromarray(np.full((300, 400), 0x80FF, np.uint16))
+    assert (pixels(normalise(encoded(deep, "PNG"), Limits(short_side=50))) == 0x80).all()
+    cmyk = noise(400, 300).convert("CMYK")
+    assert normalise(encoded(cmyk, "JPEG"), Limits(short_side=50)).extension == "jpg"
+
+
+def test_limits_without_a_short_side_are_described_as_before_there_was_one() -> None:
+    assert Limits().model_dump(mode="json") == {"max_pixels": 64_000_000}
+    assert Limits(short_side=512).model_dump(mode="json") == {"max_pixels": 64_000_000, "short_side": 512}

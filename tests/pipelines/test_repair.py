@@ -1,9 +1,7 @@
 """Repair: planned from an audit, done only when asked for, and only with bytes that are certainly the right ones."""
 
 import contextlib
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from small_datasets import write_all, write_images, write_scores
@@ -13,17 +11,6 @@ from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.repair import apply_repair, plan_repair
 from pipelines.steps import StepRun
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write_all(tmp_path_factory.mktemp("data") / "toys")
-
-
-@pytest.fixture
-def toys(original: Dataset, tmp_path: Path) -> Iterator[Dataset]:
-    shutil.copytree(original.root, tmp_path / "toys")
-    yield Dataset(tmp_path / "toys")
 
 
 def path_of(dataset: Dataset, group: str, shard: int = 1) -> str:

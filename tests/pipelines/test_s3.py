@@ -4,8 +4,10 @@ import hashlib
 import io
 import os
 import random
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from pipelines.errors import HarmonError
 from pipelines.s3 import S3Store
 from pipelines.steps import Reads, Step, StepRun
 from pipelines.storage import OtherBytes, Store, StoredFile, open_store
+from tests.parts import need
 
 
 @pytest.fixture
@@ -367,3 +370,18 @@ def test_a_caption_version_of_100_shards_writes_little(s3_root: str, monkeypatch
     assert count.sent < 0.02 * whole
     assert not [call for call in count.calls if "multipart" in call]
     assert audit(again).sound
+
+
+def test_other_tools_read_a_dataset_through_fsspec(s3_root: str) -> None:
+    """The example of docs/datasets.md."""
+    need(bool(find_spec("s3fs")), "s3fs is not installed; run `make env`")
+    import fsspec
+
+    toys = write_all(f"{s3_root}/toys")
+    keys = toys.images(1).keys()
+    urls = {group: toys.store.where(entry.path) for group in toys.groups() if (entry := toys.entry(group, 1))}
+    with fsspec.open(urls["images"]) as stream, tarfile.open(fileobj=stream) as archive:
+        names = archive.getnames()
+    assert names[::2] == [f"{key}.jpg" for key in keys]
+    with fsspec.open(urls["score.length"]) as stream:
+        assert pq.read_table(stream).equals(toys.table("score.length", 1))

@@ -29,6 +29,7 @@ from pipelines.scenes import (
     text_dialogue,
 )
 from pipelines.scenes.render import REACH
+from pipelines.scenes.scene import PLACES
 
 settings.register_profile("shared cores", deadline=None)
 settings.load_profile("shared cores")
@@ -92,11 +93,12 @@ def test_everything_is_a_function_of_seed_and_index(seed: int, index: int, numbe
 def test_a_scene_is_the_same_on_every_machine() -> None:
     scene = make_scene(0, 0)
     assert dense_caption(scene) == (
-        "A simple drawing with two shapes. On the left sits a middling cyan triangle, while a middling "
-        "orange cross sits near the right edge. The background is lined grey. The overall impression is "
-        "bright and clear."
+        "The scene is made of two shapes. At the left side rests a medium cyan triangle. On the right appears a "
+        "medium orange cross. Everything is set on a lined grey surface."
     )
-    assert short_caption(scene) == "A cyan triangle and an orange cross on a striped grey background."
+    assert short_caption(scene) == (
+        "A cyan triangle at the left and an orange cross at the right on a striped grey background."
+    )
 
 
 @given(seeds, indices, any_number, trained_splits)
@@ -166,6 +168,16 @@ def test_places_in_the_dense_caption_agree_with_the_objects(scene: Scene) -> Non
         above = {word for word in ("top", "upper") if word in clause}
         below = {word for word in ("bottom", "lower") if word in clause}
         assert bool(above) == (item.y < 0.4) and bool(below) == (item.y > 0.6)
+
+
+@given(scenes)
+def test_the_short_caption_says_where_each_of_several_objects_is(scene: Scene) -> None:
+    told = re.findall(
+        r"(\w+ \w+) at the ((?:top |bottom )?(?:left|right)|top|bottom|middle)", short_caption(scene).lower()
+    )
+    several = scene.objects if len(scene.objects) > 1 else ()
+    assert dict(told) == {" ".join(item.pair): item.place for item in several}
+    assert {item.place for item in scene.objects} <= set(PLACES)
 
 
 @given(scenes)

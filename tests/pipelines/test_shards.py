@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import tarfile
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.archive import PIECE, scan
 from pipelines.canonical import sha256_hex
 from pipelines.errors import HarmonError
-from pipelines.shards import BLOCK, PIECE, Image, ImageShard, ShardWriter, index_path, scan
+from pipelines.shards import BATCH, Image, ImageShard, ShardWriter, index_path
+from pipelines.ustar import BLOCK, MAX_VIEW
 
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
 DATA = st.binary(max_size=60) | st.integers(0, 3).map(lambda blocks: b"\xff" * (BLOCK * blocks)) | st.just(b"\0" * 1100)
@@ -144,5 +147,32 @@ def test_the_end_is_found_wherever_the_pieces_of_reading_part_it(tmp_path: Path,
     assert [key for _, key in scan(path)] == [sample(1).key]
     for damaged in (data[:-BLOCK], data[:-1] + b"x", data + bytes(BLOCK)):
         path.write_bytes(damaged)
-        with pytest.raises(HarmonError, match="the archive ends at"):
+        with pytest.raises(HarmonError, match=r"the archive ends at|nor the archive's end"):
             list(scan(path))
+
+
+def test_a_view_may_be_longer_than_a_piece_and_none_is_longer_than_readers_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [Image(f"{number:032x}", "jpg", b"data", {"caption": "x" * (2 * PIECE + number)}) for number in range(3)]
+    writer = write(tmp_path / "a.tar", samples)
+    assert [key for _, key in scan(tmp_path / "a.tar")] == writer.keys
+    with ShardWriter(tmp_path / "b.tar") as refusing, pytest.raises(HarmonError, match="too large"):
+        refusing.add("0" * 32, b"data", "jpg", {"caption": "x" * MAX_VIEW})
+    monkeypatch.setattr("pipelines.archive.MAX_VIEW", PIECE)
+    with pytest.raises(HarmonError, match="no JSON object"):
+        list(scan(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("size", [BATCH - 1, BATCH, 3 * BATCH + 1, *range(BATCH - 5 * BLOCK, BATCH, BLOCK)])
+def test_samples_come_back_wherever_the_pieces_of_writing_part_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("pipelines.shards.AHEAD", 2 * BATCH)  # so that space is asked for more than once
+    path = tmp_path / "a.tar"
+    samples = [sample(number, random.Random(number).randbytes(size)) for number in range(3)]
+    writer = write(path, samples)
+    assert writer.tar_sha256 == sha256_hex(path.read_bytes())
+    assert [key for _, key in scan(path)] == writer.keys  # so the file ends where the archive does
+    shard = ImageShard(path, index_path(path))
+    assert [shard.read(row) for row in range(len(shard))] == samples

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.canonical import sha256_hex
+from pipelines.disk import LocalStore
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.location import S3Url, location
-from pipelines.storage import LocalStore, OtherBytes, StoredFile, is_temporary, open_store
+from pipelines.storage import OtherBytes, StoredFile, is_temporary, open_store
 
 
 def test_put_creates_the_file_and_says_what_it_holds(tmp_path: Path) -> None:

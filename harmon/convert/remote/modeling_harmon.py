@@ -73,16 +73,25 @@ class PretrainedHarmon(PreTrainedModel):  # type: ignore[misc]
 
         The processor builds the prompts, with their unconditional halves behind them unless guidance is off.
         `seeds` (None: 0, 1, ...) holds one number a picture. `sampling` overrides the folder's own: ar_steps,
-        cfg (1: no guidance), cfg_schedule, diffusion_steps, temperature, clip_x0.
+        cfg (1: no guidance), cfg_schedule, diffusion_steps, temperature, clip_x0, and the approximations
+        diffusion_steps_last, sampler, cfg_interval, cfg_every, refresh_every. ValueError where a side is no
+        multiple of a token's.
         """
         options = {**self.config.sampling, **sampling}
         pictures = len(input_ids) // (1 if options.get("cfg", 3.0) == 1 else 2)
         stride = self.vae.stride
+        unit, across, down = (
+            stride * self.whole.config.mar.patch_size,
+            width or self.config.px,
+            height or self.config.px,
+        )
+        if across % unit or down % unit:
+            raise ValueError(f"a picture of {across} x {down} px cannot be drawn: choose multiples of {unit} px")
         return draw_latents(
             self.whole,
             input_ids,
             attention_mask,
-            ((height or self.config.px) // stride, (width or self.config.px) // stride),
+            (down // stride, across // stride),
             list(range(pictures)) if seeds is None else seeds,
             options,
         )

@@ -1,0 +1,128 @@
+"""pHash: 64 bits that stay nearly the same when a picture is resized, compressed again or cropped a little.
+
+The picture in grey, shrunk to 32 x 32; of its discrete cosine transform the 8 x 8 lowest frequencies; each bit says
+whether one lies above their median (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions",
+2010; the layout of `imagehash.phash`). Written as 16 hexadecimal digits, the lowest frequency first.
+
+Hashes within a distance are found by bands: of two that differ in at most d of 64 bits, one of four bands of 16 bits
+differs in at most d // 4. So a table of each band, probed with every 16-bit pattern of up to d // 4 bits, misses none.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+
+from pipelines.dataset import Dataset
+from pipelines.manifest import IMAGES, SOURCE, Commit
+from pipelines.steps import ProgressCallback, Reads, Step, StepRun
+
+GROUP = "hash"
+STEP_VERSION = 1
+SIDE, LOW = 32, 8
+BANDS, BAND_BITS = 4, 16
+FARTHEST = 15  # bits that two hashes may differ in: above it the probes (patterns of 4 of 16 bits) cost too much
+DRAFT = 4 * SIDE  # a JPEG is decoded no smaller than this, which costs an eighth and moves few bits
+
+SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "phash", "md5", "status", "reason")])
+Hashes = NDArray[np.uint64]
+
+
+def phash(data: bytes) -> int:
+    """The hash of an encoded picture. Raises OSError or ValueError for what is none."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("L", (DRAFT, DRAFT))
+        grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    low = dctn(np.asarray(grey, np.float64))[:LOW, :LOW]
+    bits = (low > np.median(low)).reshape(-1)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def digits(number: int) -> str:
+    """As the column holds it."""
+    return f"{number:016x}"
+
+
+def numbers(texts: list[str | None]) -> Hashes:
+    """Hashes [N] of the column's texts; 0 for null, which the caller has to leave out."""
+    return np.array([int(text, 16) if text else 0 for text in texts], np.uint64)
+
+
+def hash_step(dataset: Dataset) -> Step:
+    """The step that writes the column group `hash` of `dataset`."""
+    groups = (SOURCE, IMAGES) if dataset.entries(IMAGES) else (SOURCE,)
+    return Step(GROUP, STEP_VERSION, {"phash": [SIDE, LOW, DRAFT]}, (Reads(dataset, groups),))
+
+
+def write_hashes(dataset: Dataset, on_progress: ProgressCallback | None = None) -> Commit:
+    """Write the column group `hash` (phash, md5 of the stored bytes) of every image of `dataset` and commit it."""
+    run = StepRun(dataset, hash_step(dataset), on_progress)
+    if run.committed:
+        return run.committed
+    for shard in run.pending(dataset.shard_numbers):
+        output = run.shard(shard)
+        keys = dataset.table(SOURCE, shard, ["key"]).column("key").to_pylist()
+        images = dataset.images(shard) if dataset.entry(IMAGES, shard) else None
+        rows = [_row(key, image.data if images and (image := images.find(key)) else None) for key in keys]
+        output.columns(GROUP, pa.Table.from_pylist(rows, schema=SCHEMA))
+        output.finish(len(keys))
+    return run.commit()
+
+
+def _row(key: str, data: bytes | None) -> dict[str, str | None]:
+    if data is None:
+        return {"key": key, "status": "failed", "reason": "no_image"}
+    try:
+        found = digits(phash(data))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return {"key": key, "status": "failed", "reason": "undecodable"}
+    return {"key": key, "phash": found, "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(), "status": "ok"}
+
+
+class BandedIndex:
+    """Finds hashes within a distance of a query. 40 bytes a hash."""
+
+    def __init__(self, hashes: Hashes) -> None:
+        self.hashes = hashes
+        self._order, self._sorted = [], []
+        for band in range(BANDS):
+            values = _band(hashes, band)
+            order = np.argsort(values, kind="stable")
+            self._order.append(order)
+            self._sorted.append(values[order])
+
+    def pairs(self, queries: Hashes, distance: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Pieces of (number of a query, number of a hash) for every pair within `distance` bits. A pair may come more
+        than once, and a query that is in the index meets itself."""
+        if not 0 <= distance <= FARTHEST:
+            raise ValueError(f"a distance of {distance} bits; 0 to {FARTHEST} can be looked up")
+        for band in range(BANDS):
+            wanted, there = _band(queries, band), self._sorted[band]
+            for mask in probes(distance // BANDS):
+                probe = wanted ^ np.uint16(mask)
+                begin, end = (np.searchsorted(there, probe, side) for side in ("left", "right"))
+                many = end - begin
+                who = np.repeat(np.arange(len(queries)), many)
+                starts = np.repeat(begin - np.concatenate(([0], np.cumsum(many)[:-1])), many)
+                whom = self._order[band][starts + np.arange(len(who))] if len(who) else who
+                near = np.bitwise_count(queries[who] ^ self.hashes[whom]) <= distance
+                yield who[near], whom[near]
+
+
+@cache
+def probes(bits: int) -> tuple[int, ...]:
+    """Every 16-bit pattern of at most `bits` ones."""
+    return tuple(
+        sum(1 << place for place in places) for many in range(bits + 1) for places in combinations(range(16), many)
+    )
+
+
+def _band(hashes: Hashes, band: int) -> NDArray[np.uint16]:
+    return (hashes >> np.uint64(BAND_BITS * band) & np.uint64(0xFFFF)).astype(np.uint16)

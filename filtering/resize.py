@@ -1,0 +1,49 @@
+"""Making a picture smaller: the one thing that may change its bytes."""
+
+import io
+from typing import NamedTuple
+
+from PIL import Image
+from pydantic import Field
+
+from pipelines.errors import HarmonError
+from pipelines.settings import Settings
+
+
+class Resized(NamedTuple):
+    """An encoded picture and its size in pixels."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+
+
+class Resize(Settings):
+    """Pictures larger than this are made smaller; none is enlarged, and the others keep their bytes."""
+
+    shorter_side: int = Field(ge=16)
+    """Pixels."""
+    quality: int = Field(default=95, ge=1, le=100)
+    """Of JPEG. What was PNG stays PNG; what was WebP becomes JPEG."""
+
+    def apply(self, data: bytes, extension: str, key: str) -> Resized:
+        """The picture as it is written. Raises HarmonError where it cannot be decoded."""
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                scale = self.shorter_side / min(image.size)
+                if scale >= 1:
+                    return Resized(data, extension, *image.size)
+                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+                smaller = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        except (OSError, ValueError, Image.DecompressionBombError) as problem:
+            raise HarmonError(
+                f"The picture {key} cannot be made smaller ({problem}); drop it first with a rule on a column that "
+                "decodes, such as `hash` or `clarity`."
+            ) from problem
+        out = io.BytesIO()
+        if extension == "png":
+            smaller.save(out, "PNG")
+            return Resized(out.getvalue(), "png", *size)
+        smaller.save(out, "JPEG", quality=self.quality, subsampling=0)
+        return Resized(out.getvalue(), "jpg", *size)

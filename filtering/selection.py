@@ -1,0 +1,111 @@
+"""What a selection is told: rules, how many to keep, and how the survivors are written."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field, field_validator
+
+from filtering.buckets import Buckets
+from filtering.cut import Take
+from filtering.decontamination import Decontamination
+from filtering.expression import parse_condition
+from filtering.geometry import Geometry
+from filtering.resize import Resize
+from filtering.rows import ShardRows
+from filtering.rules import Addresses, Captions, Check, FileTypes, HashList, Threshold
+from pipelines.manifest import SOURCE
+from pipelines.settings import Settings
+
+
+class Rule(Protocol):
+    """Judges each row by itself."""
+
+    def checks(self, rows: ShardRows) -> Iterator[Check]: ...
+
+
+class Selection(Settings):
+    """Which rows stay, and how they are written. All of it decides the bytes that come out."""
+
+    geometry: Geometry | None = Geometry()
+    """None: pictures of any shape."""
+    file_types: FileTypes | None = None
+    captions: Captions | None = None
+    addresses: Addresses | None = None
+    hash_lists: tuple[HashList, ...] = ()
+    """Known-bad images."""
+    thresholds: tuple[Threshold, ...] = ()
+    """Scores of our own, or shipped by a source in a column group (PixelProse's watermark and toxicity)."""
+    where: str | None = None
+    """A condition that every row has to meet (filtering.expression)."""
+    decontaminate: Decontamination | None = None
+    duplicates: str | None = None
+    """Column group of near duplicates, of which the best row stays (filtering.duplicates). Equal bytes always count."""
+    prefer: tuple[str, ...] = ()
+    """Which of several equal rows is the best: columns, the larger value first. Empty: the first row."""
+    take: Take | None = None
+    """How many of the pictures that pass everything else."""
+
+    carry: tuple[str, ...] = ()
+    """Column groups that go along besides those of the thresholds: captions by version."""
+    caption_shares: Mapping[str, float] = {}
+    """Caption versions by share: `source` and caption groups. Each row gets one, drawn by its key; a version that it
+    lacks is left out of its draw. Written to the column group `caption.chosen` and to the view."""
+    buckets: Buckets | None = None
+    """Resolutions and aspects of training; each row's bucket is written to the group `bucket` and to the view."""
+    resize: Resize | None = None
+    """None: the original bytes."""
+    rows_per_shard: int = Field(default=1000, ge=1)
+    shard_bytes: int | None = Field(default=None, ge=1 << 20)
+    """About how large a shard is to be instead: rows a shard follow from the mean size of the inputs' pictures."""
+    seed: int = 0
+    """Of the global shuffle, of the caption's draw, and of the order among equal scores."""
+
+    @field_validator("where")
+    @classmethod
+    def _can_be_read(cls, where: str | None) -> str | None:
+        if where is not None:
+            parse_condition(where)
+        return where
+
+    @field_validator("caption_shares")
+    @classmethod
+    def _are_shares(cls, shares: Mapping[str, float]) -> Mapping[str, float]:
+        if shares and (min(shares.values()) < 0 or not sum(shares.values()) > 0):
+            raise ValueError("shares are not negative, and one is above 0")
+        return shares
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Every column group that is carried into the new dataset."""
+        captions = (name for name in self.caption_shares if name != SOURCE)
+        scores = (t.group for t in self.thresholds if t.group != SOURCE)
+        taken = (self.take.group,) if self.take and self.take.group != SOURCE else ()
+        return tuple(dict.fromkeys((*self.carry, *captions, *scores, *taken)))
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules on images, in the order in which they are judged."""
+        some = (self.geometry, self.file_types, self.captions, self.addresses, *self.hash_lists, *self.thresholds)
+        return tuple(rule for rule in some if rule is not None)
+
+    @property
+    def measured(self) -> tuple[tuple[str, str], ...]:
+        """Group and column of every number that a threshold or the cut looks at."""
+        looked = [(threshold.group, threshold.column) for threshold in self.thresholds]
+        return tuple(dict.fromkeys([*looked, *([(self.take.group, self.take.column)] if self.take else [])]))
+
+    def configuration(self) -> dict[str, Any]:
+        """What decides the result: files by their contents, not by where they lie."""
+        found: dict[str, Any] = self.model_dump(mode="json")
+        for one, told in zip(self.hash_lists, found["hash_lists"], strict=True):
+            told["file"] = one.sha256
+        if self.decontaminate is not None and self.decontaminate.lists:
+            found["decontaminate"]["lists"] = self.decontaminate.sha256
+        return found
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that the rules read."""
+        lists = self.decontaminate.lists if self.decontaminate else ()
+        return (*(one.file for one in self.hash_lists), *lists)

@@ -1,0 +1,163 @@
+"""A dataset as it lies on this machine: the files that an entry reads, the reader for them, and their checksums."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.catalogue import Source
+from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, matching, patterns
+from pipelines.readers.class_folders import ClassFolderReader
+from pipelines.readers.parquet_images import ParquetImageReader
+from pipelines.readers.records import ArchivedReader, RecordReader
+from pipelines.readers.row import Reader
+from pipelines.readers.webdataset import WebDatasetReader
+from pipelines.storage import file_sha256
+
+CHECKSUMS = "checksums.jsonl"
+SCRATCH = "HARMON_SCRATCH"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NativeFiles:
+    """The files of one source below `root`, and the layout that fits them."""
+
+    source: Source
+    root: Path
+    layout: Layout
+    names: tuple[str, ...]
+    """Every file that the layout reads, images included: names relative to the root, sorted."""
+    revision: str
+    """Commit of the hub, or `local`."""
+    only: tuple[str, ...] = ()
+    """Patterns that files with rows were narrowed to."""
+
+    @property
+    def tables(self) -> list[str]:
+        """The files that hold rows, in order."""
+        return [] if isinstance(self.layout, ClassFolders) else matching(self.names, self.layout.files)
+
+    def described(self) -> dict[str, Any]:
+        """What a step that reads these files says of them: part of its key. Each file is hashed, once."""
+        layout = self.layout.model_dump(mode="json")
+        return {
+            **asked_of(self.source, self.only),
+            "layout": layout,
+            "revision": self.revision,
+            "files": self.checksums(),
+        }
+
+    def checksums(self) -> list[list[str]]:
+        """Name and SHA-256 of every file: what a step's key says that it read."""
+        known = Checksums()
+        return [[name, known.of(self.root / name)] for name in self.names]
+
+
+def asked_of(source: Source, only: Sequence[str]) -> dict[str, Any]:
+    """What is known of a reading before its files are: the source, its rules, and which files are wanted."""
+    reading = source.model_dump(mode="json", include={"task", "odd", "question", "captions", "override"})
+    return {"source": source.name, "terms": source.terms, "hub": source.hub, "reading": reading, "only": list(only)}
+
+
+def local_files(source: Source, root: Path, revision: str = "local", only: Sequence[str] = ()) -> NativeFiles:
+    """The files below a folder that is laid out as the publisher's; `only` leaves out rows whose file matches none.
+
+    Raises:
+        ConfigurationError: the source has no layout, or `only` matches nothing.
+        HarmonError: the folder is absent, or has the files of none of the source's layouts.
+    """
+    if not source.layouts:
+        raise ConfigurationError(
+            f"{source.name} is made by a recipe's own web and not read from files; use `harmon run`."
+        )
+    if not root.is_dir():
+        raise HarmonError(f"there is no folder {root} to read {source.name} from; name the one that holds its files")
+    names = sorted(_walk(root))
+    for layout in source.layouts:
+        rows = matching(names, patterns(layout) if isinstance(layout, ClassFolders) else layout.files)
+        if not rows:
+            continue
+        if only:
+            left = matching(rows, only)
+            if not left:
+                raise ConfigurationError(
+                    f"--files {' '.join(only)} matches none of {len(rows)} files, such as {rows[0]}."
+                )
+            dropped = set(rows) - set(left)
+            names = [name for name in names if name not in dropped]
+        wanted = matching(names, _reaching(patterns(layout), root))
+        return NativeFiles(source, root, layout, tuple(wanted), revision, tuple(only))
+    globs = " or ".join(", ".join(patterns(layout)) for layout in source.layouts)
+    raise HarmonError(f"{root} has no files of {source.name}: it is read from {globs}")
+
+
+def open_reader(files: NativeFiles, scratch: Path, cap: int) -> Reader:
+    """The reader of images for these files; `cap`: bytes of one image. Raises HarmonError as the readers do."""
+    root, layout, tables, names = files.root, files.layout, files.tables, files.names
+    if isinstance(layout, ParquetImages):
+        return ParquetImageReader(root, tables, layout)
+    if isinstance(layout, WebDataset):
+        return WebDatasetReader(root, tables, layout, cap)
+    if isinstance(layout, ClassFolders):
+        return ClassFolderReader(root, names, layout, cap)
+    if isinstance(layout, UrlTable):
+        raise HarmonError(f"{files.source.name} has links and no images; its links are downloaded")
+    read = ArchivedReader if layout.archives else RecordReader
+    return read(root, tables, names, layout, scratch, cap)
+
+
+def _walk(root: Path) -> list[str]:
+    """Names of all regular files below `root`; hidden ones and the hub's own bookkeeping are left out."""
+    found: list[str] = []
+    seen: set[Path] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        if (real := Path(folder).resolve()) in seen:  # a link to a folder above
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        base = Path(folder).relative_to(root).as_posix()
+        found += [name if base == "." else f"{base}/{name}" for name in files if not name.startswith(".")]
+    return found
+
+
+def _reaching(globs: Sequence[str], root: Path) -> list[str]:
+    """Globs, with what lies below those that name a folder."""
+    return [*globs, *(f"{glob}/**/*" for glob in globs if "*" not in glob and (root / glob).is_dir())]
+
+
+def scratch_folder() -> Path:
+    """Where this machine keeps what no dataset needs: $HARMON_SCRATCH, else below the user's cache."""
+    folder = Path(os.environ.get(SCRATCH) or "~/.cache/harmon/scratch").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Checksums:
+    """SHA-256 of local files, remembered by path, size and time of change: a terabyte is not hashed twice."""
+
+    def __init__(self) -> None:
+        self._path = scratch_folder() / CHECKSUMS
+        self._known: dict[str, str] = {}
+        if self._path.is_file():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    key, value = json.loads(line)
+                    self._known[key] = value
+                except ValueError:  # a line that a kill has torn
+                    continue
+
+    def of(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        if key not in self._known:
+            self._known[key] = file_sha256(path)
+            with self._path.open("a", encoding="utf-8") as out:
+                out.write(json.dumps([key, self._known[key]]) + "\n")
+        return self._known[key]

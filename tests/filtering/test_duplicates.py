@@ -1,0 +1,274 @@
+"""Planted duplicates and evaluation pictures are found, and hardly anything else is."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from filtering.decontamination import LIST_SCHEMA, Decontamination, is_geneval
+from filtering.duplicates import Duplicates, Pairs, _stars, duplicates_group, mark_duplicates
+from filtering.geometry import Geometry
+from filtering.phash import BandedIndex, digits, numbers, phash, write_hashes
+from filtering.plan import plan
+from filtering.select import select
+from filtering.selection import Selection
+from pipelines.audit import audit
+from pipelines.canonical import sample_key
+from pipelines.columns import SOURCE_SCHEMA
+from pipelines.dataset import Dataset
+from pipelines.errors import ConfigurationError
+from pipelines.steps import Reads, Step, StepRun
+from tests.filtering.pictured import Row, write_captions, write_rows
+from tests.filtering.planted import Truth, plant, planted_embeddings
+from tests.parts import need
+
+TRUTH = {"originals": 700, "exact": 500, "perceptual": 500, "evaluation": 200}
+OPEN = Geometry(min_side=1)
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return plant(**TRUTH)
+
+
+@pytest.fixture(scope="module")
+def dataset(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    rows = [Row(name, data=data, size=(320, 240)) for name, data in truth.pictures.items()]
+    written = write_rows(tmp_path_factory.mktemp("data") / "planted", rows, 400)
+    write_hashes(written)
+    return written
+
+
+@pytest.fixture(scope="module")
+def benchmark_list(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {
+            "benchmark": "toy",
+            "item": item,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "phash": digits(phash(data)),
+            "prompt": f"A Picture,  number {item.split()[1]}!",
+        }
+        for item, data in truth.evaluation.items()
+    ]
+    path = tmp_path_factory.mktemp("lists") / "toy.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), path)
+    return path
+
+
+def left(dataset: Dataset, selection: Selection) -> dict[str, tuple[str, str]]:
+    """Row to reason and detail of every row that a selection drops."""
+    made, found = plan([dataset], selection), {}
+    from filtering.rows import shards_of
+
+    for number, rows in shards_of([dataset]):
+        names = rows.values("source", "row_id")
+        found |= {names[row]: (drop.reason, drop.detail) for row, drop in made.drops(number, rows).items()}
+    return found
+
+
+def test_every_exact_duplicate_is_found_and_nothing_else(dataset: Dataset, truth: Truth) -> None:
+    dropped = left(dataset, Selection(geometry=OPEN))
+    assert set(dropped) == set(truth.exact)
+    assert dropped["exact 3"] == ("duplicate", f"same bytes as {sample_key('planted', 'original 3')}")
+
+
+def test_near_duplicates_are_found_with_few_mistakes(dataset: Dataset, truth: Truth) -> None:
+    wanted = Duplicates(prefer=())
+    (commit,) = mark_duplicates([dataset], wanted)
+    assert mark_duplicates([dataset], wanted) == [commit]
+    assert audit(dataset).sound
+    dropped = left(dataset, Selection(geometry=OPEN, duplicates=duplicates_group([dataset], wanted)))
+    near = {name for name, (reason, _) in dropped.items() if reason == "near_duplicate"}
+    assert len(near & set(truth.perceptual)) / len(truth.perceptual) >= 0.97
+    innocent = set(truth.pictures) - set(truth.perceptual) - set(truth.exact)
+    assert len(near & innocent) / len(innocent) <= 0.001
+
+
+def test_every_evaluation_picture_is_found_with_few_mistakes(
+    dataset: Dataset, truth: Truth, benchmark_list: Path
+) -> None:
+    dropped = left(dataset, Selection(geometry=OPEN, decontaminate=Decontamination(lists=(benchmark_list,))))
+    evaluation = {name for name, (reason, _) in dropped.items() if reason == "evaluation_image"}
+    assert truth.contaminated <= evaluation
+    assert len(evaluation - truth.contaminated) / len(truth.pictures) <= 0.001
+    assert dropped["leaked 1"][1] == "toy item 1"
+    assert dropped["leaked 2"][1] == "looks like toy item 2"
+
+
+def test_semantic_duplicates_are_found_among_random_vectors(tmp_path: Path) -> None:
+    need_faiss()
+    count, planted = (100_000, 1_000) if os.environ.get("HARMON_SOAK") else (30_000, 300)
+    dataset = write_vectors(tmp_path / "vectors", planted_embeddings(count, planted, 0.97), 25_000)
+    wanted = Duplicates(phash_distance=None, embeddings="clip.toy-float32", cosine=0.95, prefer=())
+    mark_duplicates([dataset], wanted)
+    groups = dataset.whole_table(duplicates_group([dataset], wanted)).column("group").to_pylist()
+    keys = dataset.whole_table("source", ["key"]).column("key").to_pylist()
+    assert np.mean([groups[count + n] == keys[n] for n in range(planted)]) >= 0.95
+    assert sum(one is not None for one in groups[planted:count]) / (count - planted) <= 0.001
+
+
+def need_faiss() -> None:
+    import importlib.util
+
+    need(importlib.util.find_spec("faiss") is not None, "faiss-cpu is not installed; run `make env`")
+
+
+def write_vectors(root: Path, vectors: np.ndarray, rows_per_shard: int) -> Dataset:
+    """Text rows with an embedding each: no pictures are needed to compare vectors."""
+    dataset = Dataset(root)
+    run = StepRun(dataset, Step("download", 1, {}))
+    keys = [sample_key("vectors", str(n)) for n in range(len(vectors))]
+    shards = -(-len(keys) // rows_per_shard)
+    for shard in run.pending(range(shards)):
+        output = run.shard(shard)
+        own = keys[shard * rows_per_shard : (shard + 1) * rows_per_shard]
+        rows = [{"key": key, "source": "vectors", "row_id": key, "task": "text"} for key in own]
+        output.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
+        output.finish(len(own))
+    run.commit()
+    embed = StepRun(dataset, Step("embed", 1, {}, (Reads(dataset, ("source",)),)))
+    for shard in embed.pending(range(shards)):
+        output = embed.shard(shard)
+        part = slice(shard * rows_per_shard, (shard + 1) * rows_per_shard)
+        halves = pa.FixedSizeListArray.from_arrays(vectors[part].astype(np.float16).reshape(-1), vectors.shape[1])
+        table = {"key": keys[part], "embedding": halves.cast(pa.list_(pa.float16()))}
+        output.columns("clip.toy-float32", pa.table(table))
+        output.finish(len(keys[part]))
+    embed.commit()
+    return dataset
+
+
+def test_the_best_row_of_a_group_stays_and_a_dropped_best_row_makes_room(tmp_path: Path) -> None:
+    dataset = write_rows(
+        tmp_path / "toys", [Row("small", 1, (128, 128)), Row("large", 1, (512, 512)), Row("mid", 1, (256, 256))]
+    )
+    write_hashes(dataset)
+    wanted = Duplicates(prefer=("pixels",))
+    mark_duplicates([dataset], wanted)
+    rules = Selection(geometry=OPEN, duplicates=duplicates_group([dataset], wanted), prefer=("pixels",))
+    assert set(left(dataset, rules)) == {"small", "mid"}
+    assert set(left(dataset, rules.model_copy(update={"prefer": ("caption_length",)}))) == {"large", "mid"}
+    limited = rules.model_copy(update={"geometry": Geometry(min_side=1, max_pixels=300 * 300)})
+    assert set(left(dataset, limited)) == {"small", "large"}
+
+
+def test_groups_span_datasets(tmp_path: Path) -> None:
+    one = write_rows(tmp_path / "one", [Row("a", 1, (200, 200)), Row("b", 2)])
+    two = write_rows(tmp_path / "two", [Row("c", 1, (256, 256)), Row("d", 3)])
+    for dataset in (one, two):
+        write_hashes(dataset)
+    wanted = Duplicates()
+    mark_duplicates([one, two], wanted)
+    group = duplicates_group([one, two], wanted)
+    key = sample_key("two", "c")
+    assert one.whole_table(group).column("group").to_pylist()[0] == key
+    assert two.whole_table(group).column("kind").to_pylist()[0] == "centre"
+    target = Dataset(tmp_path / "target")
+    select([one, two], target, Selection(geometry=OPEN, duplicates=group, prefer=("pixels",)))
+    assert {row["row_id"]: row["detail"] for row in target.rejects().to_pylist()}["a"] == f"much like {key}"
+
+
+def test_a_group_of_duplicates_that_nobody_marked_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="of near duplicates"):
+        plan([write_rows(tmp_path / "toys", [Row("a")])], Selection(duplicates="duplicates.00000000"))
+    with pytest.raises(ConfigurationError, match="holds texts"):
+        plan([write_rows(tmp_path / "twins", [Row("a"), Row("b")])], Selection(geometry=OPEN, prefer=("caption",)))
+
+
+def test_a_missing_hash_group_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no column group 'hash'"):
+        mark_duplicates([write_rows(tmp_path / "toys", [Row("a")])], Duplicates())
+
+
+def test_a_group_is_a_star_and_never_a_chain() -> None:
+    chain = Pairs(np.array([0, 1, 2]), np.array([1, 2, 3]), np.full(3, 0.5, np.float32), "phash")
+    found = _stars([chain], np.array([1, 0, 2, 3]))
+    assert {row: centre for row, (centre, _, _) in found.items()} == {0: 1, 1: 1, 2: 1}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40), st.integers(0, 11), st.randoms(use_true_random=False)
+)
+def test_the_banded_lookup_finds_exactly_the_pairs_within_the_distance(
+    values: list[int], distance: int, random: object
+) -> None:
+    flipped = []
+    for value in values:
+        for bit in random.sample(range(64), random.randint(0, 14)):  # type: ignore[attr-defined]
+            value ^= 1 << bit
+        flipped.append(value)
+    hashes, queries = np.array(values, np.uint64), np.array(flipped, np.uint64)
+    found = {pair for who, whom in BandedIndex(hashes).pairs(queries, distance) for pair in zip(who, whom, strict=True)}
+    assert found == {
+        (who, whom)
+        for who, one in enumerate(flipped)
+        for whom, other in enumerate(values)
+        if (one ^ other).bit_count() <= distance
+    }
+
+
+def test_a_hash_is_written_with_sixteen_digits_and_read_back() -> None:
+    assert numbers([digits(1), None, digits(2**64 - 1)]).tolist() == [1, 0, 2**64 - 1]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a photo of a bench",
+        "A photo of an orange.",
+        "a photo of a computer keyboard",
+        "a photo of two clocks",
+        "a photo of four baseball gloves",
+        "a photo of a red cake",
+        "a photo of a toaster and an elephant",
+        "a photo of a dog right of a tennis racket",
+        "a photo of a carrot left of an orange",
+        "Generate an image: a photo of a purple wine glass and a black apple",
+    ],
+)
+def test_geneval_prompts_are_known_by_their_wording(caption: str) -> None:
+    assert is_geneval(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a photo of a dog running along the beach at dusk while the waves come in",
+        "a photo of seven dogs",
+        "photo of a dog",
+        "a painting of a dog",
+        "",
+        "a photo of a man, smiling",
+    ],
+)
+def test_other_captions_are_no_geneval_prompts(caption: str) -> None:
+    assert not is_geneval(caption)
+
+
+def test_captions_are_compared_with_prompts_in_every_named_version(tmp_path: Path, benchmark_list: Path) -> None:
+    dataset = write_rows(tmp_path / "toys", [Row("a"), Row("b", 1)])
+    write_captions(dataset, "caption.x")
+    write_hashes(dataset)
+    path = tmp_path / "prompts.parquet"
+    pq.write_table(pa.Table.from_pylist([{"benchmark": "toy", "item": "1", "prompt": "About B."}], LIST_SCHEMA), path)
+    rules = Selection(geometry=OPEN, decontaminate=Decontamination(lists=(path,), captions=("source", "caption.x")))
+    assert left(dataset, rules) == {"b": ("evaluation_prompt", "the prompt of toy 1")}
+
+
+def test_a_list_with_other_columns_or_digits_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"benchmark": ["a"]}), tmp_path / "columns.parquet")
+    bad = pa.Table.from_pylist([{"benchmark": "a", "item": "1", "phash": "XYZ"}], LIST_SCHEMA)
+    pq.write_table(bad, tmp_path / "digits.parquet")
+    dataset = write_rows(tmp_path / "toys", [Row("a")])
+    for name in ("columns", "digits", "absent"):
+        rules = Selection(decontaminate=Decontamination(lists=(tmp_path / f"{name}.parquet",)))
+        with pytest.raises(ConfigurationError, match=name):
+            plan([dataset], rules)

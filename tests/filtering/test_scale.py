@@ -1,0 +1,86 @@
+"""A plan over very many shards (a thousand with HARMON_SOAK=1): the target count is met, in bounded memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.canonical import canonical_json
+from pipelines.columns import SOURCE_SCHEMA, schema_of, write_columns
+from pipelines.manifest import Commit, FileEntry, manifest_path
+
+ROOT = Path(__file__).parents[2]
+SHARDS, ROWS = (1000, 10_000) if os.environ.get("HARMON_SOAK") else (100, 500)
+
+PLAN = """
+import resource, sys
+from filtering.plan import plan
+from filtering.select import Selection
+from pipelines.dataset import Dataset
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+take = {"group": "aesthetic.toy", "column": "score", "keep": "20%"}
+made = plan([Dataset(sys.argv[1])], Selection(geometry={"min_side": 1}, take=take))
+print(made.kept, made.rows, peak() - before)
+"""
+
+
+def write(root: Path, rows: int) -> None:
+    """SHARDS shards of `source` and one score, without pictures: a plan reads columns alone. Tied scores are common."""
+    draw, files = np.random.default_rng(0), []
+    scores = pa.schema([("key", pa.string()), ("score", pa.float32())])
+    for shard in range(SHARDS):
+        raw = draw.bytes(16 * rows).hex()
+        keys = pa.array([raw[32 * n : 32 * n + 32] for n in range(rows)])
+        known = {"key": keys, "source": pa.repeat("toy", rows), "task": pa.repeat("text2image", rows)}
+        known["sha256"] = pa.array([(raw[32 * n : 32 * n + 32]) * 2 for n in range(rows)])
+        columns = [known[f.name] if f.name in known else pa.nulls(rows, f.type) for f in SOURCE_SCHEMA]
+        found = np.round(draw.normal(5, 1, rows), 2).astype(np.float32)
+        tables = {
+            "source": pa.table(columns, schema=SOURCE_SCHEMA),
+            "aesthetic.toy": pa.table({"key": keys, "score": found}, schema=scores),
+        }
+        for group, table in tables.items():
+            path = f"columns/{group}/00000000/{shard:05d}.parquet"
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            write_columns(table, root / path)
+            entry = {
+                "group": group,
+                "shard": shard,
+                "path": path,
+                "rows": rows,
+                "bytes": 0,
+                "sha256": "",
+                "keys_sha256": "",
+            }
+            files.append(FileEntry(**entry))  # type: ignore[arg-type]
+    schemas = {"source": schema_of(SOURCE_SCHEMA), "aesthetic.toy": schema_of(scores)}
+    counts = {
+        "rows_in": rows * SHARDS,
+        "rows_out": rows * SHARDS,
+        "rejected": {},
+        "failed": {},
+        "terms": {},
+        "context": {},
+    }
+    told = {"number": 0, "parent": None, "step": "toy", "version": 1, "step_key": "0" * 64, "configuration": {}}
+    commit = Commit(**told, inputs=(), files=tuple(files), schemas=schemas, **counts)  # type: ignore[arg-type]
+    (root / "manifest").mkdir()
+    (root / manifest_path(0)).write_bytes(canonical_json(commit.model_dump(mode="json")))
+
+
+@pytest.mark.timeout(1200)
+def test_a_target_share_of_many_shards_is_met_within_256_mebibytes(tmp_path: Path) -> None:
+    write(tmp_path / "toy", ROWS)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAN, str(tmp_path / "toy")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    kept, rows, mebibytes = (float(one) for one in done.stdout.split())
+    print(f"kept {kept:,.0f} of {rows:,.0f}, {mebibytes:.0f} MiB above the imports")
+    assert rows == ROWS * SHARDS
+    assert abs(kept - rows / 5) <= rows / 5 / 1000
+    assert mebibytes <= 256
