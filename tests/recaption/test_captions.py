@@ -363,7 +363,7 @@ def test_a_slow_answer_holds_up_no_other_shard(tmp_path: Path) -> None:
     model = served_model(SIMULATED)
 
     def behave(message: str) -> Any:
-        return completion(rewritten(message), after=1.0 if message == first else 0.0)
+        return completion(rewritten(message), after=5.0 if message == first else 0.0)
 
     with simulator(behave) as server:
         write_captions(
