@@ -1,10 +1,11 @@
 """Runs every benchmark, one after the other: `make bench`."""
 
-from benchmarks import audit, dataset_io, filtering, generation, training_step
+from benchmarks import audit, dataset_io, filtering, generation, recaption, training_step
 
 if __name__ == "__main__":
     dataset_io.main()
     audit.main()
     filtering.main()
+    recaption.main([])
     training_step.main([])
     generation.main([])

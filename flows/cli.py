@@ -11,6 +11,7 @@ from flows.catalogue_commands import catalog, download
 from flows.dataset_commands import diff, export, forget, show
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
+from flows.recaption_commands import plan, recaption
 from pipelines.errors import ConfigurationError, HarmonError
 
 
@@ -78,7 +79,20 @@ def audit(dataset: str, deep: bool, decode: float, history: bool, repair: bool, 
     sys.exit(audit_command(dataset, deep, decode, as_json))
 
 
-for command in (catalog, download, filter_command, diff, show, forget, export, convert, generate, ask):
+for command in (
+    catalog,
+    download,
+    plan,
+    recaption,
+    filter_command,
+    diff,
+    show,
+    forget,
+    export,
+    convert,
+    generate,
+    ask,
+):
     main.add_command(command)
 
 

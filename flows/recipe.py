@@ -31,10 +31,17 @@ class RecaptionSettings(EngineSettings):
     """Sources whose dense captions are rewritten."""
     prompt: str
     """Version of the prompt, as recaption/prompts names it."""
+    also: tuple[str, ...] = ()
+    """Further versions, each in a caption group of its own, for mixtures that name them."""
     model: str
     """Folder of the language model."""
     model_name: str
     """Short name that the caption group carries."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Every version asked, each once."""
+        return tuple(dict.fromkeys((self.prompt, *self.also)))
 
 
 class AestheticSettings(Settings):
@@ -56,7 +63,7 @@ class MixtureEntry(Settings):
     rows: str
     """text, image2text or text2image: the rows' own task."""
     text: str
-    """caption, conversation, or rewrite: the column group that the rewriting step made."""
+    """caption, conversation, rewrite (the captions of the recipe's prompt), or the version of one of its prompts."""
     sources: tuple[str, ...] | None = None
     """Sources whose rows are taken; all when left out."""
     weight: int = 1
@@ -129,6 +136,8 @@ class Recipe(Settings):
     fetch: FetchSettings = FetchSettings()
     """How links are fetched."""
     recaption: RecaptionSettings
+    reuse: tuple[str, ...] = ()
+    """Datasets whose captions answer identical work: folders, or s3://bucket/prefix."""
     aesthetic: AestheticSettings | None = None
     """The aesthetic predictor, where its weights are present; None: images have no aesthetic score."""
     sets: Mapping[str, Selection]

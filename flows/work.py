@@ -44,10 +44,11 @@ from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
 from pipelines.web import is_published, planted, publish
+from recaption.captions import write_captions
 from recaption.engines import Engine, open_engine
 from recaption.language_model import language_model
 from recaption.prompt import load_prompt
-from recaption.rewrite import Rewrite, rewrite_captions
+from recaption.recaption import Recaption
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def work_of(recipe: Recipe) -> list[Work]:
     return [
         _publish(recipe),
         *(_download(recipe, name) for name in recipe.sources),
-        *(_rewrite(recipe, name) for name in recipe.recaption.datasets),
+        *(_rewrite(recipe, name, prompt) for name in recipe.recaption.datasets for prompt in recipe.recaption.prompts),
         *(_clarity(recipe, name) for name in recipe.sources),
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
@@ -97,16 +98,23 @@ def datasets_of(recipe: Recipe) -> list[Dataset]:
     return [Dataset(recipe.dataset(name)) for name in (*recipe.sources, *recipe.sets)]
 
 
-def rewrite_of(recipe: Recipe) -> Rewrite:
-    """The recipe's rewriting: prompt and model."""
+def rewrite_of(recipe: Recipe, prompt: str | None = None) -> Recaption:
+    """The recipe's rewriting by this version of the prompt, or by its first one: prompt and model."""
     settings = recipe.recaption
-    return Rewrite(load_prompt(settings.prompt), language_model(part(settings.model), settings.model_name))
+    return Recaption(load_prompt(prompt or settings.prompt), language_model(part(settings.model), settings.model_name))
+
+
+def caption_groups_of(recipe: Recipe) -> dict[str, str]:
+    """The caption group of every prompt version of the recipe; `rewrite` stands for the first."""
+    groups = {prompt: rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts}
+    return {"rewrite": groups[recipe.recaption.prompt]} | groups
 
 
 def selection_of(recipe: Recipe, name: str) -> Selection:
-    """The selection of training set `name`, which carries the rewritten captions along."""
+    """The selection of training set `name`, which carries the new captions along."""
     selection = recipe.sets[name]
-    return selection.model_copy(update={"carry": (*selection.carry, rewrite_of(recipe).group)})
+    groups = dict.fromkeys(caption_groups_of(recipe).values())
+    return selection.model_copy(update={"carry": (*selection.carry, *groups)})
 
 
 def job_of(recipe: Recipe, number: int) -> TrainJob:
@@ -169,16 +177,18 @@ def _acquire(recipe: Recipe, name: str) -> Work:
     return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do)
 
 
-def _rewrite(recipe: Recipe, name: str) -> Work:
+def _rewrite(recipe: Recipe, name: str, prompt: str) -> Work:
     dataset, log = Dataset(recipe.dataset(name)), recipe.run_folder / "logs" / "vllm.log"
+    reuse = [Dataset(folder) for folder in recipe.reuse]
 
     def open_it() -> AbstractContextManager[Engine]:
-        return open_engine(recipe.recaption, rewrite_of(recipe).model, log)
+        return open_engine(recipe.recaption, rewrite_of(recipe, prompt).model, log)
 
     def do(progress: ProgressCallback) -> None:
-        rewrite_captions(dataset, rewrite_of(recipe), open_it, progress)
+        write_captions(dataset, rewrite_of(recipe, prompt), open_it, progress, reuse)
 
-    return _dataset_work("rewrite", dataset, lambda: rewrite_of(recipe).step(dataset), do)
+    subject = name if prompt == recipe.recaption.prompt else f"{name}@{prompt}"
+    return _dataset_work("rewrite", dataset, lambda: rewrite_of(recipe, prompt).step(dataset), do, subject)
 
 
 def _clarity(recipe: Recipe, name: str) -> Work:
@@ -270,12 +280,12 @@ def _dataset_work(
 
 
 def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[MixtureSource, ...]:
-    caption = rewrite_of(recipe).group
+    captions = caption_groups_of(recipe)
     return tuple(
         MixtureSource(
             dataset=str(recipe.dataset(entry.set)),
             rows=entry.rows,
-            text=caption if entry.text == "rewrite" else entry.text,
+            text=captions.get(entry.text, entry.text),
             sources=entry.sources,
             weight=entry.weight,
         )

@@ -1,61 +1,181 @@
-"""Named checks of a model's answer. The first one that fails is the reason why a row has no caption."""
+"""Named checks of a model's answer; the prompt file says what becomes of an answer that fails one."""
 
+import functools
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from recaption.prompt import PLACE, Prompt
-
-Check = Callable[[str, str, Prompt], bool]  # (answer, finish reason, prompt) -> the answer fails
+from recaption.prompt import PLACE, Language, Leakage, Length, Prompt, Repeats
 
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _CHAT_MARKUP = re.compile(r"<\|\w+\|>")
 _LONGEST_PHRASE = 8  # words of a phrase whose repeats are looked for; longer ones show as repeated sentences
+_REFUSAL = re.compile(
+    r"^\W*(?:(?:i['’]?m|i am)\s+(?:very |really |so )?(?:sorry|afraid|unable|not able)"
+    r"|(?:sorry|apologies|unfortunately)\b"
+    r"|i\s+(?:cannot|can['’]?t|can not|do not|don['’]?t)\s+(?:assist|help|see|view|provide|describe|rewrite|fulfil))"
+    r"|\bas an? (?:ai|artificial intelligence|language model)\b",
+    re.IGNORECASE,
+)
+_BOILERPLATE = re.compile(
+    r"^\W*(?:(?:this|the) (?:image|picture|photo|photograph|illustration|scene|painting)\s+"
+    r"(?:displays?|shows?|depicts?|features?|captures?|presents?|portrays?|contains?|illustrates?|is)\b"
+    r"|in (?:this|the) (?:image|picture|photo|photograph|scene)\b|(?:sure|certainly|of course)[,!.:]"
+    r"|here(?: is|['’]s) (?:a|an|the|your) )",
+    re.IGNORECASE,
+)
+_COUNTED = (  # "one" is left out: it is a pronoun as often as a number
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty"
+)
+_NUMBER_WORDS = dict(zip(_COUNTED.split(" "), map(str, range(2, 21)), strict=True))
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# The commonest words of each language that the others do not have.
+_COMMON = {
+    "en": "the and with of is are this that from has its an by under over while their",
+    "de": "der das und mit ist ein eine auf dem den von sich unter über ihre wird",
+    "fr": "le les et avec est une des dans sur aux qui cette sont au sous ses",
+    "es": "el los y con es una del en las sobre por que esta sus está bajo",
+    "it": "il gli e con è una del nella sono di che sul questa suoi delle lo",
+    "pt": "o os e com é uma do no na da em sobre que seus está umas",
+    "nl": "het een en met van op zijn de aan deze onder door haar wordt naar bij",
+}
+_COMMON_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+_FOREIGN_LETTERS = {"LATIN": 0.2, "CJK": 0.5}  # most of them: names stay Latin in Chinese, and weigh more there
+_WORDS_TO_TELL = 6  # fewer words do not tell one European language from another
 
 
-def failed_checks(answer: str, finish_reason: str, prompt: Prompt) -> tuple[str, ...]:
-    """Names of the checks that `answer` fails, in the order of `CHECKS`; empty when it passes."""
-    return tuple(name for name, fails in CHECKS.items() if fails(answer, finish_reason, prompt))
+@dataclass(frozen=True)
+class Verdict:
+    """What the checks say of one answer."""
+
+    failed: tuple[str, ...]
+    """Names of the checks that it fails, in the order of `recaption.prompt.Checks`."""
+    reason: str | None
+    """The first failed check that costs the row its caption; None: the caption stands."""
+    ask_again: bool
+    """Whether another seed may mend it: a `retry` failed and no `reject` did."""
 
 
-def is_empty(answer: str, finish_reason: str, prompt: Prompt) -> bool:
+def verdict(answer: str, finish_reason: str, caption: str | None, prompt: Prompt) -> Verdict:
+    """Check `answer` (stripped) as the prompt's rules say.
+
+    `finish_reason`: "stop" or "length"; `caption`: what was rewritten, None where an image was described.
+    """
+    given = Given(answer, finish_reason, caption, prompt)
+    rules = prompt.rules
+    failed = tuple(name for name, rule in rules.items() if CHECKS[name](given, rule))
+    actions = {name: rules[name].action for name in failed}
+    reason = next((name for name, action in actions.items() if action != "flag"), None)
+    return Verdict(failed, reason, "retry" in actions.values() and "reject" not in actions.values())
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a check looks at."""
+
+    answer: str
+    finish_reason: str
+    caption: str | None
+    prompt: Prompt
+
+
+Check = Callable[[Given, Any], bool]  # (what it looks at, the check's own rule) -> the answer fails
+
+
+def is_empty(given: Given, rule: object) -> bool:
     """No word in it."""
-    return not _WORD.search(answer)
+    return not _WORD.search(given.answer)
 
 
-def leaks_prompt(answer: str, finish_reason: str, prompt: Prompt) -> bool:
-    """Holds chat markup, or `leaked_words` words in a row of the instruction around the caption."""
-    length = prompt.checks.leaked_words
-    instruction: set[tuple[str, ...]] = set()
-    for part in prompt.text.split(PLACE):
-        instruction |= _runs(_words(part), length)
-    return bool(_CHAT_MARKUP.search(answer)) or not instruction.isdisjoint(_runs(_words(answer), length))
+def refuses(given: Given, rule: object) -> bool:
+    """The model says that it cannot, or speaks of itself as one."""
+    return bool(_REFUSAL.search(given.answer))
 
 
-def repeats_itself(answer: str, finish_reason: str, prompt: Prompt) -> bool:
-    """The same words over `repeats_at_most` times in a row, or a sentence of three words or more twice."""
-    sentences = [tuple(_words(s)) for s in _SENTENCE_END.split(answer) if len(_words(s)) >= 3]
+def leaks_prompt(given: Given, rule: Leakage) -> bool:
+    """Holds chat markup, or `words` words in a row of the instruction around the caption."""
+    return bool(_CHAT_MARKUP.search(given.answer)) or not _instruction(given.prompt.text, rule.words).isdisjoint(
+        _runs(_words(given.answer), rule.words)
+    )
+
+
+def repeats_itself(given: Given, rule: Repeats) -> bool:
+    """The same words over `times` times in a row, or a sentence of three words or more twice."""
+    sentences = [tuple(_words(s)) for s in _SENTENCE_END.split(given.answer)]
+    sentences = [sentence for sentence in sentences if len(sentence) >= 3]
     if len(set(sentences)) < len(sentences):
         return True
-    words, most = _words(answer), prompt.checks.repeats_at_most
-    return any(_longest_streak(words, size) >= most * size for size in range(1, _LONGEST_PHRASE + 1))
+    words = _words(given.answer)
+    return any(_longest_streak(words, size) >= rule.times * size for size in range(1, _LONGEST_PHRASE + 1))
 
 
-def is_over_long(answer: str, finish_reason: str, prompt: Prompt) -> bool:
-    """More than `words_at_most` words, or cut off at the token limit."""
-    return finish_reason == "length" or len(_words(answer)) > prompt.checks.words_at_most
+def is_in_wrong_language(given: Given, rule: Language) -> bool:
+    """Too many letters of another script, or more of its commonest words are another language's."""
+    letters = [letter for letter in given.answer if letter.isalpha()]
+    script = "CJK" if rule.language == "zh" else "LATIN"
+    foreign = sum(not unicodedata.name(letter, "").startswith(script) for letter in letters)
+    if foreign > len(letters) * _FOREIGN_LETTERS[script]:
+        return True
+    words = _words(given.answer)
+    if rule.language == "zh" or len(words) < _WORDS_TO_TELL:
+        return False
+    counts = Counter({language: sum(w in common for w in words) for language, common in _COMMON_WORDS.items()})
+    (best, most), own = counts.most_common(1)[0], counts[rule.language]
+    return best != rule.language and most >= 2 and most > own
+
+
+def is_over_long(given: Given, rule: Length) -> bool:
+    """More than `words` words, or cut off at the token limit."""
+    return given.finish_reason == "length" or len(_words(given.answer)) > rule.words
+
+
+def is_boilerplate(given: Given, rule: object) -> bool:
+    """Begins as a remark about the image ("This image displays ...") or about the answer itself."""
+    return bool(_BOILERPLATE.search(given.answer))
+
+
+def loses_numbers(given: Given, rule: object) -> bool:
+    """A number of the caption is not in the answer."""
+    return given.caption is not None and not numbers(given.caption) <= numbers(given.answer)
+
+
+def invents_numbers(given: Given, rule: object) -> bool:
+    """A number of the answer is not in the caption."""
+    return given.caption is not None and not numbers(given.answer) <= numbers(given.caption)
 
 
 CHECKS: dict[str, Check] = {
     "empty": is_empty,
+    "refusal": refuses,
     "prompt_leakage": leaks_prompt,
     "repeated_text": repeats_itself,
+    "wrong_language": is_in_wrong_language,
     "over_long": is_over_long,
+    "boilerplate": is_boilerplate,
+    "lost_numbers": loses_numbers,
+    "invented_numbers": invents_numbers,
 }
+
+
+def numbers(text: str) -> frozenset[str]:
+    """The numbers in a text, in digits: 2 for "two", "2" and "02"; 3.5 for "3.5" and "3,5"."""
+    digits = {number.replace(",", ".").lstrip("0") or "0" for number in _NUMBER.findall(text)}
+    return frozenset(digits | {_NUMBER_WORDS[word] for word in _words(text) if word in _NUMBER_WORDS})
 
 
 def _words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
+
+
+@functools.cache
+def _instruction(text: str, length: int) -> frozenset[tuple[str, ...]]:
+    """Every run of `length` words of the prompt around its caption."""
+    return frozenset().union(*(_runs(_words(part), length) for part in text.split(PLACE)))
 
 
 def _runs(words: list[str], length: int) -> set[tuple[str, ...]]:

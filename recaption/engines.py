@@ -1,4 +1,4 @@
-"""Engines: whatever answers messages with a language model, in process or over HTTP; and which one to use."""
+"""Engines: whatever answers questions with a language model, in process or over HTTP; and which one to use."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,11 +13,26 @@ from recaption.language_model import LanguageModel
 from recaption.prompt import Sampling
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came back for one message.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request to the model."""
 
-    Either `text` with how it ended, or the `refusal` that made it impossible for this message alone: one
+    work: str
+    """Names what is asked: equal work, equal message, image, model and sampling (see `recaption.work`)."""
+    draw: int
+    """0 at first; 1, 2, ... where a check had it asked again with another seed."""
+    message: str
+    """The only user turn of the chat."""
+    sampling: Sampling
+    image: bytes | None = None
+    """An encoded image at the size that the model needs, shown before the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back for one question.
+
+    Either `text` with how it ended, or the `refusal` that made it impossible for this question alone: one
     word, such as `prompt_too_long`, that becomes the row's reason.
     """
 
@@ -31,16 +46,30 @@ class Answer:
     endpoint: str
 
 
+Answered = Sequence[tuple[Question, Answer]]
+
+GIVEN_UP = frozenset({"server_error", "timed_out", "broken_reply", "broken_off"})
+"""Refusals that say nothing of the question: another day it may be answered."""
+
+
 class Engine(Protocol):
     """A language model ready to answer."""
 
     @property
-    def batch_rows(self) -> int:
-        """How many messages it likes to be given at once."""
+    def version(self) -> str:
+        """Software that answers, as telemetry records it: "vllm 0.32.0"."""
         ...
 
-    def answer(self, messages: Sequence[str], sampling: Sampling) -> list[Answer]:
-        """One answer per message (each the only user turn of a chat), in order.
+    @property
+    def batch_rows(self) -> int:
+        """Questions of one lot: they are answered together, or (1) each for itself."""
+        ...
+
+    def answers(self, lots: Iterator[Sequence[Question]]) -> Iterator[Answered]:
+        """Answers as they come, every question's once, in any order.
+
+        `lots` is asked for more whenever there is room, from this thread. An empty lot says: nothing now, ask
+        again after the next answer. What has been yielded is no longer in flight when the next is asked for.
 
         Raises:
             HarmonError: the engine cannot go on (dead server, wrong model name); nothing is lost by a rerun.
@@ -51,8 +80,8 @@ class Engine(Protocol):
 class EngineSettings(Settings):
     """How captions are asked for. It does not change what is computed, so no step key includes it."""
 
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """In this process, or through vLLM's OpenAI-compatible server."""
+    engine: Literal["transformers", "vllm", "vllm-offline"] = "transformers"
+    """In this process; through vLLM's OpenAI-compatible servers; or vLLM's own batch engine in Ray actors."""
 
     endpoints: tuple[str, ...] = ()
     """Base addresses of vLLM servers that run already; with none, one is started and stopped again."""
@@ -60,8 +89,20 @@ class EngineSettings(Settings):
     served_model: str | None = None
     """The name that those servers know the model by; the model's own short name where not given."""
 
-    concurrency: int = Field(default=32, ge=1)
-    """Requests in flight (vLLM)."""
+    concurrency: int = Field(default=256, ge=1)
+    """Most requests in flight at one endpoint; how many are sent follows what the server makes of them."""
+
+    deadline_seconds: float = Field(default=600.0, gt=0)
+    """Longest wait for one reply; a slow server is waited for that long."""
+
+    patience_seconds: float = Field(default=60.0, gt=0)
+    """How long endpoints that have all stopped answering are waited for."""
+
+    actors: int = Field(default=1, ge=1)
+    """Ray actors of vllm-offline, each with a model of its own."""
+
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of one model that is started here, over which vLLM splits its tensors; 0: the CPU."""
 
     threads: int | None = Field(default=None, ge=1)
     """Threads that torch may use (transformers); None leaves them as they are."""
@@ -76,15 +117,23 @@ def open_engine(settings: EngineSettings, model: LanguageModel, log: Path) -> It
     if settings.engine == "transformers":
         from recaption.transformers_engine import TransformersEngine  # loads torch
 
-        yield TransformersEngine(model, threads=settings.threads)
+        yield TransformersEngine(model, threads=settings.threads, device="cuda" if settings.gpus else "cpu")
         return
-    from recaption.server import VllmServer
-    from recaption.vllm_engine import VllmEngine
-
     with ExitStack() as stack:
-        if settings.endpoints:
-            endpoints, name = settings.endpoints, settings.served_model or model.name
-        else:
-            server = stack.enter_context(VllmServer(model, log))
+        if settings.engine == "vllm-offline":
+            from recaption.offline_engine import OfflineEngine
+
+            yield stack.enter_context(OfflineEngine(model, settings.actors, settings.gpus, log))
+            return
+        from recaption.server import VllmServer
+        from recaption.vllm_engine import VllmEngine
+
+        endpoints, name = settings.endpoints, settings.served_model or model.name
+        patience = settings.patience_seconds
+        if not endpoints:
+            server = stack.enter_context(VllmServer(model, log, gpus=settings.gpus))
             endpoints, name = (server.address,), server.model
-        yield stack.enter_context(VllmEngine(endpoints, name, settings.concurrency))
+            patience = min(patience, 5.0)  # a server of our own that ends does not come back
+        yield stack.enter_context(
+            VllmEngine(endpoints, name, settings.concurrency, settings.deadline_seconds, patience)
+        )

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
@@ -18,16 +19,20 @@ _DECIDING = (
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A local model folder, the short name that column groups carry, and its identity."""
+    """A model: its local folder, the short name that column groups carry, and its identity."""
 
-    folder: Path
+    folder: Path | None
+    """None: only a server has it."""
     name: str
     sha256: str
+    """Of its files; of its name and revision where only a server has it."""
 
     def identity(self) -> dict[str, str]:
         """The part of a step key: the same files under another path or name are the same model."""
@@ -53,9 +58,37 @@ def language_model(folder: str | Path, name: str | None = None) -> LanguageModel
     return LanguageModel(folder=folder, name=_short(name or folder.name), sha256=digest)
 
 
+def served_model(name: str, revision: str = "") -> LanguageModel:
+    """A model that only a server has, known by the name it is served under, such as Qwen/Qwen2.5-7B-Instruct.
+
+    Its files cannot be hashed from here: `revision` tells two versions of the same name apart.
+    """
+    digest = sha256_hex(canonical_json({"served_model": name, "revision": revision}))
+    return LanguageModel(folder=None, name=_short(name.rpartition("/")[2]), sha256=digest)
+
+
+def local_folder(model: LanguageModel) -> Path:
+    """The model's folder. Raises ConfigurationError where only a server has it."""
+    if model.folder is None:
+        raise ConfigurationError(f"The model '{model.name}' has no folder here; name one, or endpoints that serve it.")
+    return model.folder
+
+
+def model_configuration(model: LanguageModel) -> dict[str, Any]:
+    """What its config.json says."""
+    said: dict[str, Any] = json.loads((local_folder(model) / "config.json").read_text())
+    return said
+
+
+def sees_images(model: LanguageModel) -> bool:
+    """Whether it is a vision-language model."""
+    return "vision_config" in model_configuration(model)
+
+
 def context_length(model: LanguageModel) -> int:
     """Most tokens of prompt and answer together."""
-    return int(json.loads((model.folder / "config.json").read_text())["max_position_embeddings"])
+    said = model_configuration(model)
+    return int(said.get("text_config", said)["max_position_embeddings"])
 
 
 def _short(name: str) -> str:

@@ -1,9 +1,9 @@
 """A versioned prompt: its text, the model it is meant for, how to sample, and what an answer must pass."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
@@ -12,48 +12,158 @@ from pipelines.settings import Settings, parse, read_yaml
 PROMPTS = Path(__file__).parent / "prompts"
 PLACE = "<caption>"
 
+Action = Literal["reject", "retry", "flag"]
+
 
 class Sampling(Settings):
     """How the model writes its answer."""
 
-    method: Literal["greedy"]
+    method: Literal["greedy", "random"]
     max_tokens: int = Field(ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    """Of random sampling; greedy has none."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    """Of one request; each gets its own, made of its content, so a prompt file names none."""
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        if (self.method == "random") != (self.temperature > 0):
+            raise ValueError("random sampling needs a temperature above 0, and greedy has none")
+        return self
+
+
+class Rule(Settings):
+    """What becomes of an answer that fails a check.
+
+    reject: the row has no caption. retry: it is asked again with another seed, and rejected when it fails
+    every time. flag: the caption stays, and the check's name stands beside it.
+    """
+
+    action: Action
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return {"action": value} if isinstance(value, str) else value
+
+
+class Leakage(Rule):
+    words: int = Field(ge=3)
+    """This many words in a row of the instruction itself are too many."""
+
+
+class Repeats(Rule):
+    times: int = Field(ge=1)
+    """The same words this often in a row pass."""
+
+
+class Length(Rule):
+    words: int = Field(ge=1)
+    """Most words of an answer."""
+
+
+class Language(Rule):
+    language: Literal["en", "de", "fr", "es", "it", "pt", "nl", "zh"]
+    """What the answer has to be written in."""
 
 
 class Checks(Settings):
-    """Limits of the output checks in `recaption.checks`."""
+    """The rules of the checks in `recaption.checks`, by name. A check without a rule is not made."""
 
-    words_at_most: int = Field(ge=1)
-    leaked_words: int = Field(ge=3)
-    repeats_at_most: int = Field(ge=1)
+    empty: Rule = Rule(action="reject")
+    refusal: Rule | None = None
+    prompt_leakage: Leakage | None = None
+    repeated_text: Repeats | None = None
+    wrong_language: Language | None = None
+    over_long: Length | None = None
+    boilerplate: Rule | None = None
+    lost_numbers: Rule | None = None
+    invented_numbers: Rule | None = None
+
+
+class Retry(Settings):
+    """How an answer whose check says `retry` is asked for again."""
+
+    times: int = Field(ge=1, le=10)
+    temperature: float = Field(gt=0.0)
+
+
+class Picture(Settings):
+    """The size at which an image is sent: what Qwen2-VL's own processor would scale it to.
+
+    Both sides become multiples of `multiple` (patches of 14 pixels, merged 2 x 2), the pixels stay between the
+    bounds, and the aspect is kept as far as that allows.
+    """
+
+    multiple: int = Field(default=28, ge=1)
+    min_pixels: int = Field(ge=1)
+    max_pixels: int = Field(ge=1)
+    quality: int = Field(default=95, ge=1, le=100)
+    """Of the JPEG that is sent."""
 
 
 class Prompt(Settings):
     """One version of a prompt. Never edited once captions were made with it: a change is a new version."""
 
-    version: str = Field(pattern=r"^[a-z]+-v[0-9]+$")
+    version: str = Field(pattern=r"^[a-z]+(-[a-z]+)*-v[0-9]+$")
     source: str
     model: str
-    applies_to: Literal["image2text", "text2image"]
+    applies_to: Literal["image2text", "text2image", "images"]
+    """Rows of this task, or every row that has an image."""
     text: str
+    """With <caption> where the row's caption goes, or without it for a prompt that shows the image."""
+    image: Picture | None = None
+    """The image is shown, at this size; None: the caption is all that the model sees."""
     sampling: Sampling
+    retry: Retry | None = None
     checks: Checks
 
     @field_validator("text")
     @classmethod
-    def _has_one_place(cls, text: str) -> str:
-        if text.count(PLACE) != 1:
-            raise ValueError(f"must hold {PLACE} exactly once")
+    def _has_at_most_one_place(cls, text: str) -> str:
+        if text.count(PLACE) > 1:
+            raise ValueError(f"must hold {PLACE} exactly once, or not at all where an image is shown")
         return text
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.image is None and PLACE not in self.text:
+            raise ValueError(f"text must hold {PLACE} exactly once: no image is shown")
+        retried = [name for name, rule in self.rules.items() if rule.action == "retry"]
+        if bool(retried) != (self.retry is not None):
+            raise ValueError("`retry` says how checks with the action retry are asked again: have both or neither")
+        return self
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The rules given, by the name of their check, in the order of `Checks`."""
+        named = {name: getattr(self.checks, name) for name in Checks.model_fields}
+        return {name: rule for name, rule in named.items() if rule is not None}
 
     @property
     def hash(self) -> str:
         """Hash of all that decides what captions come out, checks included; `source`, `model` are notes."""
         return sha256_hex(canonical_json(self.model_dump(mode="json", exclude={"source", "model"})))
 
-    def message(self, caption: str) -> str:
-        """The user's turn that asks for a rewrite of `caption`, which is put in place as it stands."""
-        return self.text.replace(PLACE, caption)
+    @property
+    def asking_hash(self) -> str:
+        """Hash of what the model is sent: two prompts that differ in their checks alone share their answers."""
+        return sha256_hex(canonical_json(self.model_dump(mode="json", include={"text", "image", "sampling"})))
+
+    @property
+    def name(self) -> str:
+        """The version without its number: rewrite-v1 and rewrite-v2 are versions of `rewrite`."""
+        return self.version.rpartition("-v")[0]
+
+    def message(self, caption: str | None) -> str:
+        """The user's turn; `caption` is put in place as it stands."""
+        return self.text if caption is None else self.text.replace(PLACE, caption)
+
+    @property
+    def reads_caption(self) -> bool:
+        """Whether the row's own caption is part of the question."""
+        return PLACE in self.text
 
 
 def load_prompt(version: str, folder: Path = PROMPTS) -> Prompt:

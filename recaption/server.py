@@ -13,7 +13,7 @@ import httpx
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import free_port
 from recaption import leash
-from recaption.language_model import LanguageModel
+from recaption.language_model import LanguageModel, local_folder
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 _ENVIRONMENT = {  # what the caller's environment says of these goes first
@@ -31,6 +31,11 @@ def vllm_python() -> Path:
     return Path(os.environ.get("HARMON_VLLM_PYTHON") or _CHECKOUT / ".venv-vllm/bin/python")
 
 
+def vllm_environment() -> dict[str, str]:
+    """Environment variables of a vLLM process."""
+    return _ENVIRONMENT | os.environ
+
+
 class VllmServer:
     """Serves one model for as long as the context is open; `address` is its base URL, `model` the name it
     answers to.
@@ -38,16 +43,17 @@ class VllmServer:
     The server and all its processes end with the context, and also when this process is killed.
     """
 
-    def __init__(self, model: LanguageModel, log: Path, dtype: str = "float32", ready_seconds: float = 600.0) -> None:
+    def __init__(self, model: LanguageModel, log: Path, gpus: int = 0, ready_seconds: float = 600.0) -> None:
         """`log`: file that takes what the server prints. Nothing starts before the context is entered.
 
-        float32 because bf16 is several times slower on processors without AVX-512.
+        `gpus`: in bfloat16, split over so many; 0: on the CPU in float32, because bf16 is several times slower on
+        processors without AVX-512.
         """
         self.model = model.name
         self.address = ""
-        self._folder = model.folder
+        self._folder = local_folder(model)
         self._log = log
-        self._dtype = dtype
+        self._gpus = gpus
         self._ready_seconds = ready_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -78,7 +84,7 @@ class VllmServer:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=_ENVIRONMENT | os.environ,
+                env=vllm_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -99,9 +105,15 @@ class VllmServer:
             *("-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(self._folder), "--served-model-name", self.model),
             *("--host", "127.0.0.1", "--port", str(port)),
-            *("--dtype", self._dtype, "--enforce-eager", "--gpu-memory-utilization", "0.2"),
+            *self._hardware(),
             *("--generation-config", "vllm"),  # not the model folder's penalties
         ]
+
+    def _hardware(self) -> list[str]:
+        if not self._gpus:
+            return ["--dtype", "float32", "--enforce-eager", "--gpu-memory-utilization", "0.2"]
+        shared = ["--tensor-parallel-size", str(self._gpus), "--gpu-memory-utilization", "0.92"]
+        return ["--dtype", "bfloat16", "--enable-prefix-caching", *shared]
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None

@@ -6,7 +6,9 @@ import pytest
 
 from harmon.parts.train_tokenizer import REWRITING_PROMPT
 from pipelines.errors import ConfigurationError
+from recaption.language_model import served_model
 from recaption.prompt import PROMPTS, load_prompt
+from recaption.work import asking
 
 PAPER = (
     "Here is a detailed image description: <caption>. Rewrite it into a much shorter, vivid, and visually rich "
@@ -30,7 +32,7 @@ def test_the_caption_is_put_in_place_as_it_stands() -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("vivid", "dull"), ("max_tokens: 96", "max_tokens: 64"), ("words_at_most: 70", "words_at_most: 60")],
+    [("vivid", "dull"), ("max_tokens: 96", "max_tokens: 64"), ("words: 70", "words: 60"), ("boilerplate: flag", "")],
 )
 def test_every_deciding_line_changes_the_hash(tmp_path: Path, old: str, new: str) -> None:
     text = (PROMPTS / "rewrite-v1.yaml").read_text()
@@ -53,7 +55,12 @@ def test_an_unknown_version_is_refused_with_the_known_ones() -> None:
     ("old", "new", "why"),
     [
         ("<caption>", "it", "<caption> exactly once"),
+        ("<caption>", "<caption> <caption>", "<caption> exactly once"),
         ("method: greedy", "method: beam", "greedy"),
+        ("method: greedy", "method: greedy\n  temperature: 0.5", "greedy has none"),
+        ("boilerplate: flag", "boilerplate: drop", "'reject', 'retry' or 'flag'"),
+        ("boilerplate: flag", "boilerplates: flag", "did you mean 'boilerplate'"),
+        ("boilerplate: flag", "boilerplate: retry", "have both or neither"),
         ("method: greedy", "method: greedy\n  max_token: 5", "did you mean 'max_tokens'"),
         ("version: rewrite-v1", "version: rewrite-v2", "calls itself 'rewrite-v2'"),
     ],
@@ -62,3 +69,42 @@ def test_a_file_that_is_no_such_prompt_is_refused(tmp_path: Path, old: str, new:
     (tmp_path / "rewrite-v1.yaml").write_text((PROMPTS / "rewrite-v1.yaml").read_text().replace(old, new))
     with pytest.raises(ConfigurationError, match=why):
         load_prompt("rewrite-v1", tmp_path)
+
+
+def test_a_change_of_the_checks_alone_asks_nothing_else(tmp_path: Path) -> None:
+    text = (PROMPTS / "rewrite-v1.yaml").read_text()
+    (tmp_path / "rewrite-v1.yaml").write_text(text.replace("words: 70", "words: 60"))
+    changed, prompt = load_prompt("rewrite-v1", tmp_path), load_prompt("rewrite-v1")
+    assert changed.asking_hash == prompt.asking_hash
+    assert changed.hash != prompt.hash
+
+
+@pytest.mark.parametrize("version", sorted(path.stem for path in PROMPTS.glob("*.yaml")))
+def test_every_prompt_file_is_a_prompt(version: str) -> None:
+    prompt = load_prompt(version)
+    assert prompt.reads_caption or prompt.image
+    assert ("unpublished" in prompt.source) == (prompt.image is not None)
+
+
+def test_equal_inputs_have_equal_work_and_others_do_not() -> None:
+    one, other = (asking(load_prompt(name), served_model("m")) for name in ("rewrite-v1", "caption-dense-v1"))
+    assert one.work("a dog", None) == asking(load_prompt("rewrite-v1"), served_model("m")).work("a dog", None)
+    works = {
+        one.work("a dog", None),
+        one.work("a cat", None),
+        other.work("a dog", None),
+        other.work(None, b"a dog"),
+        other.work(None, b"a cat"),
+        asking(load_prompt("rewrite-v1"), served_model("n")).work("a dog", None),
+    }
+    assert len(works) == 6
+
+
+def test_further_draws_are_random_with_seeds_of_their_own() -> None:
+    dense = asking(load_prompt("caption-dense-v1"), served_model("m"))
+    work = dense.work(None, b"image")
+    first, second, third = (dense.question(work, draw, None, b"jpeg").sampling for draw in range(3))
+    assert (first.method, first.seed) == ("greedy", None)
+    assert second.method == third.method == "random"
+    assert second.seed != third.seed
+    assert second == dense.question(work, 1, None, b"jpeg").sampling

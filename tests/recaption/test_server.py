@@ -93,3 +93,18 @@ def test_a_server_that_never_gets_ready_is_stopped(tmp_path: Path, monkeypatch: 
     with pytest.raises(HarmonError, match="not ready after 1 s"), server:
         pass
     assert marked(str(python)) == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags"), [(0, ["float32", "--enforce-eager"]), (8, ["bfloat16", "--tensor-parallel-size", "8"])]
+)
+def test_the_server_runs_on_what_there_is(
+    gpus: int, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("HARMON_VLLM_PYTHON", str(python))
+    with pytest.raises(HarmonError), VllmServer(MODEL, tmp_path / "vllm.log", gpus=gpus):
+        pass
+    assert set(flags) <= set((tmp_path / "vllm.log").read_text().split())

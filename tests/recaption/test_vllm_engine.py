@@ -1,159 +1,343 @@
-"""The client of a chat server: order kept, load bounded, transient faults retried, lasting ones told at once."""
+"""The client of chat servers: every question answered once, servers kept busy and no more, faults told or mended."""
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from pipelines.errors import HarmonError
+from recaption.endpoint import MOST_REPLY_BYTES
+from recaption.engines import Answer, Question
 from recaption.prompt import Sampling
 from recaption.vllm_engine import VllmEngine
+from tests.recaption.simulator import MODEL, Behaviour, Reply, completion, rewritten, simulator
 
 SAMPLING = Sampling(method="greedy", max_tokens=8)
-Reply = tuple[int, bytes]  # status and body
+BUSY = Reply(b"slow down", status=429)
 
 
-def completion(text: str) -> Reply:
-    usage = {"prompt_tokens": 3, "completion_tokens": 2}
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    return 200, json.dumps({"choices": [choice], "usage": usage}).encode()
+def questions(number: int) -> list[Question]:
+    return [Question(f"{n:032x}", 0, f"message {n}", SAMPLING) for n in range(number)]
 
 
-@contextmanager
-def chat_server(reply: Callable[[dict[str, Any]], Reply]) -> Iterator[str]:
-    """A loopback server that answers each chat completion request with `reply(body)`; yields its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            status, body = reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+def ask(engine: VllmEngine, asked: Sequence[Question], lot: int = 1) -> dict[str, Answer]:
+    """Answers by message; fails where a question comes back twice."""
+    answers: dict[str, Answer] = {}
+    for answered in engine.answers(asked[start : start + lot] for start in range(0, len(asked), lot)):
+        for question, answer in answered:
+            assert question.message not in answers
+            answers[question.message] = answer
+    return answers
 
 
-def said(body: dict[str, Any]) -> str:
-    text: str = body["messages"][0]["content"]
-    return text
+def texts(asked: Sequence[Question]) -> dict[str, str | None]:
+    return {question.message: rewritten(question.message) for question in asked}
 
 
-def test_answers_come_in_the_order_of_the_messages_and_load_is_bounded() -> None:
-    lock, now, most = threading.Lock(), 0, 0
+def said(answers: dict[str, Answer]) -> dict[str, str | None]:
+    return {message: answer.text for message, answer in answers.items()}
 
-    def reply(body: dict[str, Any]) -> Reply:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        time.sleep(0.001 * (7 - int(said(body)) % 7))
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recaption.vllm_engine._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("recaption.endpoint._LONGEST_REST", 0.2)
+
+
+def test_every_question_is_answered_once_and_load_is_bounded() -> None:
+    asked = questions(300)
+    with simulator(lambda m: completion(rewritten(m), after=int(m[8:]) % 7 / 1000)) as server:
+        with VllmEngine([server.address], MODEL, concurrency=5) as engine:
+            answers = ask(engine, asked, lot=7)
+            assert engine.version == "vllm 0.0-simulated"
+        assert 2 <= server.seen.most <= 5
+        assert set(server.seen.messages.values()) == {1}
+    assert said(answers) == texts(asked)
+
+
+def test_a_request_says_everything_about_sampling() -> None:
+    random = Sampling(method="random", max_tokens=9, temperature=0.5, top_p=0.9, seed=4)
+    with simulator() as server, VllmEngine([server.address], MODEL) as engine:
+        ask(engine, questions(1))
+        ask(engine, [Question("a", 1, "again", random, image=b"\xff\xd8")])
+        greedy, other = server.seen.bodies
+    assert greedy == {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "message 0"}],
+        "max_tokens": 8,
+        "temperature": 0.0,
+        "repetition_penalty": 1.0,
+    }
+    assert {key: other[key] for key in ("temperature", "top_p", "seed")} == {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 4,
+    }
+    picture, words = other["messages"][0]["content"]
+    assert picture == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9g="}}
+    assert words == {"type": "text", "text": "again"}
+
+
+def faulty(fault: Reply, times: int = 2) -> Behaviour:
+    """Every message meets the fault that many times before it is answered."""
+    met: Counter[str] = Counter()
+
+    def behave(message: str) -> Reply:
+        met[message] += 1
+        return fault if met[message] <= times else completion(rewritten(message))
+
+    return behave
+
+
+GOOD = completion("A long enough text to be cut.").body
+FAULTS = {
+    "busy": BUSY,
+    "unavailable": Reply(b"", status=503),
+    "internal error": Reply(b"oops", status=500),
+    "no JSON": Reply(b"{not json"),
+    "no choices": Reply(b'{"choices": []}'),
+    "a number for a text": Reply(GOOD.replace(b'"A long enough text to be cut."', b"7")),
+    "truncated": Reply(GOOD, cut=20),
+    "no body at all": Reply(GOOD, cut=0),
+    "endless": Reply(b" " * (MOST_REPLY_BYTES + 1)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_transient_fault_is_tried_again_and_nothing_is_lost_or_doubled(fault: str) -> None:
+    asked = questions(3 if fault == "endless" else 40)
+    with simulator(faulty(FAULTS[fault])) as server, VllmEngine([server.address], MODEL) as engine:
+        answers = ask(engine, asked)
+        assert set(server.seen.messages.values()) == {3}
+    assert said(answers) == texts(asked)
+    assert {answer.attempts for answer in answers.values()} == {3}
+
+
+def test_a_slow_drip_ends_at_the_deadline_and_a_slow_answer_does_not() -> None:
+    met: Counter[str] = Counter()
+
+    def behave(message: str) -> Reply:
+        met[message] += 1
+        drips = message == "message 0" and met[message] == 1
+        return Reply(GOOD, drip=0.05) if drips else completion(rewritten(message), after=0.6)
+
+    asked = questions(3)
+    with simulator(behave) as server, VllmEngine([server.address], MODEL, deadline_seconds=1.0) as engine:
+        answers = ask(engine, asked)
+    assert said(answers) == texts(asked)
+    assert [answers[q.message].attempts for q in asked] == [2, 1, 1]
+
+
+def test_a_storm_of_429_is_weathered_with_fewer_requests() -> None:
+    began = time.monotonic()
+    lock, allowed = threading.Lock(), 8
+    now = refused = 0
+
+    def leave() -> None:
+        nonlocal now
         with lock:
             now -= 1
-        return completion(said(body).upper())
 
-    with chat_server(reply) as address, VllmEngine([address], "tiny", concurrency=5) as engine:
-        answers = engine.answer([f"{number}" for number in range(60)], SAMPLING)
-    assert [answer.text for answer in answers] == [f"{number}" for number in range(60)]
-    assert 2 <= most <= 5
+    def behave(message: str) -> Reply:
+        nonlocal now, refused
+        with lock:
+            if now >= allowed or time.monotonic() - began < 0.3:
+                refused += 1
+                return BUSY
+            now += 1
+        threading.Timer(0.02, leave).start()
+        return completion(rewritten(message), after=0.02)
 
-
-def test_a_request_is_greedy_without_penalties() -> None:
-    bodies: list[dict[str, Any]] = []
-
-    def reply(body: dict[str, Any]) -> Reply:
-        bodies.append(body)
-        return completion("x")
-
-    with chat_server(reply) as address, VllmEngine([address], "tiny") as engine:
-        engine.answer(["hello"], SAMPLING)
-    assert bodies == [
-        {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": "hello"}],
-            "max_tokens": 8,
-            "temperature": 0.0,
-            "repetition_penalty": 1.0,
-        }
-    ]
+    asked = questions(400)
+    with simulator(behave) as server, VllmEngine([server.address], MODEL, concurrency=128) as engine:
+        answers = ask(engine, asked)
+    assert said(answers) == texts(asked)
+    assert refused < 2 * len(asked)  # a client that hammers is refused tens of times for each answer
 
 
-@pytest.mark.parametrize("fault", [(429, b"slow down"), (503, b""), (200, b"{not json"), (200, b'{"choices": []}')])
-def test_a_transient_fault_is_tried_again(fault: Reply) -> None:
-    seen: list[str] = []
+def test_a_server_is_left_alone_for_as_long_as_it_asks() -> None:
+    times: list[float] = []
 
-    def reply(body: dict[str, Any]) -> Reply:
-        seen.append(said(body))
-        return fault if len(seen) < 3 else completion("at last")
+    def behave(message: str) -> Reply:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            return Reply(b"", status=429, headers=("Retry-After: 0.2",))
+        return completion("A dog.")
 
-    with chat_server(reply) as address, VllmEngine([address], "tiny") as engine:
-        (answer,) = engine.answer(["hello"], SAMPLING)
-    assert (answer.text, answer.attempts, seen) == ("at last", 3, ["hello"] * 3)
+    with simulator(behave) as server, VllmEngine([server.address], MODEL) as engine:
+        ask(engine, questions(1))
+    assert times[1] - times[0] >= 0.1  # half of it at least: the rest is jitter
 
 
 def test_endpoints_share_the_work() -> None:
-    counts = {"a": 0, "b": 0}
-
-    def counting(name: str) -> Callable[[dict[str, Any]], Reply]:
-        def reply(body: dict[str, Any]) -> Reply:
-            counts[name] += 1
-            return completion(name)
-
-        return reply
-
-    with chat_server(counting("a")) as a, chat_server(counting("b")) as b, VllmEngine([a, b], "tiny") as engine:
-        engine.answer(["hello"] * 10, SAMPLING)
-    assert counts == {"a": 5, "b": 5}
+    asked = questions(200)
+    slow: Behaviour = lambda m: completion(rewritten(m), after=0.01)  # noqa: E731
+    with simulator(slow) as a, simulator(slow) as b, VllmEngine([a.address, b.address], MODEL, concurrency=8) as engine:
+        answers = ask(engine, asked)
+        counts = [a.seen.requests, b.seen.requests]
+    assert sum(counts) == 200
+    assert min(counts) > 60
+    assert said(answers) == texts(asked)
 
 
-def test_a_dead_server_is_told_of_within_seconds() -> None:
-    with chat_server(lambda body: completion("")) as address:
+def test_an_endpoint_that_dies_for_good_leaves_its_work_to_the_others() -> None:
+    asked = questions(400)
+    slow: Behaviour = lambda m: completion(rewritten(m), after=0.02)  # noqa: E731
+    with (
+        simulator(slow) as a,
+        simulator(slow) as b,
+        VllmEngine([a.address, b.address], MODEL, concurrency=16) as engine,
+    ):
+        threading.Timer(0.1, a.die).start()
+        answers = ask(engine, asked)
+    assert said(answers) == texts(asked)
+    assert b.seen.requests > a.seen.requests
+
+
+def test_all_endpoints_die_and_one_comes_back() -> None:
+    asked = questions(300)
+    slow: Behaviour = lambda m: completion(rewritten(m), after=0.02)  # noqa: E731
+    with simulator(slow) as a, simulator(slow) as b, VllmEngine([a.address, b.address], MODEL, concurrency=8) as engine:
+        for wait, what in ((0.1, a.die), (0.15, b.die), (0.8, b.come_back)):
+            threading.Timer(wait, what).start()
+        answers = ask(engine, asked)
+        repeated = sum((a.seen.messages + b.seen.messages).values()) - len(asked)
+    assert said(answers) == texts(asked)
+    assert repeated <= 16  # what was in flight at the two deaths
+
+
+def test_a_server_that_is_not_there_is_told_of_within_seconds() -> None:
+    with simulator() as server:
         pass
     began = time.monotonic()
-    with VllmEngine([address], "tiny") as engine, pytest.raises(HarmonError, match="accepts no connection"):
-        engine.answer(["hello"] * 40, SAMPLING)
+    with pytest.raises(HarmonError, match="No vLLM server answers"), VllmEngine([server.address], MODEL):
+        pass
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_stays_busy_is_given_up_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recaption.vllm_engine._FIRST_WAIT", 0.001)
-    given_up = pytest.raises(HarmonError, match=r"answered 503 \(tried 6 times\)")
-    with chat_server(lambda body: (503, b"")) as address, VllmEngine([address], "tiny") as engine, given_up:
-        engine.answer(["hello"], SAMPLING)
+def test_servers_that_die_and_stay_dead_are_told_of_after_the_patience() -> None:
+    slow: Behaviour = lambda m: completion(rewritten(m), after=0.02)  # noqa: E731
+    with simulator(slow) as server, VllmEngine([server.address], MODEL, patience_seconds=0.5) as engine:
+        threading.Timer(0.1, server.die).start()
+        began = time.monotonic()
+        with pytest.raises(HarmonError, match="No vLLM server is left"):
+            ask(engine, questions(100_000))
+        assert time.monotonic() - began < 10
 
 
-def test_a_wrong_model_name_stops_at_once_with_the_servers_words() -> None:
-    missing = json.dumps({"error": {"message": "The model `tiny` does not exist."}}).encode()
-    stopped = pytest.raises(HarmonError, match="does not exist")
-    with chat_server(lambda body: (404, missing)) as address, VllmEngine([address], "tiny") as engine, stopped:
-        engine.answer(["hello"], SAMPLING)
+def test_what_was_answered_before_a_failure_is_handed_over() -> None:
+    lost = Reply(b'{"error": {"message": "The model `tiny` does not exist."}}', status=404)
+    bad: Behaviour = lambda m: completion("A dog.") if m != "message 50" else lost  # noqa: E731
+    answers: list[str] = []
+    with simulator(bad) as server, VllmEngine([server.address], MODEL, concurrency=4) as engine:
+        with pytest.raises(HarmonError, match="does not exist"):
+            for answered in engine.answers(iter([question] for question in questions(100))):
+                answers += [question.message for question, _ in answered]
+        assert server.seen.requests - len(answers) <= 4
+
+
+def test_a_wrong_model_name_stops_before_anything_is_asked() -> None:
+    refused = pytest.raises(HarmonError, match="does not serve the model 'other'; it serves tiny")
+    with simulator() as server, refused, VllmEngine([server.address], "other"):
+        pass
+    assert server.seen.requests == 0
+
+
+def test_a_server_that_answers_nothing_but_errors_is_told_of_with_its_words() -> None:
+    with (
+        simulator(lambda m: Reply(b"cuda is gone", status=500)) as server,
+        VllmEngine([server.address], MODEL) as engine,
+        pytest.raises(HarmonError, match="answered 500: cuda is gone"),
+    ):
+        ask(engine, questions(50))
+
+
+def test_a_server_that_breaks_in_the_middle_does_not_fail_row_after_row() -> None:
+    seen = 0
+
+    def behave(message: str) -> Reply:
+        nonlocal seen
+        seen += 1
+        return completion("A dog.") if seen <= 100 else Reply(b"cuda is gone", status=500)
+
+    failed = 0
+    told = pytest.raises(HarmonError, match="cuda is gone")
+    with simulator(behave) as server, VllmEngine([server.address], MODEL, concurrency=8) as engine, told:
+        for answered in engine.answers(iter([question] for question in questions(1000))):
+            failed += sum(answer.refusal == "server_error" for _, answer in answered)
+    assert failed < 20
 
 
 @pytest.mark.parametrize(
-    ("words", "refusal"),
-    [("maximum context length is 64 tokens", "prompt_too_long"), ("no such thing", "refused_by_server")],
+    ("reply", "refusal"),
+    [
+        (Reply(b"This model's maximum context length is 64 tokens", status=400), "prompt_too_long"),
+        (Reply(b"no such thing", status=400), "refused_by_server"),
+        (Reply(b"poison", status=500), "server_error"),
+        (Reply(b"{", cut=0), "broken_off"),
+        (Reply(b"{"), "broken_reply"),
+        (Reply(b"", after=30.0), "timed_out"),
+    ],
 )
-def test_a_refused_message_fails_alone(words: str, refusal: str) -> None:
-    def reply(body: dict[str, Any]) -> Reply:
-        return (400, words.encode()) if said(body) == "bad" else completion("fine")
+def test_a_question_that_cannot_be_answered_fails_alone(reply: Reply, refusal: str) -> None:
+    asked = questions(30)
+    one: Behaviour = lambda m: reply if m == "message 7" else completion(rewritten(m))  # noqa: E731
+    with simulator(one) as server, VllmEngine([server.address], MODEL, deadline_seconds=0.4) as engine:
+        answers = ask(engine, asked)
+    bad = answers.pop("message 7")
+    assert (bad.text, bad.refusal) == (None, refusal)
+    assert said(answers) == {m: t for m, t in texts(asked).items() if m != "message 7"}
 
-    with chat_server(reply) as address, VllmEngine([address], "tiny") as engine:
-        good, bad, last = engine.answer(["good", "bad", "good"], SAMPLING)
-    assert (good.text, bad.text, last.text) == ("fine", None, "fine")
-    assert bad.refusal == refusal
+
+def test_no_more_is_read_ahead_than_is_in_flight() -> None:
+    taken = 0
+
+    def lots() -> Iterator[list[Question]]:
+        nonlocal taken
+        for question in questions(500):
+            taken += 1
+            yield [question]
+
+    done = 0
+    slow: Behaviour = lambda m: completion("A dog.", after=0.005)  # noqa: E731
+    with simulator(slow) as server, VllmEngine([server.address], MODEL, concurrency=10) as engine:
+        for answered in engine.answers(lots()):
+            assert taken - done <= 10
+            done += len(answered)
+    assert done == 500
+
+
+def test_an_empty_lot_is_asked_for_again_after_the_next_answer() -> None:
+    first, second = questions(2)
+    came: list[str] = []
+
+    def lots() -> Iterator[list[Question]]:
+        yield [first]
+        while not came:
+            yield []
+        yield [second]
+
+    with simulator() as server, VllmEngine([server.address], MODEL) as engine:
+        for answered in engine.answers(lots()):
+            came += [question.message for question, _ in answered]
+    assert came == ["message 0", "message 1"]
+
+
+def test_a_lone_surrogate_in_an_answer_does_not_stop_the_run() -> None:
+    body = json.loads(completion("x").body)
+    body["choices"][0]["message"]["content"] = "A dog \ud800."
+    with simulator(lambda m: Reply(json.dumps(body).encode())) as server, VllmEngine([server.address], MODEL) as engine:
+        (answer,) = ask(engine, questions(1)).values()
+    assert answer.text == "A dog ?."
+
+
+def test_an_error_nobody_foresaw_ends_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("recaption.endpoint.Endpoint._answer", broken)
+    with simulator() as server, VllmEngine([server.address], MODEL) as engine, pytest.raises(ZeroDivisionError):
+        ask(engine, questions(10))

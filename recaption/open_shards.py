@@ -1,0 +1,338 @@
+"""The shards that are being asked about at this moment: their questions go out, their answers come in, in any order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import pyarrow as pa
+
+from pipelines.manifest import IMAGES, TELEMETRY
+from pipelines.shards import ImageShard
+from pipelines.steps import ShardOutput, StepRun
+from recaption.checks import Verdict, verdict
+from recaption.choice import Choice, ChosenRows
+from recaption.engines import Answer, Answered, Question
+from recaption.known import Known, KnownCaptions
+from recaption.ledger import Ledger
+from recaption.pictures import picture
+from recaption.recaption import Recaption
+from recaption.work import asking
+
+OPEN_ROWS = 1 << 16  # no further shard is opened while those open hold this many rows: memory stays flat
+PICTURES_AHEAD = 32  # made ready while others are under way
+PICTURE_THREADS = 4
+
+CAPTION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("text", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("finish_reason", pa.string()),
+        ("tokens_in", pa.int32()),
+        ("tokens_out", pa.int32()),
+        ("checks", pa.list_(pa.string())),  # names of the checks that the answer failed
+        ("work", pa.string()),  # names what was asked, wherever it was asked (recaption.work)
+    ]
+)
+TELEMETRY_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("engine", pa.string()),
+        ("seconds", pa.float32()),  # from the first request to the answer that stands, waits included
+        ("attempts", pa.int32()),  # requests; 0 where the caption stood already
+        ("endpoint", pa.string()),
+        ("reused", pa.string()),  # dataset and group that had the caption
+    ]
+)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Shard:
+    """A shard with questions under way."""
+
+    number: int
+    rows: ChosenRows
+    output: ShardOutput
+    images: ImageShard | None
+    known: dict[str, Known]
+    waits_for: set[str] = field(default_factory=set)
+    """Works without an answer that stands."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a question is about: a caption, an image, or both."""
+
+    work: str
+    key: str
+    caption: str | None
+    shard: _Shard
+
+
+@dataclass
+class _Waiting:
+    """Work that is under way: the draw whose answer is awaited, and whom it is for."""
+
+    subjects: list[_Subject] = field(default_factory=list)
+    draw: int = 0
+
+
+class OpenShards:
+    """Opens shards one after the other, as far as memory allows, and finishes each when its last answer is there.
+
+    A slow answer holds up the end of its own shard and nothing else. Equal work is asked once, whichever rows
+    or shards it is for.
+    """
+
+    def __init__(
+        self, run: StepRun, recaption: Recaption, ledger: Ledger, known: KnownCaptions | None, pending: Sequence[int]
+    ) -> None:
+        """`known`: captions that may answer identical work; `pending`: the shards to do."""
+        self._run = run
+        self._prompt = recaption.prompt
+        self._group = recaption.group
+        self._only_flagged = recaption.rows.only == "flagged"
+        self._asking = asking(recaption.prompt, recaption.model)
+        self._ledger = ledger
+        self._known = known
+        self._engine = "none"
+        self._reader = ThreadPoolExecutor(1, "shard-reader")
+        self._painters = ThreadPoolExecutor(PICTURE_THREADS, "picture")
+        self._pending = iter(zip(pending, _ahead(self._reader, Choice(run.dataset, recaption).shard, pending, 1)))
+        self._unasked: deque[_Shard] = deque()
+        self._open: dict[int, _Shard] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._again: deque[Question] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for pool in (self._reader, self._painters):
+            pool.shutdown(wait=True, cancel_futures=True)
+        for shard in self._open.values():
+            if shard.images:
+                shard.images.close()
+
+    def any_question(self) -> bool:
+        """Whether a model has to be asked; shards that need none are finished on the way."""
+        while not self._unasked:
+            if not self._open_next():
+                return False
+        return True
+
+    def lots(self, size: int, engine: str) -> Iterator[Sequence[Question]]:
+        """Questions in lots of at most `size`, as `Engine.answers` takes them; `engine`: its version.
+
+        Rows of like length come together. The lots of a shard depend on its rows and on captions that stood
+        already, not on how often the run was killed.
+        """
+        self._engine = engine
+        while True:
+            if self._unasked:
+                yield from self._lots_of(self._unasked.popleft(), size)
+            elif self._again:
+                yield [self._again.popleft()]
+            elif self._has_room() and self._open_next():
+                continue
+            elif self._open:
+                yield ()
+            else:
+                return
+
+    def take(self, answered: Answered) -> None:
+        """Keep a lot of answers on disk, and finish the shards that have all of theirs."""
+        self._ledger.keep(answered)
+        for question, answer in answered:
+            waiting = self._waiting.get(question.work)
+            if waiting is not None and waiting.draw == question.draw:  # else asked along with its lot, and had before
+                self._go_on(question.work, waiting, answer, question.image)
+
+    # Opening a shard
+
+    def _has_room(self) -> bool:
+        """Two shards may be open in any case: the next one's questions fill in while the last of one are awaited."""
+        return len(self._open) < 2 or sum(len(shard.rows.keys) for shard in self._open.values()) < OPEN_ROWS
+
+    def _open_next(self) -> bool:
+        """Open one more shard; False where none is left."""
+        if (found := next(self._pending, None)) is None:
+            return False
+        number, rows = found
+        works = dict.fromkeys(work for work in rows.works if work)
+        output = self._run.shard(number)
+        images = self._images(number) if works else None
+        shard = _Shard(number, rows, output, images, self._find_known(works, rows))
+        shard.waits_for = set(works) - shard.known.keys()
+        self._open[number] = shard
+        if shard.waits_for:
+            self._unasked.append(shard)
+        else:
+            self._finish(shard)
+        return True
+
+    def _images(self, number: int) -> ImageShard | None:
+        has_images = self._prompt.image and self._run.dataset.entry(IMAGES, number)
+        return self._run.dataset.images(number) if has_images else None
+
+    def _find_known(self, works: Iterable[str], rows: ChosenRows) -> dict[str, Known]:
+        """Captions that stood before this run and pass the checks of now."""
+        found = self._known.find(works) if self._known else {}
+        captions = dict(zip(rows.works, rows.captions, strict=True))
+        judged = {work: self._judge(one, captions[work]) for work, one in found.items()}
+        if self._only_flagged:  # those are asked because of their flags
+            return {work: one for work, one in found.items() if not judged[work].failed}
+        return {work: one for work, one in found.items() if judged[work].reason is None}
+
+    def _lots_of(self, shard: _Shard, size: int) -> Iterator[Sequence[Question]]:
+        subjects = self._subjects(shard)
+        begun = dict(self._ledger.answers(subject.work for subject in subjects))
+        asked: list[list[_Subject]] = []
+        for start in range(0, len(subjects), size):
+            lot = subjects[start : start + size]
+            if any(subject.work not in begun and subject.work not in self._waiting for subject in lot):
+                asked.append(lot)
+        for subject in subjects:
+            waiting = self._waiting.setdefault(subject.work, _Waiting())
+            waiting.subjects.append(subject)
+        for work, answers in begun.items():  # what was answered before a kill
+            waiting = self._waiting[work]
+            if len(waiting.subjects) == 1:  # else another open shard has gone on with it
+                waiting.draw = len(answers) - 1
+                self._go_on(work, waiting, answers[-1], None)
+        if self._prompt.image is None:
+            yield from map(self._lot_of, asked)
+        else:
+            for ready in _ahead(self._painters, self._lot_of, asked, PICTURES_AHEAD):
+                if readable := self._readable(ready):
+                    yield readable
+
+    def _subjects(self, shard: _Shard) -> list[_Subject]:
+        """What the shard asks about, each work once, the shortest captions first."""
+        rows = shard.rows
+        firsts: dict[str, int] = {}
+        for row, work in enumerate(rows.works):
+            if work is not None and work in shard.waits_for:
+                firsts.setdefault(work, row)
+        order = sorted(firsts.items(), key=lambda item: (len(rows.captions[item[1]] or ""), item[1]))
+        return [_Subject(work, rows.keys[row], rows.captions[row], shard) for work, row in order]
+
+    def _go_on(self, work: str, waiting: _Waiting, answer: Answer, image: bytes | None) -> None:
+        """Ask again after this answer, if a check says so, or settle the work."""
+        subject = waiting.subjects[0]
+        if self._wants_more(answer, waiting.draw, subject.caption):
+            waiting.draw += 1
+            self._again.append(self._question(subject, waiting.draw, image))
+            return
+        for one in self._waiting.pop(work).subjects:
+            self._settle(one.shard, work)
+
+    def _lot_of(self, subjects: Sequence[_Subject]) -> list[Question]:
+        return [self._question(subject, 0, None) for subject in subjects]
+
+    def _question(self, subject: _Subject, draw: int, image: bytes | None) -> Question:
+        size = self._prompt.image
+        if size and image is None and subject.shard.images and (stored := subject.shard.images.find(subject.key)):
+            image = picture(stored.data, size)
+        caption = subject.caption if self._prompt.reads_caption else None
+        return self._asking.question(subject.work, draw, caption, image)
+
+    def _readable(self, lot: Sequence[Question]) -> Sequence[Question]:
+        """The questions that can be asked; one without its image is answered here."""
+        if not self._prompt.image:
+            return lot
+        if blind := [question for question in lot if question.image is None]:
+            nothing = Answer(None, "unreadable_image", None, None, None, 0.0, 0, "none")
+            self.take([(question, nothing) for question in blind])
+        return [question for question in lot if question.image is not None]
+
+    # Judging
+
+    def _judge(self, answer: Answer | Known, caption: str | None) -> Verdict:
+        caption = caption if self._prompt.reads_caption else None
+        return verdict((answer.text or "").strip(), answer.finish_reason or "", caption, self._prompt)
+
+    def _wants_more(self, answer: Answer, draw: int, caption: str | None) -> bool:
+        """Whether another draw is due after this one."""
+        if answer.refusal or self._prompt.retry is None or draw >= self._prompt.retry.times:
+            return False
+        return self._judge(answer, caption).ask_again
+
+    # Finishing a shard
+
+    def _settle(self, shard: _Shard, work: str) -> None:
+        shard.waits_for.discard(work)
+        if not shard.waits_for and shard.number in self._open:
+            self._finish(shard)
+
+    def _finish(self, shard: _Shard) -> None:
+        rows = shard.rows
+        asked = {work for work in rows.works if work and work not in shard.known}
+        given = dict(self._ledger.answers(asked))
+        captions: list[dict[str, Any]] = []
+        telemetry: list[dict[str, Any]] = []
+        for key, caption, work, standing in zip(rows.keys, rows.captions, rows.works, rows.standing, strict=True):
+            if work is None:
+                captions.append(standing or {})
+                telemetry.append({"key": key})
+            elif known := shard.known.get(work):
+                captions.append({"key": key, "work": work} | self._row(known, None, caption))
+                telemetry.append({"key": key, "attempts": 0, "reused": f"{known.dataset}/{known.group}"})
+            else:
+                answers = given[work]
+                captions.append({"key": key, "work": work} | self._row(answers[-1], answers[-1].refusal, caption))
+                telemetry.append({"key": key, "engine": self._engine} | _spent(answers))
+        shard.output.columns(self._group, _table(captions, CAPTION_SCHEMA))
+        shard.output.columns(self._group + TELEMETRY, _table(telemetry, TELEMETRY_SCHEMA))
+        del self._open[shard.number]
+        if shard.images:
+            shard.images.close()
+        shard.output.finish(len(rows.keys))
+
+    def _row(self, answer: Answer | Known, refusal: str | None, caption: str | None) -> dict[str, Any]:
+        judged = None if refusal else self._judge(answer, caption)
+        reason = refusal or (judged.reason if judged else None)
+        return {
+            "text": None if reason else (answer.text or "").strip(),
+            "status": "failed" if reason else "ok",
+            "reason": reason,
+            "finish_reason": answer.finish_reason,
+            "tokens_in": answer.tokens_in,
+            "tokens_out": answer.tokens_out,
+            "checks": list(judged.failed) if judged else [],
+        }
+
+
+def _spent(answers: Sequence[Answer]) -> dict[str, Any]:
+    """What all draws of one work took; the last one stands."""
+    return {
+        "seconds": sum(answer.seconds for answer in answers),
+        "attempts": sum(answer.attempts for answer in answers),
+        "endpoint": answers[-1].endpoint,
+    }
+
+
+def _table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a table; names that the schema lacks are left out, names that a row lacks are null."""
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
+) -> Iterator[Result]:
+    """`function` of each item in order, with up to `depth` of them worked on before they are wanted."""
+    under_way: deque[Future[Result]] = deque()
+    for item in items:
+        under_way.append(pool.submit(function, item))
+        if len(under_way) > depth:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()

@@ -1,0 +1,150 @@
+"""The serving files say the same in every form, and vLLM and KubeRay know every word of them."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from recaption.prompt import load_prompt
+from recaption.server import vllm_environment, vllm_python
+from tests.parts import need, need_shared
+
+FOLDER = Path("infra/vllm")
+SERVERS = ("rewrite", "caption")
+PARSE = """
+import json, sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+lines = [json.loads(line) for line in sys.stdin]
+parser = make_arg_parser(FlexibleArgumentParser())
+for flags in lines[:-1]:
+    parser.parse_args(flags)
+fields = {field for field in EngineArgs.__dataclass_fields__}
+print(sorted(set(lines[-1]) - fields))
+"""
+
+
+def script_flags(server: str, tmp_path: Path) -> list[str]:
+    """What the shell script hands to python, as it would run."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done\n')
+    python.chmod(0o755)
+    command = ["sh", str(FOLDER / f"serve-{server}.sh")]
+    said = subprocess.run(
+        command, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"}, capture_output=True, check=True
+    )
+    return said.stdout.decode().split("\0")[2:-1]
+
+
+def kubernetes() -> dict[tuple[str, str], Any]:
+    documents = yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text())
+    return {(document["kind"], document["metadata"]["name"]): document for document in documents}
+
+
+def pod_flags(server: str) -> list[str]:
+    (container,) = kubernetes()["Deployment", f"vllm-{server}"]["spec"]["template"]["spec"]["containers"]
+    flags: list[str] = container["args"]
+    return flags
+
+
+def application(server: str) -> Any:
+    (found,) = yaml.safe_load((FOLDER / f"{server}-app.yaml").read_text())["applications"]
+    return found
+
+
+def engine(server: str) -> dict[str, Any]:
+    (config,) = application(server)["args"]["llm_configs"]
+    found: dict[str, Any] = config["engine_kwargs"]
+    return found
+
+
+def as_mapping(flags: list[str]) -> dict[str, Any]:
+    """--a b --c=d --e as {a: b, c: d, e: True}, values as YAML reads them."""
+    found: dict[str, Any] = {}
+    for word in flags:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[last := name.replace("-", "_")] = yaml.safe_load(value) if equals else True
+        else:
+            found[last] = yaml.safe_load(word)
+    return found
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_script_pod_and_application_start_the_same_engine(server: str, tmp_path: Path) -> None:
+    places = {"model", "served_model_name", "port"}
+    script, pod = (as_mapping(flags) for flags in (script_flags(server, tmp_path), pod_flags(server)))
+    assert {k: v for k, v in script.items() if k not in places} == engine(server)
+    assert {k: v for k, v in pod.items() if k not in places} == engine(server)
+    assert script["served_model_name"] == pod["served_model_name"] == script["model"]
+
+
+def test_every_flag_is_one_that_vllm_has(tmp_path: Path) -> None:
+    need(vllm_python().exists(), "vLLM's environment is there (make vllm)")
+    lines = [flags for server in SERVERS for flags in (script_flags(server, tmp_path), pod_flags(server))]
+    arguments = [[f for f in flags if not f.startswith("-m")] for flags in lines]
+    asked = "".join(json.dumps(line) + "\n" for line in [*arguments, [*engine("rewrite"), *engine("caption")]])
+    done = subprocess.run(
+        [str(vllm_python()), "-c", PARSE],
+        input=asked,
+        env=vllm_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_images_are_bounded_as_the_prompt_bounds_them() -> None:
+    sizes = [load_prompt(version).image for version in ("caption-dense-v1", "caption-short-v1")]
+    bounds = engine("caption")["mm_processor_kwargs"]
+    assert all(size and bounds["min_pixels"] <= size.min_pixels for size in sizes)
+    assert bounds["max_pixels"] == max(size.max_pixels for size in sizes if size)
+
+
+def test_replicas_are_added_before_requests_queue() -> None:
+    for server in SERVERS:
+        (config,) = application(server)["args"]["llm_configs"]
+        deployment = config["deployment_config"]
+        wanted = deployment["autoscaling_config"]["target_ongoing_requests"]
+        assert wanted < engine(server)["max_num_seqs"] < deployment["max_ongoing_requests"]
+
+
+def test_the_rayservice_runs_the_application_and_is_what_kuberay_knows() -> None:
+    service = yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
+    assert yaml.safe_load(service["spec"]["serveConfigV2"])["applications"] == [application("rewrite")]
+    crd = yaml.load(need_shared("reference/kuberay/ray.io_rayservices.yaml").read_text(), yaml.CSafeLoader)
+    (version,) = (one for one in crd["spec"]["versions"] if one["name"] == "v1")
+    schema = _closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {}
+    jsonschema.validate(service, schema)
+
+
+def test_every_service_finds_its_pods() -> None:
+    found = kubernetes()
+    for server in SERVERS:
+        name = f"vllm-{server}"
+        pod = found["Deployment", name]["spec"]["template"]
+        assert found["Service", name]["spec"]["selector"] == pod["metadata"]["labels"]
+        (container,) = pod["spec"]["containers"]
+        gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+        assert gpus == as_mapping(pod_flags(server)).get("tensor_parallel_size", 1)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with unknown fields refused, as `kubectl apply --validate=strict` does."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(one) for name, one in schema.items()}
+    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and not is_open:
+        closed["additionalProperties"] = False
+    return closed
