@@ -19,7 +19,7 @@ from tests.pipelines.misbehaving import BARRED, KINDS, Site, misbehave, write_li
 ROWS = 5000
 SOURCE = catalogue.source("scenes")
 WHAT = DownloadSettings(rows_per_shard=250, allow=("127.0.0.1/32",), max_bytes=1 << 20)
-HOW = FetchSettings(timeout=5, max_seconds=2, retries=1, per_host=64, per_second=1e5)
+HOW = FetchSettings(timeout=10, max_seconds=10, retries=1, per_host=64, per_second=1e5)
 LAUNCHER = Path(__file__).with_name("flipping_names.py")
 
 

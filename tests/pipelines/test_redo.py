@@ -29,7 +29,7 @@ from tests.pipelines.test_misbehaving import LAUNCHER
 ROWS = 200
 SOURCE = catalogue.source("scenes")
 WHAT = DownloadSettings(rows_per_shard=64, allow=("127.0.0.1/32",), max_bytes=1 << 20, engine="native")
-HOW = FetchSettings(timeout=5, max_seconds=1, retries=0, per_host=64, per_second=1e5)
+HOW = FetchSettings(timeout=5, max_seconds=4, retries=0, per_host=64, per_second=1e5)
 PASSING = ("down", "drip", "short", "reset")
 LASTING = ("missing", "html", "noai", "closed", "user", "inner", "file")
 
