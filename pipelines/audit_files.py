@@ -95,9 +95,14 @@ def check_files(
         if progress:
             progress(number, len(head.files))
     yield from locate_duplicates(dataset, [e for e in head.files if e.group == SOURCE], unique.duplicates())
-    for source in sorted(name for name in sources if name not in head.terms):
-        detail = f"{sources[source]} rows come from {source}, whose terms are not recorded"
+    for source in sorted(name for name in sources if not _says_terms(head.terms.get(name))):
+        detail = f"{sources[source]} rows come from {source}, whose licence and terms are not recorded"
         yield found("terms_missing", manifest_path(head.number), detail)
+
+
+def _says_terms(record: object) -> bool:
+    """Whether a source's record names its licence and its terms."""
+    return isinstance(record, Mapping) and all(record.get(name) for name in ("licence", "terms"))
 
 
 def _workers(dataset: Dataset) -> int:
@@ -256,12 +261,17 @@ def count_failed(dataset: Dataset, commit: Commit, own: Sequence[FileEntry]) -> 
     """
     if any(entry.group == SOURCE for entry in own):
         return None
-    failures: dict[str, str] = {}
-    spoken: set[int] = set()
+    saying: dict[int, list[FileEntry]] = {entry.shard: [] for entry in own}
     for entry in own:  # groups of a shard in alphabetical order
-        if is_volatile(entry.group) or "status" not in commit.schemas.get(entry.group, {}):
-            continue
-        spoken.add(entry.shard)
-        rows = read_columns(dataset.store.readable(entry.path), ["key", "status", "reason"]).to_pylist()
-        failures |= {row["key"]: row["reason"] for row in rows if row["status"] != "ok"}
-    return Counter(failures.values()) if spoken and spoken == {entry.shard for entry in own} else None
+        if not is_volatile(entry.group) and "status" in commit.schemas.get(entry.group, {}):
+            saying[entry.shard].append(entry)
+    if not saying or not all(saying.values()):
+        return None
+    reasons: Counter[str] = Counter()
+    for entries in saying.values():  # one shard's failures are held at a time
+        failures: dict[str, str] = {}
+        for entry in entries:
+            rows = read_columns(dataset.store.readable(entry.path), ["key", "status", "reason"]).to_pylist()
+            failures |= {row["key"]: row["reason"] for row in rows if row["status"] != "ok"}
+        reasons.update(failures.values())
+    return reasons

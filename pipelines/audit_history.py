@@ -111,6 +111,7 @@ def _check_receipts(
     by_shard: dict[int, set[FileEntry]] = {}
     for entry in new:
         by_shard.setdefault(entry.shard, set()).add(entry)
+    rows = {entry.shard: entry.rows for entry in commit.files if entry.group == SOURCE}
     standing = [shard for shard in sorted(by_shard) if sizes.get(receipt_path(commit.step_key, shard)) is not None]
     for shard in sorted(by_shard.keys() - set(standing)):
         where = receipt_path(commit.step_key, shard)
@@ -125,8 +126,16 @@ def _check_receipts(
                 yield found("receipt_differs", where, str(problem))
                 continue
             receipts.append(receipt)
-            if set(receipt.files) != by_shard[shard] or (receipt.step_key, receipt.shard) != (commit.step_key, shard):
+            told = (receipt.step, receipt.step_key, receipt.shard)
+            if set(receipt.files) != by_shard[shard] or told != (commit.step, commit.step_key, shard):
                 yield found("receipt_differs", where, f"its files are not those of commit {commit.number}")
+                continue
+            groups = {entry.group for entry in receipt.files}
+            schemas = {group: schema for group, schema in commit.schemas.items() if group in groups}
+            if dict(receipt.schemas) != schemas:
+                yield found("receipt_differs", where, f"its schemas are not those of commit {commit.number}")
+            if imbalance := _imbalance(receipt, commit, receipt.files, rows.get(shard, 0)):
+                yield found("receipt_differs", where, imbalance)
     if len(receipts) == len({entry.shard for entry in new}) and _sums(receipts) != _sums([commit]):
         yield found("receipt_differs", path, f"the receipts of step {commit.step} add up to other counts")
 
@@ -142,20 +151,29 @@ def _sums(parts: Iterable[Receipt | Commit]) -> list[dict[str, int]]:
 
 def _check_counts(path: str, commit: Commit, new: Sequence[FileEntry]) -> Iterator[Finding]:
     """Conservation: nothing is lost between the rows in, the rows out and the rows that have a reason."""
-    rejected, failed = sum(commit.rejected.values()), sum(commit.failed.values())
-    written = sum(entry.rows for entry in new if entry.group == SOURCE)
-    own = rejects_group(commit.step, commit.step_key)
-    turned_away = sum(entry.rows for entry in new if entry.group == own)
-    if any(entry.group == SOURCE for entry in new):
-        balanced = commit.rows_in == commit.rows_out + rejected and not failed and commit.rows_out == written
+    shards = {entry.shard for entry in new}
+    rows = sum(entry.rows for entry in commit.files if entry.group == SOURCE and entry.shard in shards)
+    if problem := _imbalance(commit, commit, new, rows):
+        yield found("counts_differ", path, problem)
+
+
+def _imbalance(counted: Receipt | Commit, commit: Commit, files: Iterable[FileEntry], rows: int) -> str | None:
+    """How the counts of a receipt, or of its whole commit, fail to balance over the files that were written for
+    shards of so many rows; None where they balance."""
+    rejected, failed = sum(counted.rejected.values()), sum(counted.failed.values())
+    own, written, turned_away, makes_rows = rejects_group(commit.step, commit.step_key), 0, 0, False
+    for entry in files:
+        makes_rows |= entry.group == SOURCE
+        written += entry.rows if entry.group == SOURCE else 0
+        turned_away += entry.rows if entry.group == own else 0
+    if makes_rows:
+        balanced = counted.rows_in == counted.rows_out + rejected and not failed and counted.rows_out == written
     else:
-        shards = {entry.shard for entry in new}
-        rows = sum(entry.rows for entry in commit.files if entry.group == SOURCE and entry.shard in shards)
-        balanced = commit.rows_in == commit.rows_out + failed == rows
-    if not balanced or rejected != turned_away:
-        counts = f"{commit.rows_in} in, {commit.rows_out} out, {rejected} rejected, {failed} failed"
-        detail = f"step {commit.step}: {counts}; its files hold {written} rows and {turned_away} rejects"
-        yield found("counts_differ", path, detail)
+        balanced = counted.rows_in == counted.rows_out + failed == rows
+    if balanced and rejected == turned_away:
+        return None
+    counts = f"{counted.rows_in} in, {counted.rows_out} out, {rejected} rejected, {failed} failed"
+    return f"step {commit.step}: {counts}; its files hold {written} rows and {turned_away} rejects"
 
 
 def _check_input(dataset: Dataset, path: str, commit: Commit, entry: InputEntry) -> Iterator[Finding]:

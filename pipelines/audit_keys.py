@@ -100,9 +100,11 @@ class UniqueKeys:
             part.close()
             first = np.sort(keys[:, 0])
             again = np.unique(first[1:][first[1:] == first[:-1]])
-            if len(again):  # equal in the first half: of 50 million keys that is a duplicate, or chance of 1 in 10,000
+            if (
+                len(again) and len(twice) < TOLD
+            ):  # equal in the first half: of 50 million keys that is a duplicate, or chance of 1 in 10,000
                 suspects, counts = np.unique(keys[np.isin(keys[:, 0], again)], axis=0, return_counts=True)
-                twice += [f"{int(a):016x}{int(b):016x}" for a, b in suspects[counts > 1]]
+                twice += [f"{int(a):016x}{int(b):016x}" for a, b in suspects[counts > 1][: TOLD - len(twice)]]
         return twice[:TOLD]
 
 

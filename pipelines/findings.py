@@ -25,6 +25,7 @@ UNSOUND = {
     "index_differs": "a shard's index does not belong to its archive: --repair makes it anew",
     "members_differ": "an archive's members do not match the rows of source",
     "image_damaged": "an image does not decode, or not to what its row says: reject its row in a new dataset",
+    "terms_missing": "no licence and terms are recorded for a source: its rows may not be used until they are",
     "forgotten_file": "a file with forgotten samples still stands: run the same `harmon forget` again, or --repair",
     "forgotten_row": "a forgotten sample is back in the dataset: forget it again",
     "foreign_file": "nothing lists this file and no attempt left it: move it out of the dataset",
@@ -36,7 +37,6 @@ HARMLESS = {
     "leftover_uncommitted": "finished work of a step that is not committed: a rerun adopts it",
     "upstream_unreachable": "a dataset that this one was made from is not beside it",
     "upstream_differs": "a dataset that this one was made from holds other data now",
-    "terms_missing": "no licence and terms are recorded for a source",
 }
 
 

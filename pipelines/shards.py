@@ -63,6 +63,7 @@ class ShardWriter:
         self._waiting: list[bytes | memoryview] = []
         self._written = 0
         self._allocated = 0
+        self._failed = False
         self._digest = hashlib.sha256()
         try:
             self._stream = path.open("xb", buffering=0)
@@ -70,7 +71,10 @@ class ShardWriter:
             raise HarmonError(f"the shard {path} cannot be started: {problem.strerror}") from problem
 
     def add(self, key: str, image: bytes, extension: str, view: Mapping[str, object]) -> None:
-        """Append one sample; `extension` is the sniffed type without a dot, lower case ("jpg", "png")."""
+        """Append one sample; `extension` is the sniffed type without a dot, lower case ("jpg", "png").
+
+        Raises HarmonError for what cannot be a sample, and where the disk refuses; the shard is then lost.
+        """
         if not KEY.fullmatch(key):
             raise HarmonError(f"{key!r} is no sample key for {self.path}: 32 lower-case hex digits are needed")
         if not EXTENSION.fullmatch(extension) or extension == "json":
@@ -109,11 +113,17 @@ class ShardWriter:
                 self._waiting.append(memoryview(part)[:cut])
         if self._waiting:
             self._allocate(until)
-            written = os.writev(self._stream.fileno(), self._waiting)
-            if written < until - self._written:  # a system call may fall short of what it was given
-                missing = memoryview(b"".join(self._waiting))[written:]
-                while missing:
-                    missing = missing[self._stream.write(missing) :]
+            try:
+                written = os.writev(self._stream.fileno(), self._waiting)
+                if written < until - self._written:  # a system call may fall short of what it was given
+                    missing = memoryview(b"".join(self._waiting))[written:]
+                    while missing:
+                        missing = missing[self._stream.write(missing) :]
+            except OSError as problem:
+                self._failed = True  # nobody knows what of it stands in the file
+                raise HarmonError(
+                    f"{self.path} cannot be written: {problem.strerror}; mend that and run again"
+                ) from problem
         self._waiting, self._written = rest, until
 
     def _allocate(self, until: int) -> None:
@@ -126,6 +136,9 @@ class ShardWriter:
 
     def close(self) -> int:
         """Write the end marker and the index; returns the number of samples. Closing twice is fine."""
+        if self._failed:
+            self._stream.close()
+            raise HarmonError(f"{self.path} was not written to its end; run the step again")
         if not self._stream.closed:
             index = np.array([*self._offsets, self._end], dtype="<u8").tobytes()
             self._write(END)

@@ -84,7 +84,7 @@ def write_rows(root: Path, rows: Sequence[Row], rows_per_shard: int = 5) -> Data
                 output.images().add(values["key"], row.picture, "jpg", {"caption": values["caption"]})
         output.columns("source", pa.Table.from_pylist(table, SOURCE_SCHEMA))
         output.finish(len(table))
-    run.commit({dataset.name: {"licence": "CC0-1.0"}})
+    run.commit({dataset.name: {"licence": "CC0-1.0", "terms": "open"}})
     return dataset
 
 

@@ -81,7 +81,7 @@ def download(root: Path) -> Dataset:
     ]
     output.rejects(pa.Table.from_pylist(bad, REJECT_SCHEMA))
     output.finish(ROWS + len(bad))
-    run.commit(terms={"scenes": {"licence": "Apache-2.0", "terms_class": "open"}})
+    run.commit(terms={"scenes": {"licence": "Apache-2.0", "terms": "open"}})
     return dataset
 
 

@@ -66,7 +66,7 @@ def test_a_sample_is_forgotten_by_its_key_its_link_or_its_bytes(tmp_path: Path, 
     ]
     out.columns(SOURCE, pa.Table.from_pylist(rows, SOURCE_SCHEMA))
     out.finish(4)
-    run.commit({"toys": {"licence": "CC0-1.0"}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     (tmp_path / "list.txt").write_text(f"{named}\n")
     done = harmon("forget", tmp_path / "toys", option, tmp_path / "list.txt", "--json")
     assert done.exit_code == 0, done.output

@@ -71,7 +71,7 @@ def write_images(dataset: Dataset, shards: int = SHARDS) -> None:
         reject = {name: lost[name] for name in ("key", "source", "row_id")} | {"reason": "dead_link"}
         out.rejects(pa.Table.from_pylist([reject], REJECT_SCHEMA))
         out.finish(rows_in=ROWS)
-    run.commit({"toys": {"licence": "CC0-1.0"}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
 
 
 def score_step(dataset: Dataset) -> Step:

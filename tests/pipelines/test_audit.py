@@ -25,7 +25,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.findings import HARMLESS, UNSOUND
 from pipelines.forget import forget
-from pipelines.manifest import manifest_path, step_path
+from pipelines.manifest import manifest_path, receipt_path, step_path
 from pipelines.request import Request
 from pipelines.shards import ShardWriter
 from pipelines.steps import Reads, Step, StepRun
@@ -307,7 +307,7 @@ def test_deep_audit_names_the_damage(toys: Dataset, damage: Callable[[Dataset], 
 
 
 def test_every_unsound_kind_is_tested() -> None:
-    own_tests = {"key_duplicated", "image_damaged"}
+    own_tests = {"key_duplicated", "image_damaged", "terms_missing"}
     assert {kind for _, kind in (*SHALLOW.values(), *DEEP.values())} | own_tests == set(UNSOUND)
     assert not set(UNSOUND) & set(HARMLESS)
 
@@ -332,7 +332,7 @@ def test_a_key_in_two_shards_is_found(tmp_path: Path) -> None:
         row = source_row(0, 1) | {"task": "text", "row_id": str(shard)}
         out.columns("source", pa.Table.from_pylist([row], SOURCE_SCHEMA))
         out.finish(rows_in=1)
-    run.commit({"toys": {}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     (finding,) = audit(dataset).findings
     assert finding.kind == "key_duplicated"
     assert sample_key("toys", "0-1") in finding.detail
@@ -377,7 +377,7 @@ def write_pictures(root: Path, kinds: list[str]) -> Dataset:
         rows.append(row)
     out.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
     out.finish(rows_in=len(rows))
-    run.commit({"toys": {"licence": "CC0-1.0"}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     return run.dataset
 
 
@@ -432,7 +432,7 @@ def test_upstream_that_is_gone_or_other_is_a_note(toys: Dataset, tmp_path: Path)
     out = run.shard(0)
     out.columns("source", toys.table("source", 0).set_column(3, "task", pa.array(["text"] * 5)))
     out.finish(rows_in=5)
-    assert run.commit().terms == {"toys": {"licence": "CC0-1.0"}}
+    assert run.commit().terms == {"toys": {"licence": "CC0-1.0", "terms": "open"}}
     assert audit(derived).findings == ()
     shutil.rmtree(toys.root)
     assert audit(derived).counts == {"upstream_unreachable": 1}
@@ -442,13 +442,24 @@ def test_upstream_that_is_gone_or_other_is_a_note(toys: Dataset, tmp_path: Path)
     assert audit(derived).sound
 
 
-def test_a_source_without_terms_is_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("terms", [{}, {"toys": {}}, {"toys": {"licence": None, "terms": "open"}}])
+def test_a_source_without_licence_and_terms_is_found(tmp_path: Path, terms: dict[str, dict[str, str | None]]) -> None:
     run = StepRun(Dataset(tmp_path / "toys"), download_step())
     out = run.shard(0)
     out.columns("source", pa.Table.from_pylist([source_row(0, 4)], SOURCE_SCHEMA))
     out.finish(rows_in=1)
-    run.commit()
-    assert audit(run.dataset).counts == {"terms_missing": 1}
+    run.commit(terms)
+    assert audit(run.dataset).counts == {"terms_missing": 1} and not audit(run.dataset).sound
+
+
+def test_receipts_that_were_changed_so_that_their_sums_stay_are_found(toys: Dataset) -> None:
+    head = toys.commit(0)
+    for shard, more in ((0, 1), (1, -1)):
+        path = toys.store.local(receipt_path(head.step_key, shard))
+        told = json.loads(path.read_text())
+        path.write_bytes(canonical_json(told | {"rows_in": told["rows_in"] + more, "schemas": {}}) + b"\n")
+    kinds = [finding.kind for finding in audit(toys).findings]
+    assert kinds == ["receipt_differs"] * 4
 
 
 def test_report_is_one_json_document_and_lines_for_a_person(toys: Dataset) -> None:

@@ -110,10 +110,12 @@ def _score_step(dataset: Dataset):
 
 def test_what_no_program_can_mend_is_left_to_a_person(toys: Dataset) -> None:
     spoil(toys, path_of(toys, "download.telemetry"))
-    spoil(toys, "manifest/000000.json")
+    manifest = toys.store.read("manifest/000000.json")
+    toys.store.remove("manifest/000000.json")
+    toys.store.put("manifest/000000.json", manifest.replace(b"CC0-1.0", b"CC0-1.1"))
     toys.store.put("notes.txt", b"?")
     plan = plan_repair(toys, audit(Dataset(toys.root), deep=True))
-    assert {"manifest/000000.json", "notes.txt"} <= {mend.path for mend in plan if mend.action == "restore"}
+    assert {"manifest/000001.json", "notes.txt"} <= {mend.path for mend in plan if mend.action == "restore"}
     before = toys.store.sizes()
     assert list(apply_repair([mend for mend in plan if mend.action == "restore"])) == []
     assert toys.store.sizes() == before

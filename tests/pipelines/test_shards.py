@@ -1,9 +1,13 @@
 """Image shards: deterministic ustar that tarfile and webdataset read, with an index to every sample."""
 
 import contextlib
+import errno
+import hashlib
 import json
+import os
 import random
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -176,3 +180,40 @@ def test_samples_come_back_wherever_the_pieces_of_writing_part_them(
     assert [key for _, key in scan(path)] == writer.keys  # so the file ends where the archive does
     shard = ImageShard(path, index_path(path))
     assert [shard.read(row) for row in range(len(shard))] == samples
+
+
+def test_a_shard_that_the_disk_refused_cannot_be_closed_as_if_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = ShardWriter(tmp_path / "00000.tar")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "writev", full)
+        with pytest.raises(HarmonError, match="cannot be written: No space"):
+            writer.add("0" * 32, bytes(3 << 20), "jpg", {})
+    with pytest.raises(HarmonError, match="not written to its end"):
+        writer.close()
+
+
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 511, 4096, 300_000, 1 << 20, 3 << 20]), min_size=1, max_size=12),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=20)
+def test_calls_that_fall_short_lose_and_double_nothing(sizes: list[int], data: st.DataObject) -> None:
+    def short(descriptor: int, parts: list[bytes]) -> int:
+        whole = b"".join(parts)
+        return os.write(descriptor, whole[: data.draw(st.integers(0, len(whole)))])
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "writev", short)
+        path = Path(folder) / "00000.tar"
+        with ShardWriter(path) as writer:
+            for number, size in enumerate(sizes):
+                writer.add(f"{number:032x}", bytes([number + 1]) * size, "jpg", {"n": number})
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == writer.tar_sha256
+        shard = ImageShard(path, index_path(path))
+        assert [shard.raw(row).data for row in range(len(sizes))] == [bytes([n + 1]) * s for n, s in enumerate(sizes)]
+        shard.close()

@@ -84,7 +84,7 @@ def test_commits_count_rows_and_reasons(toys: Dataset) -> None:
     assert (download.rows_in, download.rows_out, download.rejected) == (24, 20, {"dead_link": 4})
     assert (score.rows_in, score.rows_out, score.failed) == (20, 16, {"text": 4})
     assert score.parent == sha256_hex(toys.store.read(manifest_path(0)))
-    assert score.terms == {"toys": {"licence": "CC0-1.0"}}
+    assert score.terms == {"toys": {"licence": "CC0-1.0", "terms": "open"}}
     assert [(entry.dataset, entry.commit) for entry in score.inputs] == [("toys", 0)]
 
 

@@ -41,7 +41,7 @@ def write_scenes(
                 output.images().add(str(row["key"]), image(number), "jpg", {})
         output.columns("source", pa.Table.from_pylist(made, SOURCE_SCHEMA))
         output.finish(len(made))
-    run.commit({"scenes": {"licence": "CC0-1.0"}})
+    run.commit({"scenes": {"licence": "CC0-1.0", "terms": "open"}})
     return dataset
 
 

@@ -50,7 +50,7 @@ def write_rows(root: Path) -> Dataset:
             rows.append(named | {"caption": f"Scene {n}. {CAPTION}"})
         output.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
         output.finish(len(rows))
-    run.commit({"many": {"licence": "CC0-1.0"}})
+    run.commit({"many": {"licence": "CC0-1.0", "terms": "open"}})
     return dataset
 
 
