@@ -22,7 +22,7 @@ from pipelines.errors import HarmonError
 from pipelines.storage import ByteView, Store
 from pipelines.ustar import BLOCK, END, HEADER, MAX_MEMBER, MAX_VIEW, header, member, padding
 
-BATCH = 1 << 20  # bytes that wait to be written together: many for a system call, few enough to stay in the cache
+BATCH = 1 << 21  # bytes that wait to be written together: many for a system call, few enough to hold
 PARTS = 1000  # parts that wait at most; Linux takes 1024 a call
 PAGE = 4096  # writes that end between pages cost the kernel half as much again
 AHEAD = 1 << 26  # bytes of disk asked for at a time, before what fills them is written

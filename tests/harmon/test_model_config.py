@@ -22,7 +22,7 @@ def test_a_written_configuration_reads_back_equal(tmp_path: Path, suffix: str) -
     [
         ({"mar": {**ODD.mar.model_dump(), "encoder_heads": 5}}, "mar"),
         ({"mar": {**ODD.mar.model_dump(), "encoder_hight": 5}}, r"mar\.encoder_hight"),
-        ({"head": {"width": 8, "depth": 1, "sampling_steps": "ddim10"}}, r"head\.sampling_steps"),
+        ({"head": {"width": 8, "depth": 1, "sampling_steps": "a tenth"}}, r"head\.sampling_steps"),
         ({"unknown": 1}, "unknown"),
     ],
 )
