@@ -310,10 +310,13 @@ def answer_logits(
 
 @contextmanager
 def evaluating(model: Harmon) -> Iterator[None]:
-    """Drop-out off inside, and afterwards as it was."""
-    training = model.training
+    """Drop-out off inside, and afterwards as it was in each module: parts may be frozen, or shared with another
+    model that was told apart from this one.
+    """
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training

@@ -112,6 +112,16 @@ def test_generation_switches_dropout_off_and_training_on_again() -> None:
     assert torch.equal(*images) and model.training
 
 
+def test_each_part_is_left_in_the_mode_it_was_in() -> None:
+    model = odd_model().train()
+    model.mar.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    ids, mask = prompts([4])
+    generate(model, ids, mask, (2, 2), steps=1, cfg=1.0, generator=generators(1))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert len(set(before.values())) == 2
+
+
 @pytest.mark.parametrize("padded", [None, 8])
 @pytest.mark.parametrize("lengths", [[6, 2, 5, 6], [6, 6, 6, 6]])
 def test_the_cached_prompt_gives_what_the_training_path_gives(lengths: list[int], padded: int | None) -> None:
