@@ -209,7 +209,7 @@ def generate(
 @click.option("-q", "--question", "more", multiple=True, help="One more question.")
 @click.option("--image", "images", type=_PATH, multiple=True, help="One more picture to ask every question about.")
 @click.option("--chat", is_flag=True, help="Ask in one conversation; without questions, those on stdin, a line each.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
+@click.option("--max-new-tokens", default=1024, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: the likeliest token; above: tokens are drawn.")
 @click.option("--top-p", default=1.0, show_default=True, help="Draw from the tokens that together have this chance.")
 @click.option("--seed", default=0, show_default=True, help="Seed of drawn answers.")

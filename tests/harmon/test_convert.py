@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import TOKENIZER, tiny_model
+from miniature import TOKENIZER, make_autoencoder, tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_checkpoints import KL, UNUSED, kl_weights, make_released, make_run, true_layout, weights
@@ -184,6 +184,35 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
     file.write_bytes(data)
     with pytest.raises(HarmonError, match=r"harmon\.pth is damaged or no torch file"):
         open_released(file, named)
+
+
+@pytest.mark.parametrize("name", ["model.json", "tokenizer.json"])
+def test_a_damaged_file_of_a_run_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    file = run / "model" / name
+    file.write_bytes(file.read_bytes()[:100] + b"\xff")
+    with pytest.raises(HarmonError, match=rf"{name} cannot be read") as refused:
+        open_checkpoint(run)
+    assert refused.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"channels": 8}, "16 latent channels and its autoencoder 8"), ({}, "8 pixels a latent and its autoencoder 16")],
+)
+def test_a_model_and_an_autoencoder_of_other_latents_are_refused(
+    tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    if changes:
+        make_autoencoder(run / "model" / "autoencoder.safetensors", **changes)
+    else:
+        file = run / "model" / "model.json"
+        description = json.loads(file.read_text())
+        description["model"]["latent_stride"] = 8
+        file.write_text(json.dumps(description))
+    with pytest.raises(HarmonError, match=message):
+        open_checkpoint(run)
 
 
 def test_what_released_files_lack_is_asked_for(tmp_path: Path) -> None:
