@@ -117,7 +117,7 @@ def convert(
 @click.option("--size", metavar="WxH", help="Width and height in pixels.")
 @click.option("--aspect", metavar="W:H", help="Shape, with as many pixels as the square of --px has.")
 @click.option("--ar-steps", type=int, help="Iterations in which the tokens are drawn. [paper: 64]")
-@click.option("--diffusion-steps", help="Steps of the diffusion head for each token. [paper: 100]")
+@click.option("--diffusion-steps", help="Steps of the diffusion head for each token. [the model's; paper: 100]")
 @click.option("--cfg", type=float, help="Guidance; 1 is none. [paper: 3]")
 @click.option("--cfg-schedule", type=click.Choice(["constant", "linear"]), help="[paper: constant]")
 @click.option("--temperature", type=float, help="Factor on the noise of diffusion steps. [paper: 1]")
@@ -181,7 +181,7 @@ def generate(
         compile_regions(trained.model)
     width, height = picture_size(trained, px, size, aspect)
     chosen = {key: value for key, value in sampling.items() if value is not None}
-    how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling")
+    how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling").resolved(trained.model.config)
     if negative is not None and how.cfg == 1:
         raise ConfigurationError("--negative says what guidance leads away from, and --cfg 1 is no guidance.")
     shared = {"negative": negative, "width": width, "height": height, "variant": variant, "sampling": how}
