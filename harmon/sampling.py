@@ -320,9 +320,7 @@ def answer_logits(
 
 @contextmanager
 def evaluating(model: Harmon) -> Iterator[None]:
-    """Drop-out off inside, and afterwards as it was in each module: parts may be frozen, or shared with another
-    model that was told apart from this one.
-    """
+    """Drop-out off inside, and afterwards each module as it was: its parts may be in other modes than the model."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
