@@ -19,7 +19,7 @@ from harmon.sampling_config import SamplingConfig
 from pipelines.errors import HarmonError
 
 PROMPT = 32
-EXACT = SamplingConfig(ar_steps=16)  # the paper's 100 diffusion steps
+EXACT = SamplingConfig(ar_steps=16, diffusion_steps="100")  # the paper's 100 diffusion steps
 OPTIONS = {
     "exact": EXACT,
     "DiSA 50 to 5": EXACT.model_copy(update={"diffusion_steps": "50", "diffusion_steps_last": 5}),

@@ -117,7 +117,7 @@ def convert(
 @click.option("--size", metavar="WxH", help="Width and height in pixels.")
 @click.option("--aspect", metavar="W:H", help="Shape, with as many pixels as the square of --px has.")
 @click.option("--ar-steps", type=int, help="Iterations in which the tokens are drawn. [paper: 64]")
-@click.option("--diffusion-steps", help="Steps of the diffusion head for each token. [paper: 100]")
+@click.option("--diffusion-steps", help="Steps of the diffusion head for each token. [the model's; paper: 100]")
 @click.option("--cfg", type=float, help="Guidance; 1 is none. [paper: 3]")
 @click.option("--cfg-schedule", type=click.Choice(["constant", "linear"]), help="[paper: constant]")
 @click.option("--temperature", type=float, help="Factor on the noise of diffusion steps. [paper: 1]")
@@ -181,7 +181,7 @@ def generate(
         compile_regions(trained.model)
     width, height = picture_size(trained, px, size, aspect)
     chosen = {key: value for key, value in sampling.items() if value is not None}
-    how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling")
+    how = parse(SamplingConfig, {**trained.sampling, **chosen}, "the sampling").resolved(trained.model.config)
     if negative is not None and how.cfg == 1:
         raise ConfigurationError("--negative says what guidance leads away from, and --cfg 1 is no guidance.")
     shared = {"negative": negative, "width": width, "height": height, "variant": variant, "sampling": how}
@@ -209,7 +209,7 @@ def generate(
 @click.option("-q", "--question", "more", multiple=True, help="One more question.")
 @click.option("--image", "images", type=_PATH, multiple=True, help="One more picture to ask every question about.")
 @click.option("--chat", is_flag=True, help="Ask in one conversation; without questions, those on stdin, a line each.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
+@click.option("--max-new-tokens", default=1024, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: the likeliest token; above: tokens are drawn.")
 @click.option("--top-p", default=1.0, show_default=True, help="Draw from the tokens that together have this chance.")
 @click.option("--seed", default=0, show_default=True, help="Seed of drawn answers.")

@@ -100,6 +100,7 @@ def generated_image(
     parts = dict.fromkeys(("encoder", "projections", "llm", "decoder", "head"), 0.0)
     parts["llm"] += copies * _llm(config, prompt, 1, prompt).forward
     turns = plan(grid.positions, sampling.ar_steps, sampling.cfg, sampling.cfg_schedule, sampling.cfg_interval)
+    diffusion_steps = sampling.diffusion_steps or config.head.sampling_steps
     age = sampling.cfg_every
     kept_age, kept_rows, last_drawn = sampling.refresh_every, 0, 0
     for k, turn in enumerate(turns):
@@ -122,7 +123,7 @@ def generated_image(
         parts["projections"] += rows * _projection_out(config, computed).forward
         parts["llm"] += rows * _llm(config, computed, computed, prompt + slots).forward
         parts["decoder"] += rows * _decoder(config, decoded, computed, read, grid.positions - decoded).forward
-        respacing = annealed(sampling.diffusion_steps, sampling.diffusion_steps_last, k, sampling.ar_steps)
+        respacing = annealed(diffusion_steps, sampling.diffusion_steps_last, k, sampling.ar_steps)
         steps, halves = len(kept_timesteps(respacing)), 1 + guided
         parts["head"] += _head(config, steps, drawn * halves, drawn * halves * steps, drawn * steps).forward
     if pixels is not None:

@@ -87,13 +87,15 @@ def generate_files(
 ) -> list[Path]:
     """Draw each record into its own PNG below `folder`, whose metadata holds the record; the paths in order.
 
-    A picture that is already there is not drawn again. `preview` also writes the canvas after AR steps, as an
-    animated WebP beside the picture. `on_progress` is told AR steps done and in all.
+    A record that names no diffusion steps gets the model's. A picture that is already there is not drawn again.
+    `preview` also writes the canvas after AR steps, as an animated WebP beside the picture. `on_progress` is told
+    AR steps done and in all.
 
     Raises:
         ConfigurationError: a record asks for a size that the model cannot draw, its prompt is longer than the
             model reads, or it is of other weights or of another dtype.
     """
+    records = [one.model_copy(update={"sampling": one.sampling.resolved(trained.model.config)}) for one in records]
     for record in records:
         if record.weights != trained.fingerprint:
             raise ConfigurationError(

@@ -41,6 +41,7 @@ class PictureRecord(Settings):
     """`release-batch` ends the prompt with a full stop, as the release's batch script does and its
     single-image script does not (MODEL.md section 5, item 15)."""
     sampling: SamplingConfig
+    """Of a picture that was drawn: with its diffusion steps named."""
     weights: str
     """Fingerprint of the model as stored (harmon.convert.contents.Contents), whatever `dtype` it ran in."""
     dtype: Dtype = "float32"

@@ -206,8 +206,8 @@ def generate(
     generator, or one for each image, which then depends on nothing else in the batch; `draws` replaces them all.
     `buckets` pads the numbers of visible and of drawn tokens to powers of two, exactly: for a model whose regions
     are compiled (`harmon.model.compiled`). `on_step` is called after each AR step with the number done and the
-    latents so far, zero where nothing is drawn
-    yet. ConfigurationError where the arguments do not fit.
+    latents so far, zero where nothing is drawn yet. From one AR step to the next the host waits for no GPU.
+    ConfigurationError where the arguments do not fit.
     """
     guide = cfg != 1
     if len(text_ids) % (1 + guide) or not len(text_ids) or steps < 1:
@@ -229,22 +229,32 @@ def generate(
         cache = TokenCache(prompted, images, refresh_every) if refresh_every > 1 else None
         conditions = _Conditions(prompted, images, cfg_every, cache, buckets)
         tokens_BNC = torch.zeros(images, positions, channels, device=model.device)
+        chains = [annealed(respacing, diffusion_steps_last, k, steps) for k in range(steps)]
+        lengths = {chain: len(tables(chain, model.device).timesteps) for chain in chains}  # made now, then looked up
         for k, turn in enumerate(plan(positions, steps, cfg, cfg_schedule, cfg_interval)):
             if turn.masked_next < turn.masked:
                 visible_BM = order_BN[:, turn.masked :].sort(1).values
                 drawn_BP = order_BN[:, turn.masked_next : turn.masked].sort(1).values
                 z_GPZ = conditions.decode(tokens_BNC, visible_BM, drawn_BP, guide and turn.cfg != 1)
-                chain = annealed(respacing, diffusion_steps_last, k, steps)
-                length = len(tables(chain, model.device).timesteps)
-                noise_TBPC = draws.noise(length, images, drawn_BP.shape[1], channels).to(model.device)
+                noise = draws.noise(lengths[chains[k]], images, drawn_BP.shape[1], channels)
+                noise_TBPC = _sent(noise, model.device)
                 padded = bucket(drawn_BP.shape[1]) if buckets else None
                 drawn_BPC = draw_tokens(
-                    model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, chain, temperature, clip_x0, sampler, padded
+                    model.mar.diffloss, z_GPZ, noise_TBPC, turn.cfg, chains[k], temperature, clip_x0, sampler, padded
                 )
                 tokens_BNC = tokens_BNC.scatter(1, drawn_BP.unsqueeze(-1).expand_as(drawn_BPC), drawn_BPC)
             if on_step is not None:
                 on_step(k + 1, model.to_latents(tokens_BNC, tokens_grid))
     return model.to_latents(tokens_BNC, tokens_grid)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`. A GPU takes them from pinned memory when it gets there, and the host goes on: it draws
+    the next noise while the GPU still computes.
+    """
+    if values.device.type == "cpu" and device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 class _Conditions:
@@ -310,10 +320,11 @@ def answer_logits(
 
 @contextmanager
 def evaluating(model: Harmon) -> Iterator[None]:
-    """Drop-out off inside, and afterwards as it was."""
-    training = model.training
+    """Drop-out off inside, and afterwards each module as it was: its parts may be in other modes than the model."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training

@@ -4,14 +4,15 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from harmon.model.config import RESPACING
+from harmon.model.config import RESPACING, HarmonConfig
 from harmon.sampling import CfgSchedule, Sampler
 from harmon.training.stage import Departure
-from pipelines.settings import Settings
+from pipelines.settings import Settings, parse
 
 
 class SamplingConfig(Settings):
-    """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults).
+    """How pictures are drawn. The defaults are the paper's (section 4.1; the released code's defaults), and the
+    model's own for the diffusion steps: 100 in the published ones.
 
     The last five fields are approximations, off by default: docs/sampling.md has what each costs, docs/speed.md what
     it saves.
@@ -23,8 +24,8 @@ class SamplingConfig(Settings):
     """Classifier-free guidance; 1 is none."""
     cfg_schedule: CfgSchedule = "constant"
     """`linear` raises the guidance from 1 with the share of tokens drawn."""
-    diffusion_steps: str = Field(default="100", pattern=RESPACING)
-    """T: steps of the diffusion head for each token."""
+    diffusion_steps: str | None = Field(default=None, pattern=RESPACING)
+    """T: steps of the diffusion head for each token. None: the model's own (its config's head.sampling_steps)."""
     temperature: float = Field(default=1.0, gt=0)
     """Factor on the noise of every diffusion step."""
     clip_x0: float | None = Field(default=None, gt=0)
@@ -53,16 +54,27 @@ class SamplingConfig(Settings):
         low, high = self.cfg_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"cfg_interval ({low}, {high}) is no interval within 0 and 1")
-        if self.diffusion_steps_last and not self.diffusion_steps.isdigit():
+        if self.diffusion_steps_last and self.diffusion_steps and not self.diffusion_steps.isdigit():
             raise ValueError(f"diffusion_steps_last needs a single number of steps, not {self.diffusion_steps!r}")
         return self
 
-    def departures(self) -> list[Departure]:
-        """What differs from the paper's sampling."""
-        paper, here = SamplingConfig().model_dump(), self.model_dump()
+    def resolved(self, model: HarmonConfig) -> "SamplingConfig":
+        """Itself with the diffusion steps named. Raises ConfigurationError where `model`'s own cannot be annealed."""
+        if self.diffusion_steps is not None:
+            return self
+        own = {"diffusion_steps": model.head.sampling_steps}
+        return parse(SamplingConfig, {**self.model_dump(), **own}, "the sampling, with the model's own diffusion steps")
+
+    def departures(self, model: HarmonConfig) -> list[Departure]:
+        """What differs from the paper's sampling when `model` draws."""
+        paper, here = PAPER.model_dump(), self.resolved(model).model_dump()
         return [Departure(f"sampling.{key}", paper[key], here[key]) for key in here if here[key] != paper[key]]
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `harmon.sampling.generate`."""
         values = self.model_dump()
         return {"steps": values.pop("ar_steps"), **values}
+
+
+PAPER = SamplingConfig(diffusion_steps="100")
+"""The paper's sampling (section 4.1), whatever steps a model's config names."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pipelines.errors import ConfigurationError
+from pipelines.errors import ConfigurationError, HarmonError
 
 IMAGE_SLOT = -200  # stands where the model writes an image embedding (released code: IMAGE_TOKEN_INDEX)
 IGNORED = -100  # a label that is not supervised (torch cross_entropy's ignore_index)
@@ -40,14 +40,20 @@ class Chat:
 class ChatText:
     """Builds prompts and labels with the tokenizer in `folder` (a Hugging Face folder with tokenizer.json).
 
-    Raises ConfigurationError where the file or Qwen's `<|im_start|>`, `<|im_end|>` are missing.
+    Raises ConfigurationError where the file or Qwen's `<|im_start|>`, `<|im_end|>` are missing, and HarmonError
+    where the file is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise ConfigurationError(f"There is no tokenizer at {path}; name a folder that holds tokenizer.json.")
-        self.tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise HarmonError(
+                f"The tokenizer {path} cannot be read ({error}); copy it again from the model's source."
+            ) from None
         self.tokenizer.encode_special_tokens = True
         self.start = self._special("<|im_start|>", path)
         self.eos = self._special("<|im_end|>", path)

@@ -28,7 +28,7 @@ from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
 from harmon.text import ChatText
 from harmon.training.checkpoint import MODEL, latest_checkpoint
-from pipelines.errors import ConfigurationError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, parse
 
 DESCRIPTION, TOKENIZER, AUTOENCODER = "model.json", "tokenizer.json", "autoencoder.safetensors"
@@ -102,11 +102,20 @@ def _text(described: RunDescription) -> str:
 
 
 def description_of(run: Path) -> RunDescription:
-    """What `run` says of itself. Raises ConfigurationError where it is no run folder."""
+    """What `run` says of itself.
+
+    Raises:
+        ConfigurationError: `run` is no run folder, or model.json is not of the form that runs write.
+        HarmonError: model.json is damaged.
+    """
     file = run / "model" / DESCRIPTION
     if not file.is_file():
         raise ConfigurationError(f"{run} is no run folder: it has no model/{DESCRIPTION}; name one that a run wrote.")
-    return parse(RunDescription, json.loads(file.read_text()), str(file))
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HarmonError(f"{file} cannot be read ({error}); run the last stage again, which writes it.") from None
+    return parse(RunDescription, values, str(file))
 
 
 def newest_checkpoint(run: Path) -> tuple[RunDescription, TrainedStage, Path]:

@@ -56,7 +56,8 @@ class Contents:
         """Itself, if the names and shapes are exactly the model's and the tokenizer fits.
 
         Raises:
-            HarmonError: naming the keys that are missing, unexpected, of another shape, or no floats.
+            HarmonError: naming the keys that are missing, unexpected, of another shape, or no floats; or the
+                model and its autoencoder disagree on the latents' channels or stride.
             ConfigurationError: the tokenizer has more tokens than the model.
         """
         with torch.device("meta"):
@@ -67,6 +68,7 @@ class Contents:
         _compare(own, self.tensors, f"{where}: the weights do not fit the model")
         latent = {name: value.shape for name, value in autoencoder.state_dict().items()}
         _compare(latent, self.autoencoder_tensors, f"{where}: the autoencoder's weights do not fit")
+        self._check_latents(where)
         if self.tokenizer is not None:
             size, rows = ChatText(self.tokenizer.parent).tokenizer.get_vocab_size(), self.config.llm.vocab_size
             if size > rows:
@@ -74,6 +76,18 @@ class Contents:
                     f"{self.tokenizer} has {size} tokens and the model {rows}; name the tokenizer it was trained with."
                 )
         return self
+
+    def _check_latents(self, where: object) -> None:
+        """The autoencoder's latents are those that the model draws and sees."""
+        for what, model, autoencoder in (
+            ("latent channels", self.config.mar.latent_channels, self.autoencoder.latent_channels),
+            ("pixels a latent", self.config.latent_stride, self.autoencoder.stride),
+        ):
+            if model != autoencoder:
+                raise HarmonError(
+                    f"{where}: the model has {model} {what} and its autoencoder {autoencoder}; name the autoencoder "
+                    "that it was trained with."
+                )
 
     def fingerprint(self) -> str:
         """16 hex digits that tell weights apart, equal for every form of the same: from each tensor's name,

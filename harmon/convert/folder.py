@@ -6,7 +6,8 @@
     model.safetensors.index.json       which name is in which file
     config.json, processor_config.json, tokenizer.json, tokenizer_config.json, README.md, *.py
 
-Reading a folder runs none of its code.
+Reading a folder runs none of its code. One that Transformers' save_pretrained wrote is read too: its names and
+sizes are the same, and where one file holds all weights it is model.safetensors, without an index.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from harmon.convert.autoencoders import dump_sizes, parse_sizes
 from harmon.convert.card import model_card
 from harmon.convert.code import remote_code
-from harmon.convert.contents import Contents, read_tensors
+from harmon.convert.contents import Contents, read_tensors, without_tied_head
 from harmon.convert.writing import whole_folder
 from harmon.model.autoencoder import KlConfig
 from harmon.model.config import HarmonConfig
@@ -34,6 +35,7 @@ from pipelines.errors import HarmonError
 from pipelines.settings import parse
 
 CONFIG, INDEX, VAE, UNUSED = "config.json", "model.safetensors.index.json", "vae.safetensors", "unused.safetensors"
+SINGLE = "model.safetensors"
 SHARD_BYTES = 2 * 10**9  # what one process must hold while it writes
 _PREFIX = "vae."
 
@@ -71,14 +73,15 @@ def open_folder(folder: Path) -> Contents:
         autoencoder = parse_sizes(config.autoencoder)
     except ValidationError as error:
         raise HarmonError(f"{folder / CONFIG}: autoencoder: {error.errors()[0]['msg']}.") from None
-    files = _indexed(folder)
+    files = _weight_files(folder)
     tensors = {name: value for file in files for name, value in read_tensors(file).items()}
     latent = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
+    own = {name: value for name, value in tensors.items() if not name.startswith(_PREFIX)}
     unused = folder / UNUSED
     tokenizer = folder / "tokenizer.json"
     return Contents(
         config=config.harmon,
-        tensors={name: value for name, value in tensors.items() if not name.startswith(_PREFIX)},
+        tensors=without_tied_head(own, config.harmon, folder),
         autoencoder=autoencoder,
         autoencoder_tensors=latent,
         tokenizer=tokenizer if tokenizer.is_file() else None,
@@ -198,8 +201,10 @@ def _common_type(contents: Contents) -> str:
     return str(reduce(torch.promote_types, kinds)).removeprefix("torch.")
 
 
-def _indexed(folder: Path) -> list[Path]:
-    """The weight files that the index names, each once."""
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files that the index names, each once; without an index the single file."""
+    if not (folder / INDEX).is_file() and (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     weight_map = _json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise HarmonError(f"{folder / INDEX} names no weights; convert the checkpoint again.")

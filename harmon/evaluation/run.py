@@ -89,7 +89,7 @@ def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> di
         "checkpoint": {"stage": trained.stage, "step": trained.step, "px": trained.px},
         "autoencoder": trained.autoencoder.name,
         "settings": config.model_dump(mode="json"),
-        "departures": [vars(departure) for departure in config.sampling.departures()],
+        "departures": [vars(departure) for departure in config.sampling.departures(trained.model.config)],
         "generation": {which: score_pictures(some).report() for which, some in judged.items() if some},
         "answers": [score.report() for score in score_answers(asked)],
         "pictures": [_picture_record(which, i, one) for which in PROMPTS for i, one in enumerate(judged[which])],

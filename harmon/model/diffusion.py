@@ -137,7 +137,7 @@ def schedule(respacing: str = str(TRAIN_STEPS)) -> Schedule:
     )
 
 
-@lru_cache
+@lru_cache(maxsize=TRAIN_STEPS)  # so that a generation that anneals, with a chain an AR step, finds all of its own
 def tables(respacing: str, device: torch.device) -> Tables:
     """Float32 look-up tables of `schedule(respacing)` on `device`, made once."""
     chain = schedule(respacing)

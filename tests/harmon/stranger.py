@@ -47,6 +47,10 @@ def main(folder: str, root: str, out: str) -> None:
     model.save_pretrained(f"{out}-saved")  # a fine-tuned model must be able to be kept
     processor.save_pretrained(f"{out}-saved")
     again = AutoModel.from_pretrained(f"{out}-saved", trust_remote_code=True)
+    processor.save_pretrained(f"{out}-processor")  # and a processor by itself
+    reloaded = AutoProcessor.from_pretrained(f"{out}-processor", trust_remote_code=True)
+    asked_again = reloaded(text=["What is this?", "Is it a long question?"], images=[picture, picture], px=64)
+    alone = AutoTokenizer.from_pretrained(f"{out}-processor")
     ours = [name for name, one in sys.modules.items() if (getattr(one, "__file__", None) or "").startswith(root)]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     chat = tokenizer.apply_chat_template(
@@ -56,6 +60,9 @@ def main(folder: str, root: str, out: str) -> None:
         "report": {name: sorted(map(str, found)) for name, found in report.items()},
         "parameters": {name: str(value.dtype) for name, value in model.state_dict().items()},
         "saved_equal": all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())),
+        "processor_equal": all(torch.equal(asked[name], asked_again[name]) for name in asked),
+        "tokenizer_equal": alone("What is this?")["input_ids"]
+        == AutoTokenizer.from_pretrained(folder)("What is this?")["input_ids"],
         "said": said,
         "texts": processor.batch_decode(said),
         "size": processor.to_pictures(tensors["drawn"])[0].size,

@@ -12,6 +12,7 @@ from PIL import Image
 from small_checkpoints import make_run
 
 from flows.cli import main
+from flows.model_commands import ask
 from harmon.answering import AnswerConfig, answer, choose
 from harmon.ask import Conversation, answer_questions, read_picture
 from harmon.pictures import padded_square
@@ -122,6 +123,11 @@ def test_one_question_is_answered_as_plain_text(run: Path, picture: Path, traine
     done = harmon("ask", run, picture, QUESTIONS[0], "--max-new-tokens", 6)
     assert done.exit_code == 0
     assert done.stdout.strip() == answer_questions(trained, [read_picture(picture)], QUESTIONS[:1], config=GREEDY)[0]
+
+
+def test_an_answer_may_be_as_long_as_the_releases() -> None:
+    [longest] = [one for one in ask.params if one.name == "max_new_tokens"]
+    assert longest.default == AnswerConfig().max_new_tokens == 1024
 
 
 def test_questions_and_pictures_are_asked_in_batches(run: Path, picture: Path, tmp_path: Path) -> None:

@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from miniature import TOKENIZER, tiny_model
+from miniature import TOKENIZER, make_autoencoder, tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_checkpoints import KL, UNUSED, kl_weights, make_released, make_run, true_layout, weights
 from torch import Tensor
 
 from harmon.answering import AnswerConfig, answer
+from harmon.convert.autoencoders import dump_sizes
 from harmon.convert.code import ENTRIES, remote_code
 from harmon.convert.contents import EMBEDDING, HEAD, same_bits
 from harmon.convert.folder import open_folder, write_folder
 from harmon.convert.released import Named, open_released, write_released
+from harmon.convert.remote.configuration_harmon import PretrainedHarmonConfig
+from harmon.convert.remote.modeling_harmon import PretrainedHarmon
 from harmon.convert.start import open_parts
 from harmon.generate import draw_pictures
 from harmon.latents import load_autoencoder
@@ -33,6 +36,7 @@ from harmon.model.harmon import Harmon
 from harmon.pictures import padded_square
 from harmon.prompts import padded
 from harmon.sampling_config import SamplingConfig
+from harmon.text import IMAGE_SLOT
 from harmon.trained import load, open_checkpoint
 from harmon.training.checkpoint import load_weights
 from pipelines.errors import ConfigurationError, HarmonError
@@ -180,6 +184,35 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
     file.write_bytes(data)
     with pytest.raises(HarmonError, match=r"harmon\.pth is damaged or no torch file"):
         open_released(file, named)
+
+
+@pytest.mark.parametrize("name", ["model.json", "tokenizer.json"])
+def test_a_damaged_file_of_a_run_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    file = run / "model" / name
+    file.write_bytes(file.read_bytes()[:100] + b"\xff")
+    with pytest.raises(HarmonError, match=rf"{name} cannot be read") as refused:
+        open_checkpoint(run)
+    assert refused.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"channels": 8}, "16 latent channels and its autoencoder 8"), ({}, "8 pixels a latent and its autoencoder 16")],
+)
+def test_a_model_and_an_autoencoder_of_other_latents_are_refused(
+    tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    if changes:
+        make_autoencoder(run / "model" / "autoencoder.safetensors", **changes)
+    else:
+        file = run / "model" / "model.json"
+        description = json.loads(file.read_text())
+        description["model"]["latent_stride"] = 8
+        file.write_text(json.dumps(description))
+    with pytest.raises(HarmonError, match=message):
+        open_checkpoint(run)
 
 
 def test_what_released_files_lack_is_asked_for(tmp_path: Path) -> None:
@@ -335,6 +368,51 @@ def test_auto_classes_load_every_weight_without_this_project(told: tuple[Path, A
     names = set(loaded.model.state_dict()) | {f"vae.{name}" for name in loaded.autoencoder.state_dict()}
     assert facts["parameters"].keys() == names
     assert facts["chat"] == "<|im_start|>user\nWhat is this?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_transformers_saves_is_a_checkpoint_and_a_processor_again(told: tuple[Path, Any, dict[str, Any]]) -> None:
+    folder, _, facts = told
+    assert facts["processor_equal"] and facts["tokenizer_equal"]
+    saved = folder.parent / "out-saved"
+    assert not (saved / "model.safetensors.index.json").exists()
+    contents, before = open_checkpoint(saved), open_folder(folder)
+    assert_same(dict(contents.tensors), dict(before.tensors))
+    assert_same(dict(contents.autoencoder_tensors), dict(before.autoencoder_tensors))
+    assert contents.config == before.config and contents.px == before.px and contents.tokenizer is not None
+    assert contents.fingerprint() == before.fingerprint()
+
+
+def test_a_saved_folder_that_repeats_the_tied_head_is_read_without_it(tmp_path: Path) -> None:
+    contents = open_released(*make_released(tmp_path / "released"))
+    write_folder(contents, tmp_path / "hf")
+    folder = tmp_path / "hf"
+    whole = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        file.unlink()
+    whole = {name: value for name, value in whole.items() if name not in UNUSED}
+    save_file(whole | {HEAD: whole[EMBEDDING].clone()}, folder / "model.safetensors")
+    assert_same(dict(open_folder(folder).tensors), dict(contents.tensors))
+    save_file(whole | {HEAD: whole[EMBEDDING] + 1}, folder / "model.safetensors")
+    with pytest.raises(HarmonError, match=f"{HEAD} differs from {EMBEDDING}"):
+        open_folder(folder)
+
+
+def test_drawing_and_answering_leave_dropout_off_in_a_loaded_model() -> None:
+    sizes = tiny_model()
+    sizes = sizes.model_copy(update={"mar": sizes.mar.model_copy(update={"dropout": 0.5, "attention_dropout": 0.5})})
+    torch.manual_seed(0)
+    config = PretrainedHarmonConfig(harmon=sizes.model_dump(mode="json"), autoencoder=dump_sizes(KL), px=64)
+    model = PretrainedHarmon(config).eval()
+    ids, pixels = torch.arange(8)[None], torch.rand(1, 3, 64, 64)
+    asked = torch.cat([ids, torch.full((1, 16 + sizes.mar.buffer_size), IMAGE_SLOT), ids], 1)
+    with torch.no_grad():
+        before = model(asked, pixel_values=pixels).logits
+        prompts = ids.repeat(2, 1)
+        model.draw_latents(prompts, torch.ones_like(prompts), ar_steps=1, diffusion_steps="2", clip_x0=3.0)
+        assert torch.equal(model(asked, pixel_values=pixels).logits, before)
+        model.answer(asked, pixel_values=pixels, attention_mask=torch.ones_like(asked), max_new_tokens=1)
+        assert torch.equal(model(asked, pixel_values=pixels).logits, before)
+    assert not any(module.training for module in model.modules())
 
 
 def test_the_folders_own_code_computes_what_ours_does(told: tuple[Path, dict[str, Tensor], dict[str, Any]]) -> None:

@@ -83,10 +83,11 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone(trained: Trained) -> Non
 
 
 def test_sampling_defaults_are_the_papers_and_departures_name_the_rest() -> None:
-    paper = SamplingConfig()
+    published = HarmonConfig.preset("harmon-1.5b")
+    paper = SamplingConfig().resolved(published)
     assert (paper.ar_steps, paper.cfg, paper.diffusion_steps, paper.temperature) == (64, 3.0, "100", 1.0)
-    assert paper.clip_x0 is None and paper.departures() == []
-    assert [departure.key for departure in QUICK.departures()] == [
+    assert paper.clip_x0 is None and paper.departures(published) == []
+    assert [departure.key for departure in QUICK.departures(published)] == [
         "sampling.ar_steps",
         "sampling.diffusion_steps",
         "sampling.clip_x0",

@@ -144,6 +144,25 @@ def test_the_approximations_are_options_and_stand_in_the_record(run: Path, tmp_p
     assert sampling.cfg_interval == (0.0, 0.5) and sampling.refresh_every == 3
 
 
+def test_diffusion_steps_that_nobody_names_are_the_models_and_stand_in_the_record(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    description = run / "model" / "model.json"
+    values = json.loads(description.read_text())
+    values["model"]["head"]["sampling_steps"] = "3,2"
+    del values["sampling"]["diffusion_steps"]
+    description.write_text(json.dumps(values))
+    trained = load(run)
+    [file] = drawn(run, "a red circle", "--seed", 4, "-o", tmp_path / "own")
+    assert read_record(file).sampling.diffusion_steps == "3,2"
+    named = SamplingConfig(ar_steps=3, diffusion_steps="3,2", clip_x0=3.0)
+    for sampling in (named, named.model_copy(update={"diffusion_steps": None})):
+        assert np.array_equal(pixels(file), draw_pictures(trained, ["a red circle"], [4], sampling)[0])
+        [again] = generate_files(trained, [record(trained, seed=4, sampling=sampling)], tmp_path / "again")
+        assert again.name == file.name and read_record(again) == read_record(file)
+    [other] = drawn(run, "a red circle", "--seed", 4, "--diffusion-steps", 4, "-o", tmp_path / "own")
+    assert read_record(other).sampling.diffusion_steps == "4"
+
+
 def test_the_last_word_of_a_long_prompt_counts_and_a_longer_one_than_the_model_reads_is_refused(
     trained: Trained, tmp_path: Path
 ) -> None:

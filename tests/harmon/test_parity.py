@@ -1,6 +1,10 @@
 """The replay of recorded outputs: on the reference data, and on data recorded here at other sizes."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +204,27 @@ def test_reference_outputs_are_replayed_within_tolerance(capsys: pytest.CaptureF
     folder = need_shared("reference/goldens")
     assert parity.main([str(folder)]) == 0, capsys.readouterr().out
     assert len(capsys.readouterr().out.splitlines()) > 150
+
+
+def test_reference_outputs_are_replayed_with_half_precision_weights_within_its_bounds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = need_shared("reference/goldens")
+    assert parity.main([str(folder), "--bf16"]) == 0, capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 150
+    bounds = {name.strip(): float(bound) for name, _, bound, _ in (line.rsplit(maxsplit=3) for line in lines[:-1])}
+    features = {name: bound for name, bound in bounds.items() if re.fullmatch(r"sample\..*\.it\d+\.(x_enc|z)", name)}
+    assert len(features) > 10 and max(features.values()) < 0.3  # of one pass, and not the diffusion's loose bound
+
+
+@pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="compiles for 2 minutes: only with HARMON_SOAK=1")
+def test_reference_outputs_are_replayed_with_compiled_regions_within_tolerance() -> None:
+    folder = need_shared("reference/goldens")
+    command = [sys.executable, "-m", "harmon.parity", str(folder), "--compile"]  # alone: what others compiled counts
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) > 150
 
 
 def test_recordings_of_other_sizes_are_replayed_too(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from odd_model import ODD, VOCABULARY, odd_model
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harmon import sampling
 from harmon.answering import AnswerConfig, answer
@@ -112,6 +113,16 @@ def test_generation_switches_dropout_off_and_training_on_again() -> None:
     assert torch.equal(*images) and model.training
 
 
+def test_each_part_is_left_in_the_mode_it_was_in() -> None:
+    model = odd_model().train()
+    model.mar.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    ids, mask = prompts([4])
+    generate(model, ids, mask, (2, 2), steps=1, cfg=1.0, generator=generators(1))
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert len(set(before.values())) == 2
+
+
 @pytest.mark.parametrize("padded", [None, 8])
 @pytest.mark.parametrize("lengths", [[6, 2, 5, 6], [6, 6, 6, 6]])
 def test_the_cached_prompt_gives_what_the_training_path_gives(lengths: list[int], padded: int | None) -> None:
@@ -202,6 +213,55 @@ def test_annealing_asks_fewer_and_fewer_diffusion_steps() -> None:
     assert drawn(diffusion_steps_last=3)[1] == [6, 5, 4, 3]
     with pytest.raises(ConfigurationError, match="annealed"):
         drawn(diffusion_steps="4,2", diffusion_steps_last=1)
+
+
+class Waiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: reading a value, or a shape that hangs on values."""
+
+    kinds = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func._schema.name.removeprefix("aten::") not in self.kinds, func
+        picked = args[1] if func._schema.name == "aten::index" else ()
+        assert not any(one is not None and one.dtype == torch.bool for one in picked), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cfg_every": 2}, {"refresh_every": 3}, {"sampler": "dpm++"}, {"buckets": True}]
+)
+def test_from_one_ar_step_to_the_next_nothing_reads_the_devices_values(options: dict[str, Any]) -> None:
+    waiting, made = Waiting(), []
+
+    class Watched(CountedDraws):
+        def noise(self, steps: int, images: int, predicted: int, channels: int) -> Tensor:
+            if not made:
+                waiting.__enter__()
+            made.append(tables.cache_info().misses)
+            return super().noise(steps, images, predicted, channels)
+
+    ids, mask = prompts([6, 3])
+    tables.cache_clear()
+    how = {"steps": 4, "diffusion_steps": 7, "diffusion_steps_last": 2, "clip_x0": 3.0} | options
+    try:
+        generate(odd_model(), ids, mask, (3, 4), draws=Watched(), **how)
+    finally:
+        waiting.__exit__(None, None, None)
+    assert made == [4] * 4 and tables.cache_info().misses == 4  # of four chains, all before the first noise
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the host waits for a GPU only where there is one")
+def test_from_one_ar_step_to_the_next_the_host_waits_for_no_gpu() -> None:
+    ids, mask = (one.cuda() for one in prompts([6, 3]))
+    how = {"steps": 4, "diffusion_steps": 7, "diffusion_steps_last": 2, "clip_x0": 3.0}
+
+    def watch(done: int, _: Tensor) -> None:
+        torch.cuda.set_sync_debug_mode("error" if done < 4 else "default")
+
+    try:
+        generate(odd_model().cuda(), ids, mask, (3, 4), draws=CountedDraws(), on_step=watch, **how)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_guidance_outside_its_interval_is_none_and_within_the_whole_it_is_everywhere() -> None:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from miniature import TOKENIZER
 
 from harmon.text import IGNORED, IMAGE_SLOT, ChatText
-from pipelines.errors import ConfigurationError
+from pipelines.errors import ConfigurationError, HarmonError
 
 TEXT = ChatText(TOKENIZER)
 WORDS = st.text(alphabet="abc dé<|im_end|>\n", max_size=300)
@@ -71,3 +71,10 @@ def test_text_that_spells_a_special_token_stays_text():
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="tokenizer"):
         ChatText(tmp_path)
+
+
+def test_a_damaged_tokenizer_is_refused_by_name(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((TOKENIZER / "tokenizer.json").read_bytes()[:1000])
+    with pytest.raises(HarmonError, match=r"tokenizer\.json cannot be read") as refused:
+        ChatText(tmp_path)
+    assert refused.value.exit_code == 3

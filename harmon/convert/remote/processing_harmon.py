@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
@@ -18,6 +19,7 @@ from harmon.pictures import padded_square
 from harmon.prompts import padded
 from harmon.text import ChatText
 
+_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -38,7 +40,7 @@ class HarmonProcessor(ProcessorMixin):  # type: ignore[misc]
         """The processor of a folder or a hub's repository."""
         values, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         hub = {name: kwargs[name] for name in _HUB if name in kwargs}
-        file = cached_file(pretrained_model_name_or_path, "tokenizer.json", **hub)
+        *_, file = [cached_file(pretrained_model_name_or_path, name, **hub) for name in _FILES]
         sizes = ("image_stride", "buffer_size", "patch_size", "px")
         return cls(str(Path(file).parent), **{name: int(values[name]) for name in sizes})
 
@@ -85,11 +87,13 @@ class HarmonProcessor(ProcessorMixin):  # type: ignore[misc]
         return [Image.fromarray(one) for one in drawn.cpu().numpy()]
 
     def save_pretrained(self, save_directory: Any, **_: Any) -> None:
-        """Write processor_config.json and tokenizer.json into a folder."""
+        """Write a folder that AutoProcessor and AutoTokenizer load: _FILES, and this class's code."""
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("processor_config.json", "tokenizer.json"):
-            (target / name).write_bytes((Path(self.folder) / name).read_bytes())
+        for name in _FILES:
+            data = (Path(self.folder) / name).read_bytes()  # before writing: the folder may be the same
+            (target / name).write_bytes(data)
+        custom_object_save(self, target)
 
     def __repr__(self) -> str:
         return f"HarmonProcessor({self.folder}, px={self.px})"
