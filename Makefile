@@ -26,6 +26,7 @@ soak: env img2dataset vllm
 	$(call soaked,datasets,tests/pipelines -k "kill or racing or gigabytes")
 	$(call soaked,filtering,tests/filtering)
 	$(call soaked,recaption,tests/recaption)
+	$(call soaked,parity,tests/harmon/test_parity.py -k compile)
 	$(call soaked,flow,tests/flows -k kill)
 
 # $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
