@@ -30,11 +30,16 @@ def check_forgotten(dataset: Dataset, commits: Sequence[Commit], sizes: Mapping[
             continue
         for path in files:
             yield found("forgotten_file", path, f"commit {commit.number} took it away")
-    for neighbour in neighbours(dataset) if commits else ():
+    others: list[Dataset] = []
+    try:
+        others = neighbours(dataset) if commits else []
+    except HarmonError as problem:
+        yield found("upstream_unreachable", "..", f"the datasets beside this one cannot be told: {problem}")
+    for other in others:
         try:
-            stones |= tombstones(neighbour)
+            stones |= tombstones(other)
         except HarmonError as problem:
-            yield found("upstream_unreachable", neighbour.name, f"what is forgotten there cannot be told: {problem}")
+            yield found("upstream_unreachable", f"../{other.name}", f"what it forgot cannot be told: {problem}")
     if stones == Tombstones():
         return
     for entry in commits[-1].files:

@@ -46,9 +46,9 @@ def draft_commit(
     """The commit that puts `receipts` on top of `head`.
 
     Raises HarmonError where a shard of `asked` (or, for a column step, of the dataset) has no receipt, where
-    a file is not what its receipt says, where the head has one of the groups already, or where shards differ
-    in their schema, or where a row is forgotten by now; Overtaken, a HarmonError, where the shards are no longer those that the step read. Only
-    forgetting takes the place of files that the head has.
+    a file is not what its receipt says, where the head has one of the groups already, where shards differ
+    in their schema, or where a row of a new shard is forgotten by now; Overtaken, a HarmonError, where the shards
+    are no longer those that the step read. Only forgetting takes the place of files that the head has.
     """
     _check_complete(dataset, step, head, receipts, asked)
     new = [entry for receipt in receipts for entry in receipt.files]
