@@ -14,7 +14,6 @@ from pipelines.drafts import Overtaken
 from pipelines.errors import HarmonError
 from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
 from pipelines.request import FACTS, Request, asked
-from pipelines.storage import Upload
 from pipelines.workspace import DAMAGED, WORK, is_held
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,9 @@ def drop_leftovers(dataset: Dataset, request: Request, step_key: str, head: int)
         if upload.abandoned:
             dataset.store.drop_upload(upload)
         else:
-            log.warning("%s: left the upload of %s, begun %s: it may be under way", dataset.name, *_told(upload))
+            log.warning(
+                "%s: left the upload of %s: it may be under way since %s", dataset.name, upload.path, upload.begun
+            )
     for finding in found:
         if finding.kind == "leftover_temporary":
             dataset.store.remove(finding.path)
@@ -98,10 +99,6 @@ def _clear_work(dataset: Dataset, step_key: str) -> None:
                 f"{folder}, which a killed forgetting left, cannot be deleted, and the samples may be in it; "
                 "delete it, then forget"
             )
-
-
-def _told(upload: Upload) -> tuple[str, str]:
-    return upload.path, upload.begun.isoformat(timespec="seconds")
 
 
 def _step_of(dataset: Dataset, step_key: str) -> str | None:
