@@ -26,6 +26,7 @@ from pipelines.manifest import (
     receipt_path,
     rejects_group,
 )
+from pipelines.tombstones import Tombstones, barred_keys, tombstones_beside
 
 
 class Overtaken(HarmonError):
@@ -45,14 +46,15 @@ def draft_commit(
     """The commit that puts `receipts` on top of `head`.
 
     Raises HarmonError where a shard of `asked` (or, for a column step, of the dataset) has no receipt, where
-    a file is not what its receipt says, where the head has one of the groups already, or where shards differ
-    in their schema; Overtaken, a HarmonError, where the shards are no longer those that the step read. Only
-    forgetting takes the place of files that the head has.
+    a file is not what its receipt says, where the head has one of the groups already, where shards differ
+    in their schema, or where a row of a new shard is forgotten by now; Overtaken, a HarmonError, where the shards
+    are no longer those that the step read. Only forgetting takes the place of files that the head has.
     """
     _check_complete(dataset, step, head, receipts, asked)
     new = [entry for receipt in receipts for entry in receipt.files]
     _check_files(dataset, step, head, new)
     _check_overtaken(dataset, step, head, new)
+    _check_forgotten(dataset, step, new)
     places = {(entry.group, entry.shard) for entry in new}
     kept = [entry for entry in (head.files if head else ()) if (entry.group, entry.shard) not in places]
     files = (*kept, *new)
@@ -128,6 +130,23 @@ def _check_overtaken(dataset: Dataset, step: Step, head: Commit | None, new: Seq
         had = {place for place in head.by_place if place[1] in shards}
         if had != {place for place in places if place[0] != own}:
             raise Overtaken(f"another process committed to {dataset.root} while samples were forgotten; run it again")
+
+
+def _check_forgotten(dataset: Dataset, step: Step, new: Sequence[FileEntry]) -> None:
+    """Refuse rows that were forgotten, here or in a dataset beside this one, after their shard was finished."""
+    if step.name == FORGET:
+        return  # what it keeps was there before
+    sources = [entry for entry in new if entry.group == SOURCE]
+    stones = tombstones_beside(dataset) if sources else Tombstones()
+    if stones == Tombstones():
+        return
+    for entry in sources:
+        if (key := next(barred_keys(dataset, entry.path, stones), None)) is not None:
+            raise HarmonError(
+                f"step {step.name} cannot be committed to {dataset.root}: shard {entry.shard} holds samples that are "
+                f"forgotten (first {key}); delete {dataset.store.where(receipt_path(step.key, entry.shard))} and the "
+                "files it lists, forget them in the datasets that the step reads, then run it again"
+            )
 
 
 def _merged_schemas(dataset: Dataset, head: Commit | None, receipts: Sequence[Receipt]) -> dict[str, Mapping[str, str]]:

@@ -3,7 +3,7 @@ anew without them.
 
 The order makes it safe to kill at any point: new files first, then the commit that lists them in place of the
 old ones, then the deletion of the old ones, which any later forgetting finishes. Run again after a kill, it
-goes on where it was and ends in the same content hash.
+goes on where it was and ends in the same content hash. One forgetting at a time works on a dataset on this machine.
 """
 
 import logging
@@ -25,6 +25,7 @@ from pipelines.manifest import FORGET, IMAGES, INDEX, REJECTS, SOURCE, Commit, i
 from pipelines.request import FACTS, Request, among, asked
 from pipelines.steps import ProgressCallback, ShardOutput, StepRun
 from pipelines.tombstones import REASON, configuration, forgettings, tombstoned_files, tombstones, tombstones_of
+from pipelines.workspace import WORK, claim
 
 VERSION = 1
 
@@ -47,22 +48,26 @@ class Plan:
     """What was asked for, before keys were found."""
 
     @property
+    def head(self) -> Commit:
+        """That commit."""
+        head = self.dataset.head
+        assert head is not None  # `plan_forgetting` found it
+        return head
+
+    @property
     def files(self) -> list[str]:
         """Every file of those shards: all of them are replaced."""
-        head = self.dataset.head
-        return sorted(entry.path for entry in (head.files if head else ()) if entry.shard in self.shards)
+        return sorted(entry.path for entry in self.head.files if entry.shard in self.shards)
 
     @property
     def bytes(self) -> int:
         """Bytes of the files that are written anew."""
-        head = self.dataset.head
-        return sum(entry.bytes for entry in (head.files if head else ()) if entry.shard in self.shards)
+        return sum(entry.bytes for entry in self.head.files if entry.shard in self.shards)
 
     @property
     def step(self) -> Step:
         """The step that carries it out."""
-        head = self.dataset.head
-        groups = sorted({entry.group for entry in head.files if not is_volatile(entry.group)}) if head else []
+        groups = sorted({entry.group for entry in self.head.files if not is_volatile(entry.group)})
         what = configuration(self.asked.stones, self.request.stones, self.files)
         return Step(FORGET, VERSION, what, (Reads(self.dataset, tuple(groups)),))
 
@@ -81,10 +86,7 @@ def plan_forgetting(dataset: Dataset, request: Request) -> Plan:
 
     Raises HarmonError for a dataset without a commit.
     """
-    head = dataset.newest()
-    if head is None:
-        raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
-    pinned = dataset.at(head.number)
+    pinned = dataset.at(_newest(dataset).number)
     found: dict[str, int] = {}
     wanted = request
     while True:
@@ -106,25 +108,37 @@ def forget(dataset: Dataset, request: Request, on_progress: ProgressCallback | N
     forgetting should have deleted go in any case, and so do leftovers of other attempts that hold the samples.
 
     Raises:
-        HarmonError: another step is under way in the dataset, or a file of it cannot be read.
+        HarmonError: another forgetting, or another step, is under way in the dataset, or a file of it cannot be read.
     """
+    _newest(dataset)  # before a folder is made for the claim
+    folder = dataset.store.work(f"{WORK}/{FORGET}")
+    refusal = f"another forgetting in {dataset.root} is under way; let it end, or stop it, then forget"
     made: list[Commit] = []
-    delete_tombstoned(dataset)
-    while True:
-        plan = plan_forgetting(dataset, request)
-        drop_leftovers(dataset, plan.request, plan.step.key)
-        if not plan.shards and plan.request.stones <= tombstones(dataset):
-            return made
-        run = StepRun(dataset, plan.step, on_progress)
-        dataset.store.put(step_path(run.step.key), run.step.identity)
-        for shard in run.pending(sorted(plan.shards)):
-            _rewrite(run, plan, shard)
-        try:
-            made.append(run.commit())
-        except Overtaken:
-            log.info("%s changed while samples were forgotten; starting over", dataset.name)
-            withdraw(dataset, run.step.key)
+    with claim(folder, refusal):
         delete_tombstoned(dataset)
+        while True:
+            plan = plan_forgetting(dataset, request)
+            try:
+                drop_leftovers(dataset, plan.request, plan.step.key, plan.head.number)
+                if not plan.shards and plan.request.stones <= tombstones(dataset):
+                    return made
+                made.append(_carry_out(plan, dataset, on_progress))
+            except Overtaken:
+                log.info("%s changed while samples were forgotten; starting over", dataset.name)
+            delete_tombstoned(dataset)
+
+
+def _carry_out(plan: Plan, dataset: Dataset, on_progress: ProgressCallback | None) -> Commit:
+    """Write the shards of a plan anew and commit them. Raises Overtaken where others came first."""
+    run = StepRun(dataset, plan.step, on_progress)
+    dataset.store.put(step_path(run.step.key), run.step.identity)
+    for shard in run.pending(sorted(plan.shards)):
+        _rewrite(run, plan, shard)
+    try:
+        return run.commit()
+    except Overtaken:
+        withdraw(dataset, run.step.key)
+        raise
 
 
 def forget_everywhere(dataset: Dataset, request: Request) -> dict[str, list[Commit]]:
@@ -164,16 +178,40 @@ def relatives(dataset: Dataset, request: Request) -> list[Relative]:
 
 def delete_tombstoned(dataset: Dataset) -> None:
     """Delete the files that forgetting took away, as far as they still stand. Only files that an earlier commit
-    listed and the newest does not are ever deleted, whatever a manifest says."""
-    past: set[str] = set()
+    listed and the newest does not are ever deleted, whatever a manifest says.
+
+    Raises HarmonError where what took a file's place does not stand with its size: then the file is all that is left
+    of the rows that were to stay, and is kept.
+    """
+    past: dict[str, tuple[str, int]] = {}
+    kept: list[tuple[str, str]] = []
     commits = dataset.commits()  # of this very moment: `head` may be a second old in S3
-    present = {entry.path for entry in commits[-1].files} if commits else set()
+    places = commits[-1].by_place if commits else {}
+    present = {entry.path for entry in places.values()}
+    store = dataset.store
     for commit in commits:
         if commit.step == FORGET:
             for path in tombstoned_files(commit):
-                if path in past and path not in present:
-                    dataset.store.remove(path)
-        past |= {entry.path for entry in commit.files}
+                if path not in past or path in present or not store.exists(path):
+                    continue
+                successor = places.get(past[path])
+                if successor is not None and store.size(successor.path) == successor.bytes:
+                    store.remove(path)
+                else:
+                    kept.append((path, successor.path if successor else "no file"))
+        past |= {entry.path: (entry.group, entry.shard) for entry in commit.files}
+    if kept:
+        path, successor_path = kept[0]
+        raise HarmonError(
+            f"{len(kept)} files of {dataset.root} with forgotten samples still stand (first {path}), because what took "
+            f"their place ({successor_path}) is absent or damaged; mend that (`harmon audit`), then forget again"
+        )
+
+
+def _newest(dataset: Dataset) -> Commit:
+    if (head := dataset.newest()) is None:
+        raise HarmonError(f"there is no dataset at {dataset.root}; name the folder that holds its manifest/")
+    return head
 
 
 def _named(dataset: Dataset, request: Request) -> frozenset[str]:
@@ -214,8 +252,7 @@ def _names_rows(group: str) -> bool:
 
 def _rewrite(run: StepRun, plan: Plan, shard: int) -> None:
     """Write every file of one shard anew, without the samples that go."""
-    dataset, head = plan.dataset, plan.dataset.head
-    assert head is not None
+    dataset, head = plan.dataset, plan.head
     out = run.shard(shard)
     source = dataset.table(SOURCE, shard, ["key", "source"])
     goes = among(source.column("key"), plan.keys)

@@ -10,6 +10,7 @@ from pipelines.audit_folder import LAYOUT, STEP_FILE, check_unlisted
 from pipelines.columns import parquet_file
 from pipelines.dataset import Dataset
 from pipelines.disk import remove_folder
+from pipelines.drafts import Overtaken
 from pipelines.errors import HarmonError
 from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
 from pipelines.request import FACTS, Request, asked
@@ -18,34 +19,49 @@ from pipelines.workspace import DAMAGED, WORK, is_held
 log = logging.getLogger(__name__)
 
 
-def drop_leftovers(dataset: Dataset, request: Request, step_key: str) -> None:
+def drop_leftovers(dataset: Dataset, request: Request, step_key: str, head: int) -> None:
     """Delete the leftovers that hold a sample of `request`, shard by shard with their receipts; the step they
     belong to does those shards again.
 
-    Unfinished puts and uploads, and leftovers that cannot be read, go too, and so does the work of killed
-    forgettings but that of `step_key`, the one that asks. Raises HarmonError where another forgetting is under
-    way, or where an attempt at another step is, or was killed in the middle of a shard: its temporaries may hold
-    the samples. For a dataset in S3 they lie on the machine of the attempt; only this machine's can be looked at.
+    Unfinished puts, uploads that were begun a day ago or earlier, and leftovers that cannot be read, go too, and so
+    does what killed forgettings left, but for that of `step_key`, the one that asks: it goes on where it was.
+
+    `head` is the number of the commit that the forgetting was planned on. Raises Overtaken, a HarmonError, once
+    another commit stands: what was a leftover may be listed now. Raises HarmonError where another forgetting is
+    under way, or where an attempt at another step is, or was killed in the middle of a shard: its temporaries may
+    hold the samples. For a dataset in S3 they lie on the machine of the attempt; only this machine's can be looked
+    at.
     """
     _clear_work(dataset, step_key)
     found = list(check_unlisted(dataset, dataset.commits(), dataset.store.sizes()))
     for upload in dataset.store.uploads():
-        dataset.store.drop_upload(upload)
+        if upload.abandoned:
+            dataset.store.drop_upload(upload)
+        else:
+            log.warning(
+                "%s: left the upload of %s: it may be under way since %s", dataset.name, upload.path, upload.begun
+            )
     for finding in found:
         if finding.kind == "leftover_temporary":
             dataset.store.remove(finding.path)
-    leftovers = [finding.path for finding in found if finding.kind == "leftover_uncommitted"]
+    unlisted = [finding.path for finding in found if finding.kind == "leftover_uncommitted"]
+    leftovers = [path for path in unlisted if _place(path)[0] != step_key[:8]]
     tainted = {_place(path) for path in leftovers if _holds(dataset, path, request)}
     for path in leftovers:
         if _place(path) in tainted:
+            if dataset.commit_numbers()[-1] != head:  # looked up each time: the scan above may have taken hours
+                raise Overtaken(f"another process committed to {dataset.root} while samples were forgotten; run again")
             log.info("%s: deleting the leftover %s, which holds forgotten samples", dataset.name, path)
             dataset.store.remove(path)
 
 
 def withdraw(dataset: Dataset, step_key: str) -> None:
-    """Delete what an attempt at forgetting wrote before another commit overtook it."""
+    """Delete what an attempt at forgetting wrote before another commit overtook it, unless that was its own, made by
+    another machine."""
     names = [path for path in dataset.store.list(f"steps/{step_key}") if path != step_path(step_key)]
     for path in names:
+        if dataset.commit_of(step_key) is not None:
+            return
         receipt = Receipt.from_bytes(dataset.store.read(path), path)
         dataset.store.remove(receipt_path(step_key, receipt.shard))
         for entry in receipt.files:
@@ -59,6 +75,8 @@ def _clear_work(dataset: Dataset, step_key: str) -> None:
     for folder in sorted(work.iterdir()) if work.is_dir() else ():
         if not any(path.is_file() for path in (folder, *folder.rglob("*"))):
             continue
+        if folder.name == FORGET:
+            continue  # the claim that this forgetting holds
         if folder.name == DAMAGED:
             raise HarmonError(
                 f"{folder} keeps files that a repair of {dataset.root} set aside, and the samples may be in them; "

@@ -1,5 +1,6 @@
 """Which dataset came from which: the graph of commits that the manifests of one folder of datasets draw."""
 
+import contextlib
 import graphlib
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +39,14 @@ def beside(dataset: Dataset, name: str) -> Dataset:
 
 
 def neighbours(dataset: Dataset) -> list[Dataset]:
-    """The other datasets in the same folder, by name."""
+    """The other datasets in the same folder, by name; a local folder that may not be looked into is none."""
     names = open_store(dataset.root.absolute().parent).folders()
-    found = [beside(dataset, name) for name in names if name != dataset.name]
-    return [one for one in found if one.commit_numbers()]
+    found: list[Dataset] = []
+    for other in (beside(dataset, name) for name in names if name != dataset.name):
+        with contextlib.suppress(PermissionError):  # as other users' folders in /tmp
+            if other.commit_numbers():
+                found.append(other)
+    return found
 
 
 def made_from(dataset: Dataset) -> set[str]:

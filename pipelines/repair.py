@@ -83,7 +83,9 @@ class _Plan:
                 "delete", path, "what an attempt kept is deleted, unless it still runs", lambda: self._clear(path)
             )
         if finding.kind == "leftover_upload":
-            uploads = [upload for upload in self.dataset.store.uploads() if upload.path == path]
+            uploads = [one for one in self.dataset.store.uploads() if one.path == path and one.abandoned]
+            if not uploads:
+                return None  # begun less than a day ago: another machine may be at work on it
             return Mend("drop_upload", path, "unfinished uploads are given up", lambda: self._drop(uploads))
         if finding.kind == "forgotten_file" and path not in {e.path for e in self.commits[-1].files}:
             detail = "a file that forgetting took away is deleted"

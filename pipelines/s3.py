@@ -237,7 +237,10 @@ class S3Store(Store):
         with self._told(""):
             pages = self._s3.get_paginator("list_multipart_uploads").paginate(Bucket=self.root.bucket, Prefix=prefix)
             for page in pages:
-                found += [Upload(one["Key"][len(prefix) :], one["UploadId"]) for one in page.get("Uploads", ())]
+                found += [
+                    Upload(one["Key"][len(prefix) :], one["UploadId"], one["Initiated"])
+                    for one in page.get("Uploads", ())
+                ]
         return found
 
     def drop_upload(self, upload: Upload) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -12,6 +13,7 @@ from pipelines.location import Location, S3Url, location
 TEMPORARY_PREFIX = ".put-"
 TEMPORARY_SUFFIX = ".tmp"
 CHUNK = 1 << 20  # bytes hashed or copied at a time
+ABANDONED = timedelta(days=1)  # age from which nobody is taken to be at work on an upload any more
 
 
 class OtherBytes(HarmonError):
@@ -33,6 +35,12 @@ class Upload:
 
     path: str
     id: str
+    begun: datetime
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is so old that it may be dropped; a younger one may be another machine's, still under way."""
+        return datetime.now(UTC) - self.begun >= ABANDONED
 
 
 class ByteView(Protocol):

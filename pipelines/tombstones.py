@@ -10,13 +10,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipelines.canonical import canonical_json, sha256_hex
+from pipelines.columns import parquet_file
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.identity import Step
 from pipelines.lineage import neighbours
 from pipelines.manifest import FORGET, Commit, group_hash, manifest_path
 
+BATCH = 1 << 16  # rows of source that are in memory at a time while they are compared
 REASON = "forgotten"  # of the rows that leave by forgetting, or that a tombstone keeps out
 
 
@@ -55,6 +60,24 @@ class Tombstones:
     def bar_bytes(self, sha256: str) -> bool:
         """Whether a picture may not come in, judged by the SHA-256 of its bytes as fetched."""
         return sha256 in self.sha256
+
+
+def barred_keys(dataset: Dataset, path: str, stones: Tombstones) -> Iterator[str]:
+    """Keys of those rows of one file of source that may not be there, by key, link or bytes; BATCH rows in memory.
+
+    Raises HarmonError, OSError, ValueError or ArrowException where the file cannot be read.
+    """
+    columns = ["key", *(["url"] if stones.urls_sha256 else []), *(["sha256"] if stones.sha256 else [])]
+    keys, sums = (pa.array(sorted(values), pa.string()) for values in (stones.keys, stones.sha256))
+    with parquet_file(dataset.store.readable(path)) as parquet:
+        for batch in parquet.iter_batches(BATCH, columns=columns):
+            barred = pc.is_in(batch["key"], value_set=keys)
+            if stones.sha256:
+                barred = pc.or_(barred, pc.is_in(batch["sha256"], value_set=sums))
+            if stones.urls_sha256:
+                urls = batch["url"].to_pylist()
+                barred = pc.or_(barred, pa.array([stones.bar_row("", url) for url in urls], pa.bool_()))
+            yield from batch["key"].filter(barred).to_pylist()
 
 
 def url_sha256(url: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,26 @@ def is_held(folder: Path) -> bool:
             except BlockingIOError:
                 return True
     return False
+
+
+@contextlib.contextmanager
+def claim(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold `folder`, which goes afterwards, against every other process and thread of this machine.
+
+    Raises HarmonError(`refusal`) at once where another holds it. The death of the holder lets it go.
+    """
+    place = folder / "claim"  # a level down, as the workspace of a shard is, so that `is_held` sees it
+    descriptor = Workspace(place).try_lock()
+    if descriptor is None:
+        raise HarmonError(refusal)
+    try:
+        yield
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(descriptor)
+        for parent in (folder, folder.parent):
+            with contextlib.suppress(OSError):  # not empty, or gone
+                parent.rmdir()
 
 
 class Journal:
@@ -93,7 +113,7 @@ class Workspace:
         if _held.get(self._lock, (0, 0))[1] == os.getpid() and self._lock.exists():
             return
         deadline = time.monotonic() + patience
-        while (descriptor := self._try()) is None:
+        while (descriptor := self.try_lock()) is None:
             if time.monotonic() > deadline:
                 raise HarmonError(
                     f"another process is writing {self.folder} and has not ended in {patience:.0f} s; "
@@ -102,7 +122,7 @@ class Workspace:
             time.sleep(0.05)
         _held[self._lock] = (descriptor, os.getpid())
 
-    def _try(self) -> int | None:
+    def try_lock(self) -> int | None:
         """A descriptor that holds the lock file standing at this path, or None."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:

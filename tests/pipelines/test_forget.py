@@ -7,25 +7,29 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from small_datasets import ROWS, SHARDS, picture, source_row, write_all, write_images, write_scores
 
+import pipelines.drafts
 import pipelines.forget
+import pipelines.leftovers
 from pipelines.audit import audit
 from pipelines.canonical import sha256_hex
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.drafts import Overtaken
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.forget import forget, forget_everywhere, plan_forgetting, relatives
+from pipelines.forget import Plan, delete_tombstoned, forget, forget_everywhere, plan_forgetting, relatives
 from pipelines.forget_report import run_forget
 from pipelines.manifest import SOURCE, Receipt, receipt_path, step_path
 from pipelines.repair import apply_repair, plan_repair
 from pipelines.request import Request, read_request, read_requests
 from pipelines.steps import Reads, Step, StepRun
-from pipelines.tombstones import standing, tombstones, tombstones_beside, url_sha256
+from pipelines.storage import is_temporary
+from pipelines.tombstones import Tombstones, standing, tombstones, tombstones_beside, url_sha256
 
 KILLS = 200 if os.environ.get("HARMON_SOAK") else 6
 REPOSITORY = Path(__file__).parents[2]
@@ -238,6 +242,144 @@ def test_what_a_killed_forgetting_kept_goes_and_one_under_way_is_respected(toys:
     assert not folder.exists()
 
 
+def test_a_forgetting_that_another_machine_commits_during_the_scan_loses_nothing(
+    toys: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No claim is seen by another machine: its finished shards look like leftovers, until they are committed."""
+    plan = plan_forgetting(toys, ONE)
+    run = StepRun(toys, plan.step)
+    toys.store.put(step_path(run.step.key), run.step.identity)
+    for shard in run.pending(sorted(plan.shards)):
+        pipelines.forget._rewrite(run, plan, shard)
+    scan = pipelines.leftovers._holds
+
+    def overtaken(*arguments: Any) -> bool:
+        if toys.commit_of(run.step.key) is None:
+            run.commit()
+            delete_tombstoned(Dataset(toys.root))
+        return scan(*arguments)
+
+    monkeypatch.setattr(pipelines.leftovers, "_holds", overtaken)
+    other = source_row(1, 0)["key"]
+    before = set(toys.whole_table(SOURCE).column("key").to_pylist())
+    forget(toys, Request(keys=frozenset([other])))
+    assert [commit.step for commit in toys.commits()] == ["download", "score", "forget", "forget"]
+    assert set(toys.whole_table(SOURCE).column("key").to_pylist()) == before - {KEY, other}
+    report = audit(toys, deep=True)
+    assert report.sound and not report.findings, list(report.lines())
+
+
+def test_one_forgetting_at_a_time_works_on_a_dataset(toys: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite = pipelines.forget._rewrite
+    refused: list[str] = []
+
+    def meanwhile(*arguments: Any) -> None:
+        with pytest.raises(HarmonError, match=r"another forgetting in .* is under way") as raised:
+            forget(Dataset(toys.root), Request(keys=frozenset([source_row(1, 0)["key"]])))
+        refused.append(str(raised.value))
+        (work,) = [mend for mend in plan_repair(toys, audit(toys)) if mend.path == ".work/forget"]
+        ((_, problem),) = apply_repair([work])
+        assert problem is not None and "a process is at work" in problem
+        rewrite(*arguments)
+
+    monkeypatch.setattr(pipelines.forget, "_rewrite", meanwhile)
+    forget(toys, ONE)
+    assert len(refused) == 1 and not (toys.root / ".work").exists()
+    assert audit(toys, deep=True).findings == ()
+
+
+def test_finished_shards_of_a_forgetting_that_stopped_are_not_written_again(
+    toys: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = frozenset(source_row(shard, 1)["key"] for shard in range(SHARDS))
+    rewrite = pipelines.forget._rewrite
+    written: list[int] = []
+
+    def stops(run: StepRun, plan: Plan, shard: int) -> None:
+        if len(written) == 2:
+            raise InterruptedError
+        written.append(shard)
+        rewrite(run, plan, shard)
+
+    monkeypatch.setattr(pipelines.forget, "_rewrite", stops)
+    with pytest.raises(InterruptedError):
+        forget(toys, Request(keys=keys))
+    finished = receipts(toys)
+    monkeypatch.setattr(pipelines.forget, "_rewrite", lambda *those: (written.append(those[2]), rewrite(*those)))
+    forget(toys, Request(keys=keys))
+    assert written == list(range(SHARDS))
+    assert finished.items() <= receipts(toys).items()
+
+
+def test_a_file_is_kept_until_what_took_its_place_stands(toys: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = toys.entry(SOURCE, 1)
+    assert old is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.forget, "delete_tombstoned", lambda *_: None)
+        forget(toys, ONE)
+    new = toys.entry(SOURCE, 1)
+    assert new is not None
+    data = toys.store.read(new.path)
+    toys.store.remove(new.path)
+    with pytest.raises(HarmonError, match=r"1 files .* still stand .* absent or damaged"):
+        forget(toys, ONE)
+    assert toys.store.exists(old.path)
+    toys.store.put(new.path, data)
+    assert forget(toys, ONE) == []
+    assert not toys.store.exists(old.path) and audit(toys, deep=True).findings == ()
+
+
+LINK, SUM = "http://a.example/0", sha256_hex(b"forgotten bytes")
+
+
+def linked(root: Path, row: int, **facts: str) -> StepRun:
+    """One finished shard of one text row, not yet committed."""
+    run = StepRun(Dataset(root), Step("download", 1, {"row": row}))
+    run.pending([row])
+    out = run.shard(row)
+    out.columns(SOURCE, pa.Table.from_pylist([source_row(0, row) | {"task": "text"} | facts], SOURCE_SCHEMA))
+    out.finish(1)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("request_", "facts"),
+    [
+        (Request(urls=frozenset([LINK])), {"url": LINK}),
+        (Request(sha256=frozenset([SUM])), {"sha256": SUM}),
+        (ONE, {"key": KEY}),
+    ],
+    ids=["url", "sha256", "key"],
+)
+@pytest.mark.parametrize("where", ["toys", "other"])
+def test_a_sample_that_is_back_is_refused_at_the_commit_and_found_by_the_audit(
+    request_: Request, facts: dict[str, str], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under another key where a link or bytes name it, in the dataset that forgot it or in one beside that."""
+    linked(tmp_path / "toys", 0).commit({"toys": {}})
+    linked(tmp_path / "other", 0).commit({"toys": {}})
+    dataset = Dataset(tmp_path / where)
+    run = linked(dataset.root, 3, **facts)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.forget, "drop_leftovers", lambda *_: None)  # the shard is finished just after
+        forget(Dataset(tmp_path / "toys"), request_)
+    assert audit(dataset).sound
+    with pytest.raises(HarmonError, match=r"shard 3 holds samples that are forgotten"):
+        run.commit({"toys": {}})
+    monkeypatch.setattr(pipelines.drafts, "tombstones_beside", lambda _: Tombstones())  # an older release
+    run.commit({"toys": {}})
+    report = audit(dataset)
+    assert not report.sound and report.counts == {"forgotten_row": 1}
+    forget(dataset, request_)
+    assert audit(dataset).sound and dataset.total_rows == 1
+
+
+def test_an_audit_tells_of_a_dataset_beside_it_whose_forgettings_cannot_be_read(toys: Dataset) -> None:
+    other = write_all(toys.root.parent / "other")
+    other.store.local("manifest/000001.json").write_bytes(b"{")
+    assert [(one.kind, one.path) for one in audit(toys).findings] == [("upstream_unreachable", "../other")]
+
+
 @pytest.mark.parametrize("record", [b"{", b"[]", b"\xff"])
 def test_work_of_a_step_whose_record_is_damaged_is_respected(toys: Dataset, record: bytes) -> None:
     key = "0" * 64
@@ -286,13 +428,24 @@ def test_killed_forgetting_converges_to_the_undisturbed_content_hash(tmp_path: P
         root = tmp_path / f"round-{rounds}" / "toys"
         write_all(root)
         rounds += 1
+        finished: dict[str, bytes] = {}
         while kills < KILLS and victim(root, keys, draw.randint(1, 45)) != 0:
             kills += 1
+            now = receipts(Dataset(root))
+            assert finished.items() <= now.items()  # a rerun goes on where it was: a new receipt tells another time
+            finished = now
             assert {one.kind for one in audit(Dataset(root), deep=True).findings if not one.sound} <= {"forgotten_file"}
         forget(Dataset(root), Request(keys=keys))
+        assert finished.items() <= receipts(Dataset(root)).items()
         assert [commit.content_hash for commit in Dataset(root).commits()] == expected
         report = audit(Dataset(root), deep=True)
         assert report.sound and not report.findings, list(report.lines())
+
+
+def receipts(dataset: Dataset) -> dict[str, bytes]:
+    """Path to bytes of every receipt."""
+    names = [path for path in dataset.store.list("steps") if not path.endswith("step.json") and not is_temporary(path)]
+    return {path: dataset.store.read(path) for path in names}
 
 
 def victim(root: Path, keys: frozenset[str], at: int) -> int:

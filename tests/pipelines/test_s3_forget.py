@@ -1,12 +1,14 @@
 """Looking into a dataset in S3, and forgetting there: the same as on a local disk, on a real server."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from small_datasets import picture, source_row, write_all
 
+import pipelines.storage
 from flows.cli import main
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
@@ -14,6 +16,7 @@ from pipelines.errors import HarmonError
 from pipelines.forget import forget
 from pipelines.lineage import neighbours
 from pipelines.past import keys_then
+from pipelines.repair import apply_repair, plan_repair
 from pipelines.request import Request
 from pipelines.tombstones import tombstones_beside
 
@@ -24,7 +27,24 @@ def harmon(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_forget_audit_diff_show_and_export_work_on_s3(s3_root: str, tmp_path: Path) -> None:
+def test_uploads_that_another_machine_may_be_at_work_on_are_left(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    toys = write_all(f"{s3_root}/toys")
+    toys.store._s3.create_multipart_upload(**toys.store._at("images/0123abcd/00000.tar"))  # type: ignore[attr-defined]
+    forget(toys, Request(keys=frozenset([KEY])))
+    report = audit(toys)
+    assert (report.counts, len(toys.store.uploads())) == ({"leftover_upload": 1}, 1)
+    assert plan_repair(toys, report) == []
+    monkeypatch.setattr(pipelines.storage, "ABANDONED", timedelta(days=-1))  # as a day later
+    (mend,) = plan_repair(toys, report)
+    assert mend.action == "drop_upload"
+    assert list(apply_repair([mend])) == [(mend, None)]
+    assert toys.store.uploads() == []
+
+
+def test_forget_audit_diff_show_and_export_work_on_s3(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines.storage, "ABANDONED", timedelta(days=-1))  # the upload below is an old one
     toys, other = write_all(f"{s3_root}/toys"), write_all(f"{s3_root}/other")
     local = write_all(tmp_path / "toys")
     toys.store._s3.create_multipart_upload(**toys.store._at("images/0123abcd/00000.tar"))  # type: ignore[attr-defined]
