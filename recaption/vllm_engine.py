@@ -88,6 +88,7 @@ class VllmEngine:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._closing = True  # before the loop runs again: what ended since it stopped must not stop it now
         self._loop.run_until_complete(self._close())
         self._loop.close()
 
@@ -257,7 +258,6 @@ class VllmEngine:
                 self._start(self._watch(endpoint))
 
     async def _close(self) -> None:
-        self._closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
