@@ -37,7 +37,7 @@ def make_corpus(folder: Path, shards: int = 3, rows: int = 12, px: int = 64, wid
         output = run.shard(shard)
         output.columns("source", _source(output, shard, rows, px, wide))
         output.finish(rows_in=rows)
-    run.commit()
+    run.commit({"scenes": {"licence": "CC0-1.0", "terms": "open"}})
     rewriting = StepRun(dataset, Step("make-rewrites", 1, {}, ()))
     for shard in rewriting.pending(dataset.shard_numbers):
         source = dataset.table("source", shard, ["key", "task"])

@@ -67,7 +67,7 @@ def small(
                 )
             )
         out.finish(len(mine) + len(lost))
-    run.commit({"toys": {}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     return dataset
 
 

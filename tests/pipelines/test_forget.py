@@ -114,7 +114,7 @@ def test_rows_are_found_by_link_and_by_bytes_and_children_follow_their_parents(t
     rows[4] |= {"parent_key": rows[0]["key"]}
     out.columns(SOURCE, pa.Table.from_pylist(rows, SOURCE_SCHEMA))
     out.finish(5)
-    run.commit({"toys": {}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     forget(dataset, Request(urls=frozenset(["http://a.example/3"]), sha256=frozenset([f"{1:064x}"])))
     assert dataset.table(SOURCE, 0).column("row_id").to_pylist() == ["0-2"]
     stones = tombstones(dataset)
@@ -166,7 +166,7 @@ def test_keys_found_by_a_link_are_forgotten_in_derived_datasets_that_do_not_tell
         row = source_row(0, 0) | {"task": "text", "url": url}
         out.columns(SOURCE, pa.Table.from_pylist([row], SOURCE_SCHEMA))
         out.finish(1)
-        run.commit({"toys": {}})
+        run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     linked = Request(urls=frozenset(["http://a.example/0"]))
     forget(toys, linked)
     assert [one.samples for one in relatives(toys, linked)] == [1]
@@ -356,8 +356,8 @@ def test_a_sample_that_is_back_is_refused_at_the_commit_and_found_by_the_audit(
     request_: Request, facts: dict[str, str], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under another key where a link or bytes name it, in the dataset that forgot it or in one beside that."""
-    linked(tmp_path / "toys", 0).commit({"toys": {}})
-    linked(tmp_path / "other", 0).commit({"toys": {}})
+    linked(tmp_path / "toys", 0).commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
+    linked(tmp_path / "other", 0).commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     dataset = Dataset(tmp_path / where)
     run = linked(dataset.root, 3, **facts)
     with monkeypatch.context() as patch:
@@ -365,9 +365,9 @@ def test_a_sample_that_is_back_is_refused_at_the_commit_and_found_by_the_audit(
         forget(Dataset(tmp_path / "toys"), request_)
     assert audit(dataset).sound
     with pytest.raises(HarmonError, match=r"shard 3 holds samples that are forgotten"):
-        run.commit({"toys": {}})
+        run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     monkeypatch.setattr(pipelines.drafts, "tombstones_beside", lambda _: Tombstones())  # an older release
-    run.commit({"toys": {}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     report = audit(dataset)
     assert not report.sound and report.counts == {"forgotten_row": 1}
     forget(dataset, request_)

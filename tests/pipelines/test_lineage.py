@@ -23,7 +23,7 @@ def made_of(root: Path, *datasets: Dataset) -> Dataset:
     out = run.shard(0)
     out.columns(SOURCE, pa.Table.from_pylist([source_row(0, 4)], SOURCE_SCHEMA))
     out.finish(1)
-    run.commit({"toys": {}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     return dataset
 
 

@@ -353,7 +353,7 @@ def test_a_caption_version_of_100_shards_writes_little(s3_root: str, monkeypatch
             out.images().add(row["key"], draw.randbytes(100_000), "jpg", {})  # a photograph of 0.5 megapixels
         out.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
         out.finish(rows_in=len(rows))
-    run.commit({"toys": {}})
+    run.commit({"toys": {"licence": "CC0-1.0", "terms": "open"}})
     whole = sum(size or 0 for size in dataset.store.sizes().values())
     count = Counting(dataset.store, monkeypatch)
     again = Dataset(dataset.root)
