@@ -61,6 +61,7 @@ def select(
     _check_groups(datasets, selection)
     run = StepRun(target, select_step(datasets, selection), on_progress)
     if run.committed:
+        run.clean()
         return run.committed
     work = Workspace(target.store.work(f"{WORK}/{run.step.key}/shuffle"))
     work.acquire()

@@ -160,14 +160,15 @@ class StepRun:
                 self.dataset.store.put(manifest_path(draft.number), draft.to_bytes())
             except OtherBytes:
                 log.info("%s: another commit took number %d; trying the next", self.dataset.name, draft.number)
-        self._clean()
+        self.clean()
         return commit
 
     def _receipt(self, shard: int) -> Receipt:
         path = receipt_path(self.step.key, shard)
         return Receipt.from_bytes(self.dataset.store.read(path), self.dataset.store.where(path))
 
-    def _clean(self) -> None:
+    def clean(self) -> None:
+        """Delete the temporaries of this step, which a process killed right after its commit leaves behind."""
         remove_folder(self.dataset.store.work(f"{WORK}/{self.step.key}"))
         with contextlib.suppress(OSError):  # not empty: other steps are at work; gone: another process was faster
             self.dataset.store.work(WORK).rmdir()
