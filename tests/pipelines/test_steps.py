@@ -199,7 +199,7 @@ def test_a_column_step_keeps_every_row_in_order(toys: Dataset) -> None:
         out.finish(rows_in=5)
     with pytest.raises(HarmonError, match="none may be left out"):
         out.finish(rows_in=4)
-    run._clean()
+    run.clean()
 
 
 def test_a_group_is_never_rewritten(toys: Dataset) -> None:
