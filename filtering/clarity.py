@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from filtering.measured import write_measured
 from pipelines.dataset import Dataset
 from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
@@ -82,17 +83,7 @@ def score_clarity(dataset: Dataset, on_progress: ProgressCallback | None = None)
 
     Rows without an image are failed with the reason `no_image`, undecodable ones with `undecodable`.
     """
-    run = StepRun(dataset, clarity_step(dataset), on_progress)
-    if run.committed:
-        return run.committed
-    for shard in run.pending(dataset.shard_numbers):
-        output = run.shard(shard)
-        keys = dataset.table(SOURCE, shard, ["key"]).column("key").to_pylist()
-        images = dataset.images(shard) if dataset.entry(IMAGES, shard) else None
-        rows = [_row(key, image.data if images and (image := images.find(key)) else None) for key in keys]
-        output.columns(GROUP, pa.Table.from_pylist(rows, schema=SCHEMA))
-        output.finish(len(keys))
-    return run.commit()
+    return write_measured(StepRun(dataset, clarity_step(dataset), on_progress), GROUP, SCHEMA, _row)
 
 
 def _row(key: str, data: bytes | None) -> dict[str, object]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
+from filtering.measured import write_measured
 from pipelines.dataset import Dataset
 from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
@@ -63,17 +64,7 @@ def hash_step(dataset: Dataset) -> Step:
 
 def write_hashes(dataset: Dataset, on_progress: ProgressCallback | None = None) -> Commit:
     """Write the column group `hash` (phash, md5 of the stored bytes) of every image of `dataset` and commit it."""
-    run = StepRun(dataset, hash_step(dataset), on_progress)
-    if run.committed:
-        return run.committed
-    for shard in run.pending(dataset.shard_numbers):
-        output = run.shard(shard)
-        keys = dataset.table(SOURCE, shard, ["key"]).column("key").to_pylist()
-        images = dataset.images(shard) if dataset.entry(IMAGES, shard) else None
-        rows = [_row(key, image.data if images and (image := images.find(key)) else None) for key in keys]
-        output.columns(GROUP, pa.Table.from_pylist(rows, schema=SCHEMA))
-        output.finish(len(keys))
-    return run.commit()
+    return write_measured(StepRun(dataset, hash_step(dataset), on_progress), GROUP, SCHEMA, _row)
 
 
 def _row(key: str, data: bytes | None) -> dict[str, str | None]:

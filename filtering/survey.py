@@ -74,10 +74,13 @@ def _chart(made: Plan, place: tuple[str, str], spread: Spread) -> Markup:
 def _pictures(made: Plan, stays: bool) -> list[Picture]:
     found = []
     for data, key, why in _some(made, stays, SHOWN):
+        remarks = [Remark(why, "bad")] if why else []
         try:
-            found.append(thumbnail(data, key[:12], *([Remark(why, "bad")] if why else [])))
+            found.append(thumbnail(data, key[:12], *remarks))
         except (OSError, ValueError, Image.DecompressionBombError):
-            continue
+            grey = io.BytesIO()
+            _small(data).save(grey, "PNG")
+            found.append(thumbnail(grey.getvalue(), key[:12], Remark("cannot be decoded", "bad"), *remarks))
     return found
 
 
