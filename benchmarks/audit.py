@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.memory import peak_memory
 from benchmarks.pictures import make_pictures, make_view
 from pipelines.audit import audit
 from pipelines.canonical import sample_key, sha256_hex
@@ -122,7 +123,7 @@ def _audit_one(root: Path) -> dict[str, Any]:
         "sound": report.sound,
         "seconds": time.monotonic() - began,
         "cpu": usage.ru_utime + usage.ru_stime,
-        "gigabytes": usage.ru_maxrss / 1e6,
+        "gigabytes": peak_memory() / 1e9,
     }
 
 
@@ -249,7 +250,7 @@ def _commit(
         rejected={},
         failed={},
         schemas={**(head.schemas if head else {}), **schemas},
-        terms={"synthetic": {"licence": "CC0-1.0"}},
+        terms={"synthetic": {"licence": "CC0-1.0", "terms": "open"}},
         context={"host": "benchmark"},
     )
     _write(root / manifest_path(commit.number), commit.to_bytes())
@@ -274,7 +275,7 @@ def make_archives(root: Path, images: int) -> Dataset:
         out_shard.columns(SOURCE, conform(pa.Table.from_pylist(rows, SOURCE_SCHEMA), SOURCE_SCHEMA, "source"))
         out_shard.rejects(REJECT_SCHEMA.empty_table())
         out_shard.finish(rows_in=len(rows))
-    run.commit({"noise": {"licence": "CC0-1.0"}})
+    run.commit({"noise": {"licence": "CC0-1.0", "terms": "open"}})
     return run.dataset
 
 

@@ -71,11 +71,10 @@ def test_quotas_and_quantiles_say_how_many() -> None:
 def test_a_target_count_over_a_thousand_shards_is_met_within_256_mebibytes(tmp_path: Path) -> None:
     """10 million scores in 1,000 shards, read as a selection's plan reads them; the peak above imports is measured."""
     code = (
-        "import resource, sys\n"
+        "from benchmarks.memory import peak_memory\n"
         "import numpy as np\n"
         "from filtering.cut import cuts, orders\n"
         "import filtering.select\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "def shard(n):\n"
         "    draw = np.random.default_rng(n)\n"
         "    scores = np.round(draw.normal(5, 1, 10_000), 2).astype(np.float32)\n"
@@ -83,10 +82,10 @@ def test_a_target_count_over_a_thousand_shards_is_met_within_256_mebibytes(tmp_p
         "def passes():\n"
         "    for n in range(1000):\n"
         "        yield np.zeros(10_000, np.int64), orders(*shard(n))\n"
-        "before = peak()\n"
+        "before = peak_memory()\n"
         "(lowest,) = cuts(passes, [2_000_000])\n"
         "kept = sum(int((values >= lowest).sum()) for _, values in passes())\n"
-        "print(kept, (peak() - before) / 1024)\n"
+        "print(kept, (peak_memory() - before) / 2**20)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=True

@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[2]
 SHARDS, ROWS = (1000, 10_000) if os.environ.get("HARMON_SOAK") else (100, 500)
 
 PLAN = """
-import resource, sys
+import sys
+from benchmarks.memory import peak_memory
 from filtering.plan import plan
 from filtering.select import Selection
 from pipelines.dataset import Dataset
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+before = peak_memory()
 take = {"group": "aesthetic.toy", "column": "score", "keep": "20%"}
 made = plan([Dataset(sys.argv[1])], Selection(geometry={"min_side": 1}, take=take))
-print(made.kept, made.rows, peak() - before)
+print(made.kept, made.rows, (peak_memory() - before) / 2**20)
 """
 
 

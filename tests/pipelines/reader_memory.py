@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.memory import peak_memory
 from pipelines import catalogue
 from pipelines.ingest import plan
 from pipelines.layouts import UrlTable
@@ -140,6 +141,4 @@ if __name__ == "__main__":
         write(layout_, folder, int(sys.argv[4]))
     else:
         rows = read(layout_, folder)
-        status = Path("/proc/self/status").read_text()  # ru_maxrss would begin with that of the process that forked
-        most = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-        print(json.dumps({"rows": rows, "peak": most * 1024}))
+        print(json.dumps({"rows": rows, "peak": peak_memory()}))

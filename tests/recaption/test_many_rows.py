@@ -22,6 +22,7 @@ MOST_MEMORY = 1 << 30
 CAPTION = "A wide valley at dawn, with a river between dark pines and two cabins under a pink and golden sky. " * 4
 SCRIPT = """
 import json, resource, sys
+from benchmarks.memory import peak_memory
 from pipelines.dataset import Dataset
 from recaption.captions import write_captions
 from recaption.language_model import served_model
@@ -32,7 +33,7 @@ root, address, model = sys.argv[1:]
 recaption = Recaption(load_prompt("rewrite-v1"), served_model(model))
 commit = write_captions(Dataset(root), recaption, lambda: VllmEngine([address], model))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"captions": commit.rows_out, "memory": used.ru_maxrss << 10, "cpu": used.ru_utime + used.ru_stime}))
+print(json.dumps({"captions": commit.rows_out, "memory": peak_memory(), "cpu": used.ru_utime + used.ru_stime}))
 """
 
 
