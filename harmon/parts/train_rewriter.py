@@ -1,8 +1,9 @@
 """Trains the demo's tiny Qwen2.5, which rewrites captions and is the language model that Harmon starts from.
 
-Its main task is the paper's: the rewriting prompt (appendix A1.2.2) about a dense caption, put through the
-chat template as a chat server puts it, is answered by the short caption. A smaller part of each batch are
-dialogues in words and generation prompts in Harmon's form.
+Its first task is the paper's: the rewriting prompt (appendix A1.2.2) about a dense caption, put through the
+chat template as a chat server puts it, is answered by the short caption. Other rows are, in Harmon's form of the
+template, talks about a caption and generation prompts: Qwen2.5 answers questions about a text long before
+Harmon shows it pictures, and so must its stand-in.
 
     python -m harmon.parts.train_rewriter             trains and writes harmon/parts/demo/qwen
     python -m harmon.parts.train_rewriter --measure   prints how many of 500 unseen rewrites name every object
@@ -25,11 +26,11 @@ from harmon.parts.train_tokenizer import QWEN_FOLDER, REWRITING_PROMPT, SYSTEM_T
 from pipelines.scenes import (
     Scene,
     class_name,
+    conversation,
     dense_caption,
     make_scene,
     names_every_object,
     short_caption,
-    text_dialogue,
 )
 
 SEED = 1
@@ -38,19 +39,26 @@ FULL_STEPS = 800
 """Train steps without and then with the fixed instruction. Without, its tokens are left out and their positions
 kept, which halves the work: the model learns the task first, and then to look past the instruction."""
 
-STEPS = SHORT_STEPS + FULL_STEPS
+REWRITING_STEPS = SHORT_STEPS + FULL_STEPS
+TALK_STEPS = 3000
+"""Train steps at the end, with a schedule of their own, in which most rows are talks about captions."""
+
+STEPS = REWRITING_STEPS + TALK_STEPS
 BATCH = 32
 POOL = 2048
 """Rows drawn at once and sorted by length into batches, so that little padding is computed."""
 
 SAVED_EVERY = 200
-LEARNING_RATE = 2e-3
+LEARNING_RATE, TALK_RATE = 2e-3, 1e-3
 WARM_UP = 150
 CAPTION_WEIGHT = 0.1
 """Loss weight of a token of the dense caption, beside 1 for a token of the answer."""
 
-OTHER_SHARE = 0.15
-"""Share of rows that are dialogues and generation prompts."""
+OTHER_SHARE, LAST_OTHER_SHARE = 0.15, 0.8
+"""Share of rows that are talks and generation prompts, before and in the last part."""
+
+TALK_SHARE = 0.85
+"""Share of talks among those; the rest are generation prompts."""
 
 MEASURED_SCENES = 500
 
@@ -112,15 +120,26 @@ def rewriting_row(tokenizer: PreTrainedTokenizerBase, scene: Scene, random: Rand
 
 
 def other_row(tokenizer: PreTrainedTokenizerBase, scene: Scene, random: Random) -> Row:
-    """A dialogue in words, or a prompt to generate an image, both in Harmon's form of the template."""
-    if random.random() < 0.6:
-        asked, answered = text_dialogue(scene)
-        question, answer = tokenizer([user_turn(asked.text, system=False), f"{answered.text}<|im_end|>"])["input_ids"]
-        weights = [CAPTION_WEIGHT / 2] * len(question) + [1.0] * len(answer)
-        return Row([*question, *answer], weights, [False] * len(weights))
+    """A talk in words, or a prompt to generate an image, both in Harmon's form of the template."""
+    if random.random() < TALK_SHARE:
+        return talk_row(tokenizer, scene, random)
     caption = class_name(scene) if len(scene.objects) == 1 and random.random() < 0.5 else short_caption(scene)
     (ids,) = tokenizer([user_turn(f"Generate an image: {caption}", system=False)])["input_ids"]
     return Row(ids, [CAPTION_WEIGHT * 2] * len(ids), [False] * len(ids))
+
+
+def talk_row(tokenizer: PreTrainedTokenizerBase, scene: Scene, random: Random) -> Row:
+    """A caption, dense or short, and all questions of the scene's conversation with their answers."""
+    ids: list[int] = []
+    weights: list[float] = []
+    told = f"{dense_caption(scene) if random.random() < 0.7 else short_caption(scene)} "
+    for asked in conversation(scene):
+        turn = user_turn(f"{told}{asked.question}", system=False)
+        question, answer = tokenizer([f"\n{turn}" if ids else turn, f"{asked.answer}<|im_end|>"])["input_ids"]
+        ids += [*question, *answer]
+        weights += [CAPTION_WEIGHT / 2 if told else 0.0] * len(question) + [1.0] * len(answer)
+        told = ""
+    return Row(ids, weights, [False] * len(ids))
 
 
 def batches(tokenizer: PreTrainedTokenizerBase, first: int) -> Iterator[list[Drawn]]:
@@ -128,7 +147,8 @@ def batches(tokenizer: PreTrainedTokenizerBase, first: int) -> Iterator[list[Dra
     for number in range(first * BATCH // POOL, -(-STEPS * BATCH // POOL)):
         random, rows = Random(f"{SEED}/{number}"), []
         for scene in (make_scene(SEED, number * POOL + i) for i in range(POOL)):
-            make = other_row if random.random() < OTHER_SHARE else rewriting_row
+            last = (number + 1) * POOL > REWRITING_STEPS * BATCH
+            make = other_row if random.random() < (LAST_OTHER_SHARE if last else OTHER_SHARE) else rewriting_row
             row = make(tokenizer, scene, random)
             kept = [i for i, fixed in enumerate(row.fixed) if number * POOL >= SHORT_STEPS * BATCH or not fixed]
             rows.append(([row.ids[i] for i in kept], kept, [row.weights[i] for i in kept]))
@@ -154,9 +174,14 @@ def batch_loss(model: Qwen2ForCausalLM, batch: Sequence[Drawn]) -> torch.Tensor:
 
 
 def rate(step: int) -> float:
-    """Share of the learning rate at `step`: linear warm-up, then a cosine down to a hundredth."""
-    done = max(0.0, (step - WARM_UP) / (STEPS - WARM_UP))
-    return min(1.0, (step + 1) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    """The learning rate at `step`: in either schedule linear warm-up, then a cosine down to a hundredth."""
+    peak, step, steps = (
+        (LEARNING_RATE, step, REWRITING_STEPS)
+        if step < REWRITING_STEPS
+        else (TALK_RATE, step - REWRITING_STEPS, TALK_STEPS)
+    )
+    done = max(0.0, (step - WARM_UP) / (steps - WARM_UP))
+    return peak * min(1.0, (step + 1) / WARM_UP) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def initial(folder: Path) -> Qwen2ForCausalLM:
@@ -184,7 +209,7 @@ def train(folder: Path, first: int) -> None:
     started = time.monotonic()
     for step, batch in enumerate(batches(tokenizer, first), first):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate(step)
+            group["lr"] = rate(step)
         loss = batch_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

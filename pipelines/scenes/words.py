@@ -148,16 +148,17 @@ def questions(scene: Scene) -> tuple[Question, ...]:
 def conversation(scene: Scene) -> tuple[Question, ...]:
     """What a scene is trained with: the questions of `questions` and more of existence and colour, in varied order.
 
-    Up to two objects that are there and as many that are not are asked for, so that yes and no are equally many.
+    Existence is asked as often as there are objects, and each time a coin says whether of one that is there: no
+    answer follows from the answers before it. Of several objects, two places ask for what is there.
     """
     random = Random(f"conversation/{scene!r}")
     present = [item.pair for item in scene.objects]
     absent = [pair for pair in trained_pairs() if pair not in present]
-    some = min(2, len(present))
+    number = sum(random.random() < 0.5 for _ in present)
     asks = [
         Question("existence", f"Is there {_with_article(' '.join(pair))}?", answer)
-        for pairs, answer in ((present, "yes"), (absent, "no"))
-        for pair in random.sample(pairs, some)
+        for pairs, answer, asked in ((present, "yes", number), (absent, "no", len(present) - number))
+        for pair in random.sample(pairs, asked)
     ]
     shapes = Counter(shape for _, shape in present)
     alone = [pair for pair in present if shapes[pair[1]] == 1]
@@ -165,6 +166,11 @@ def conversation(scene: Scene) -> tuple[Question, ...]:
         Question("colour", f"What colour is the {shape}?", colour)
         for colour, shape in random.sample(alone, min(2, len(alone)))
     ]
+    if len(present) > 1:
+        asks += [
+            Question("position", f"What is at the {item.place}?", " ".join(item.pair))
+            for item in random.sample(scene.objects, 2)
+        ]
     asks += [question for question in questions(scene) if question.kind in ("count", "position")]
     random.shuffle(asks)
     return tuple(asks)

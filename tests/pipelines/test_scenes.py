@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -192,6 +193,9 @@ def test_answers_follow_from_the_picture(scene: Scene) -> None:
         elif asked.kind == "colour":
             shape = re.findall(r"the (\w+)\?", asked.question)[0]
             assert [item.colour for item in scene.objects if item.shape == shape] == [asked.answer]
+        elif asked.question.startswith("What is at"):
+            place = asked.question.removeprefix("What is at the ").removesuffix("?")
+            assert [" ".join(item.pair) for item in scene.objects if item.place == place] == [asked.answer]
         else:
             second, first = (by_name[name] for name in re.findall(r"the (\w+ \w+)(?: is|\?)", asked.question))
             dx, dy = first.x - second.x, first.y - second.y
@@ -202,9 +206,19 @@ def test_answers_follow_from_the_picture(scene: Scene) -> None:
 
 
 @given(scenes)
-def test_a_conversation_asks_for_as_much_that_is_there_as_that_is_not(scene: Scene) -> None:
-    answers = Counter(asked.answer for asked in conversation(scene) if asked.kind == "existence")
-    assert answers["yes"] == answers["no"] == min(2, len(scene.objects))
+def test_a_conversation_asks_of_existence_once_for_each_object_and_never_twice_the_same(scene: Scene) -> None:
+    asked = [asked.question for asked in conversation(scene)]
+    assert len(set(asked)) == len(asked)
+    assert sum(question.startswith("Is there") for question in asked) == len(scene.objects)
+
+
+def test_in_a_conversation_no_answer_of_existence_follows_from_the_one_before() -> None:
+    pairs: Counter[tuple[str, str]] = Counter()
+    for index in range(4000):
+        told = [asked.answer for asked in conversation(make_scene(3, index)) if asked.kind == "existence"]
+        pairs.update(pairwise(told))
+    total = pairs.total()
+    assert all(abs(pairs[first, then] / total - 0.25) < 0.02 for first in ("yes", "no") for then in ("yes", "no"))
 
 
 def test_shares_are_as_documented() -> None:
