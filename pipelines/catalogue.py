@@ -11,6 +11,8 @@ from pipelines.errors import ConfigurationError
 from pipelines.layouts import Layout
 from pipelines.settings import Settings, nearest, parse, read_yaml, with_override
 
+UNSTATED = "yours to state"  # licence of an entry that someone has still to make their own
+BINDING = ("licence", "terms", "restrictions", "agreement")  # fields that say what binds a source
 FOLDER = Path(__file__).with_name("catalog")
 
 Terms = Literal["open", "open-captions", "non-commercial", "agreement", "model-output", "own"]
@@ -131,12 +133,20 @@ def source(name: str, folder: Path = FOLDER, settings: Sequence[str] = ()) -> So
     """The catalogue entry of this name; `settings` are `path.to.key=value` that replace what it says.
 
     Raises:
-        ConfigurationError: there is no such entry (the nearest name is told), or its file is wrong.
+        ConfigurationError: there is no such entry (the nearest name is told), its file is wrong, or a setting would
+            change what binds it.
     """
     known = names(folder)
     if name not in known:
         raise ConfigurationError(f"the catalogue has no source '{name}'; {nearest(name, known)}.")
-    return entry(folder / f"{name}.yaml", settings)
+    found = entry(folder / f"{name}.yaml", settings)
+    bound = entry(folder / f"{name}.yaml") if settings else found
+    if bound.terms != "own" and any(getattr(found, field) != getattr(bound, field) for field in BINDING):
+        raise ConfigurationError(
+            f"{', '.join(BINDING)} of {name} are its publisher's to state, and no setting changes them; for data under "
+            "other terms write an entry of your own."
+        )
+    return found
 
 
 def entry(path: Path, settings: Sequence[str] = ()) -> Source:

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,14 +67,28 @@ class FetchSettings(Settings):
     """A shard stays open where a larger share of its links than this reached no server; 1: never."""
 
 
+@dataclass(frozen=True)
+class Links:
+    """The links of one shard, in a Parquet file with the column url, so that a list of any length is held on disk."""
+
+    path: Path
+    count: int
+
+
+def write_links(path: Path, urls: Sequence[str]) -> Links:
+    """Put links into a new file."""
+    pq.write_table(pa.table({"url": pa.array(urls, pa.string())}), path)
+    return Links(path, len(urls))
+
+
 def fetch(
-    links: Mapping[int, Sequence[str]],
+    links: Mapping[int, Links],
     folder: Path,
     rules: Rules,
     how: FetchSettings,
     engine: Engine = "img2dataset",
     on_live: LiveCallback | None = None,
-) -> Iterator[Landed]:
+) -> Generator[Landed, None, None]:
     """Fetch the links of each shard (at least one each) below `folder`; yields shards as they land.
 
     `rules` says what may be fetched; how is taken from `how`. `on_live` is told about once a second how it goes.
@@ -117,7 +131,7 @@ def interpreter() -> Path:
 
 
 def _run(
-    links: Mapping[int, Sequence[str]],
+    links: Mapping[int, Links],
     folder: Path,
     rules: Rules,
     how: FetchSettings,
@@ -127,8 +141,8 @@ def _run(
 ) -> Iterator[Landed]:
     """One run of the engine, watched; ends when it ends, also when it has left shards out."""
     shards = sorted(links)
-    largest = max(len(urls) for urls in links.values())
-    _write_links(links, folder / "in")
+    largest = max(one.count for one in links.values())
+    _name_inputs(links, folder / "in")
     output = folder / "out"
     output.mkdir()
     command = _command(folder, largest, rules, how, engine, traffic.folder)
@@ -143,7 +157,7 @@ def _run(
                 for number in sorted(complete(output, landed)):
                     landed.add(number)
                     heard = time.monotonic()
-                    brought = Landed(shards[number], output, number, len(links[shards[number]]), digits_of(largest))
+                    brought = Landed(shards[number], output, number, links[shards[number]].count, digits_of(largest))
                     if brought.complete:
                         yield brought
                 if on_live and (len(landed) == len(shards) or time.monotonic() - told > LIVE_EVERY):
@@ -172,11 +186,11 @@ def _kill_silent(traffic: Traffic, patience: float) -> int:
     return len(silent)
 
 
-def _write_links(links: Mapping[int, Sequence[str]], folder: Path) -> None:
-    """One input file for each shard, so named that an engine takes them in order, numbered from 0."""
+def _name_inputs(links: Mapping[int, Links], folder: Path) -> None:
+    """The input files so named that an engine takes them in order, numbered from 0."""
     folder.mkdir(parents=True)
     for number, shard in enumerate(sorted(links)):
-        pq.write_table(pa.table({"url": list(links[shard])}), folder / f"{number:06d}.parquet")
+        os.link(links[shard].path, folder / f"{number:06d}.parquet")
 
 
 def _command(folder: Path, largest: int, rules: Rules, how: FetchSettings, engine: Engine, traffic: Path) -> list[str]:

@@ -34,6 +34,9 @@ TRANSIENT = frozenset({"timeout", "dropped", "gone", "name_server", "unreachable
     f"http_{status}" for status in AT_FAULT
 )
 """Reasons that may be gone at the next attempt; a refused connection or unknown name (`dead_link`) hardly ever is."""
+PASSING = TRANSIENT | {"tls", "fetch_failed"} | {f"http_{status}" for status in range(500, 600)}
+"""Reasons that may be gone another day: besides those, a certificate (or a clock that was wrong, or a network that
+intercepts), a failure of an engine itself, and whatever a server lays on itself, Cloudflare's 520 to 530 among it."""
 OWN_SIDE = frozenset({"gone", "name_server", "unreachable", "local"})  # more likely this side's fault than the link's
 REFUSED = "the connection is refused"
 NO_PICTURES = frozenset({1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6697, 10080}) | frozenset(

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -120,8 +120,20 @@ class StepRun:
         folder = self._workspace(number).fresh("out")
         return ShardOutput(self.dataset, self.step.name, self.step.key, number, folder, self._shard_done)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Path]:
+        """Local folder for temporaries of many shards: empty at first, gone afterwards, one process's at a time."""
+        work = self._held("together")
+        try:
+            yield work.fresh("scratch")
+        finally:
+            work.discard()
+
     def _workspace(self, shard: int) -> Workspace:
-        work = Workspace(self.dataset.store.work(f"{WORK}/{self.step.key}/{shard:05d}"))
+        return self._held(f"{shard:05d}")
+
+    def _held(self, name: str) -> Workspace:
+        work = Workspace(self.dataset.store.work(f"{WORK}/{self.step.key}/{name}"))
         work.acquire()
         if not self._named:
             self.dataset.store.put(step_path(self.step.key), self.step.identity)

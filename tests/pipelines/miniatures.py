@@ -17,10 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines import catalogue
+
 GOOD = 200  # sound rows of each, traps not counted
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TURNS = pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))
 HTML = b"<!DOCTYPE html><html><body>gone</body></html>"
+
+
+def entry(name: str, *settings: str) -> catalogue.Source:
+    """An entry of the catalogue; one for a user's own data with the licence that its user has to state."""
+    own = ["licence=CC0-1.0"] if name.startswith("own-") else []
+    return catalogue.source(name, settings=[*own, *settings])
 
 
 @dataclass

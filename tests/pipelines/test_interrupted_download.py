@@ -18,7 +18,7 @@ from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download
 from pipelines.errors import HarmonError
 from pipelines.fetch import Engine, FetchSettings
-from pipelines.outage import is_outage
+from pipelines.outage import Watch, is_outage
 from pipelines.redo import redo
 from pipelines.steps import Progress
 from pipelines.traffic import Live, Meter, Traffic
@@ -211,6 +211,22 @@ OK, DEAD, NAMES = None, "dead_link", "name_server"
         ([OK] * 60 + [DEAD] * 40, True, 0.5, False),  # an old list
         ([OK] * 80 + [NAMES] * 20, True, 0.5, True),  # the name server went away towards the end
         ([OK] * 95 + [NAMES] * 5, True, 0.5, False),
+        ([OK] * 91 + [NAMES] * 9, True, 0.5, True),
+        ([NAMES] * 4, True, 0.5, True),  # few, but this side's
+        ([DEAD] * 3 + ["gone"], True, 0.5, True),
+        (["tls"] * 1000, True, 0.5, True),  # a wrong clock, or somebody in between
+        (["dropped"] * 1000, True, 0.5, True),
+        (["http_502"] * 1000, True, 0.5, True),
+        (["http_504"] * 1000, True, 0.5, True),
+        (["http_530"] * 1000, True, 0.5, True),
+        (["forbidden_address"] * 1000, True, 0.5, True),  # what a captive portal's name server says
+        (["forbidden_port"] * 10, False, 0.5, False),  # told by the link alone
+        (["forbidden_port"] * 10 + [DEAD] * 5, True, 0.5, True),
+        (["http_403"] + ["tls"] * 4, False, 0.5, False),
+        ([OK] * 60 + ["timeout"] * 40, True, 0.5, True),  # so many that may pass
+        ([OK] * 80 + ["timeout"] * 20, True, 0.5, False),
+        ([OK] * 60 + ["timeout"] * 40, True, 0.9, False),
+        ([], False, 0.5, False),
         (["http_404"] * 100, True, 0.5, False),  # an answer is an answer
         (["http_429"] * 100, True, 0.5, True),  # the host wants no more for now
         ([DEAD] * 100, False, 1.0, False),  # dead indeed, says the recipe
@@ -218,6 +234,20 @@ OK, DEAD, NAMES = None, "dead_link", "name_server"
 )
 def test_an_outage_is_told_from_dead_links(reasons: list[str | None], others: bool, share: float, outage: bool) -> None:
     assert is_outage(reasons, others, share) == outage
+
+
+def test_only_an_answer_of_this_run_says_that_others_answer() -> None:
+    watch = Watch(0.5)
+    assert watch.is_cut_off([DEAD, DEAD])
+    assert not watch.is_cut_off([OK, DEAD]) and not watch.is_cut_off([DEAD, DEAD])
+    assert watch.is_cut_off([NAMES])
+
+
+def test_canaries_alone_say_whether_a_retry_met_an_outage() -> None:
+    assert not Watch(0.5).is_cut_off([DEAD] * 100, [OK] * 6 + ["http_404", "timeout"])
+    assert not Watch(0.5).is_cut_off([NAMES] * 100, ["http_404"])
+    assert Watch(0.5).is_cut_off(["http_404"] + [DEAD] * 99, [DEAD] * 8)
+    assert Watch(0.5).is_cut_off([DEAD] * 100, [OK] * 2 + [NAMES] * 6)
 
 
 def test_live_counts_survive_torn_lines_and_name_the_worst_hosts(tmp_path: Path) -> None:
