@@ -64,8 +64,8 @@ class Override(Settings):
 
     of: tuple[str, ...]
     """Sources whose rows they describe."""
-    by: Literal["url", "member"]
-    """What both have: the link, or the member's key within its tar."""
+    by: Literal["url", "member", "tar-member"]
+    """What both have: the link; the key of a member, in tars of any names; or its tar's name and its key."""
 
 
 class Source(Settings):
