@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.course import Course
-from pipelines.politeness import Host, Hosts
+from pipelines.politeness import Host, Hosts, Pauses
 from pipelines.rules import (
     REDIRECTS,
     FetchError,
@@ -69,12 +69,13 @@ class Guard:
         resolve: Resolve = system_names,
         sleep: Callable[[float], None] = time.sleep,
         meter: Meter | None = None,
+        pauses: Pauses | None = None,
     ) -> None:
         self.rules = rules
         self._resolve = resolve
         self._sleep = sleep
         self._meter = meter
-        self._hosts: Hosts[threading.Semaphore] = Hosts(rules, threading.Semaphore)
+        self._hosts: Hosts[threading.Semaphore] = Hosts(rules, threading.Semaphore, pauses)
         self._pool = _Pool()
 
     @cached_property
@@ -140,7 +141,7 @@ class Guard:
         return found
 
     def _wait(self, host: Host[threading.Semaphore]) -> None:
-        while (seconds := host.wait(time.monotonic())) > 0:
+        while (seconds := self._hosts.wait(host, time.monotonic())) > 0:
             self._sleep(seconds)
 
     def step(self, link: Link, seconds: float) -> "Answer | Link":

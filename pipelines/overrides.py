@@ -1,8 +1,8 @@
 """The step that adds published captions to a dataset that stands, in place of running a captioner over it.
 
 They are joined by link, or by the key of a member, with or without its tar's name; the join lies on disk, so memory
-does not grow with their number. Of two captions for one link the first stays, since they describe one image. Members of one
-key in two tars may be two images, so a key that has two captions, or two rows, is an error.
+does not grow with their number. Of two captions for one link the first stays, since they describe one image. Members of
+one key in two tars may be two images, so a key that has two captions, or two rows, is an error.
 """
 
 import sqlite3
