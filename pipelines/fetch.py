@@ -31,6 +31,7 @@ LANDING = Path(__file__).with_name("landing.py")
 INTERPRETER = "HARMON_IMG2DATASET_PYTHON"
 DEFAULT_INTERPRETER = Path(__file__).parents[1] / ".venv-img2dataset" / "bin" / "python"
 ATTEMPTS = 3  # runs of the engine in a row that land nothing
+BACKLOG = 16  # shards that have landed and wait to be stored; beyond, no further links are taken up
 POLL = 0.1  # seconds between looks at the landing folder
 LIVE_EVERY = 1.0  # seconds between two calls of `on_live`
 
@@ -145,6 +146,7 @@ def _run(
     _name_inputs(links, folder / "in")
     output = folder / "out"
     output.mkdir()
+    traffic.hold(False)
     command = _command(folder, largest, rules, how, engine, traffic.folder)
     with (folder / "log").open("wb") as out:
         child = spawn(command, env=_environment(folder), cwd=folder, output=out)
@@ -154,17 +156,21 @@ def _run(
             while True:
                 ended = child.poll() is not None  # looked at first, so that what it wrote last is not missed
                 traffic.follow()
-                for number in sorted(complete(output, landed)):
+                waiting = sorted(complete(output, landed))
+                traffic.hold(len(waiting) > BACKLOG)
+                for number in waiting[:1]:
                     landed.add(number)
-                    heard = time.monotonic()
                     brought = Landed(shards[number], output, number, links[shards[number]].count, digits_of(largest))
                     if brought.complete:
                         yield brought
+                    heard = time.monotonic()  # the caller may have taken long
                 if on_live and (len(landed) == len(shards) or time.monotonic() - told > LIVE_EVERY):
                     told = time.monotonic()
                     on_live(traffic.live())
                 if len(landed) == len(shards):
                     return  # img2dataset may hang at its end
+                if waiting:
+                    continue
                 if ended or time.monotonic() - max(heard, traffic.heard) > how.patience:
                     return
                 killed += _kill_silent(traffic, how.patience)

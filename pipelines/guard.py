@@ -35,7 +35,7 @@ from pipelines.rules import (
     system_names,
     tls_context,
 )
-from pipelines.traffic import Meter
+from pipelines.traffic import HELD, Meter
 
 PIECE = 1 << 16  # bytes asked of a response at a time; the limits are checked between pieces
 DRAINED = 1 << 14  # bytes of a refusal that are read so that its connection can be used again
@@ -98,6 +98,8 @@ class Guard:
         url = request if isinstance(request, str) else request.full_url
         host, reason, size = "", "fetch_failed", 0
         if self._meter:
+            while self._meter.held:
+                self._sleep(HELD)
             self._meter.begin()
         try:
             link = link_of(url)

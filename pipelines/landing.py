@@ -2,9 +2,9 @@
 
     python -I pipelines/landing.py '{"engine": "img2dataset", "rules": {...}, "traffic": FOLDER, "arguments": {...}}'
 
-`rules` holds the fields of `pipelines.rules.Rules`, `traffic` is the folder that `pipelines.traffic` follows and through
-which processes tell each other of the pauses that hosts ask for, and `arguments` are those of `img2dataset.download`, or
-of `pipelines.native.fetch_all`. With img2dataset the Python is that of its own environment. Everything above the last
+`rules` holds the fields of `pipelines.rules.Rules`, `traffic` is the folder that `pipelines.traffic` follows and where
+processes tell each other of the pauses that hosts ask for, and `arguments` are those of `img2dataset.download`, or of
+`pipelines.native.fetch_all`. With img2dataset the Python is that of its own environment. Everything above the last
 lines also runs in the worker processes that img2dataset spawns, since they load this file again before any work reaches
 them; so each of them is guarded, and ends with the process that started it.
 """

@@ -34,7 +34,7 @@ from pipelines.rules import (
     redirected,
     system_names,
 )
-from pipelines.traffic import Meter
+from pipelines.traffic import HELD, Meter
 
 NAMES = 64  # names that are asked for at a time
 PLAIN = 16  # links that aiohttp does not understand and http.client fetches at a time
@@ -163,6 +163,8 @@ class Client:
         """
         host, reason, size = "", "fetch_failed", 0
         if self._meter:
+            while self._meter.held:
+                await asyncio.sleep(HELD)
             self._meter.begin()
         try:
             link = link_of(url)

@@ -18,12 +18,14 @@ from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download
 from pipelines.errors import HarmonError
 from pipelines.fetch import Engine, FetchSettings
+from pipelines.guard import Guard
 from pipelines.outage import Watch, is_outage
 from pipelines.redo import redo
+from pipelines.rules import Rules
 from pipelines.steps import Progress
 from pipelines.traffic import Live, Meter, Traffic
 from tests.parts import need
-from tests.pipelines.misbehaving import KINDS, Site, misbehave, write_list
+from tests.pipelines.misbehaving import KINDS, Site, misbehave, picture, write_list
 
 KILLS = 20 if os.environ.get("HARMON_SOAK") else 3
 ROWS, SHARD = 240, 40
@@ -248,6 +250,53 @@ def test_canaries_alone_say_whether_a_retry_met_an_outage() -> None:
     assert not Watch(0.5).is_cut_off([NAMES] * 100, ["http_404"])
     assert Watch(0.5).is_cut_off(["http_404"] + [DEAD] * 99, [DEAD] * 8)
     assert Watch(0.5).is_cut_off([DEAD] * 100, [OK] * 2 + [NAMES] * 6)
+
+
+def test_an_engine_waits_while_much_has_landed_and_nobody_has_stored_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "BACKLOG", 3)
+    shards, seen = 60, []
+
+    def waiting() -> int:
+        return len(list(tmp_path.glob("land/*/out/*_stats.json")))
+
+    with misbehave() as site:
+        site.delay = 0.01
+        links = {
+            shard: fetch.write_links(
+                tmp_path / f"{shard}.links", [f"http://127.0.0.1:{site.port}/good/{shard}-{n}" for n in range(5)]
+            )
+            for shard in range(shards)
+        }
+        rules, how = Rules(allow=("127.0.0.1/32",)), HOW.model_copy(update={"processes": 1, "patience": 1.0})
+        for landed in fetch.fetch(links, tmp_path / "land", rules, how, "native"):
+            while landed.shard == 0 and waiting() < 6:
+                time.sleep(0.01)
+            if landed.shard == 1:  # now it is held; a store that takes longer than the engine's patience
+                before = waiting()
+                time.sleep(1.5)
+                assert waiting() <= before + 2 < shards - 1
+            assert landed.reasons() == [None] * 5
+            landed.drop()
+            seen.append(landed.shard)
+    assert seen == list(range(shards))
+
+
+def test_a_guard_takes_up_no_link_while_it_is_held(tmp_path: Path) -> None:
+    slept: list[float] = []
+    with misbehave() as site:
+        traffic = Traffic(tmp_path)
+        traffic.hold(True)
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            traffic.hold(len(slept) < 3)
+
+        guard = Guard(Rules(allow=("127.0.0.1/32",)), sleep=sleep, meter=Meter(tmp_path))
+        assert guard.open(f"http://127.0.0.1:{site.port}/good/1").read() == picture("1")
+    traffic.follow()
+    assert len(slept) == 3 and traffic.live().links == 1
 
 
 def test_live_counts_survive_torn_lines_and_name_the_worst_hosts(tmp_path: Path) -> None:
