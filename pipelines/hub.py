@@ -90,12 +90,13 @@ def fetch_files(source: Source, listing: HubListing, only: Sequence[str] = (), t
             f"--files {' '.join(only)} matches none of the {len(listing.files)} files of {source.name}."
         )
     root = scratch_folder() / "hub" / listing.repository.replace("/", "--") / listing.commit
-    known, here, total = Checksums(), 0, sum(file.bytes for file in wanted)
-    for file in wanted:
-        _fetch(source, listing, file, root, known)
-        here += file.bytes
-        if told:
-            told(here, total)
+    here, total = 0, sum(file.bytes for file in wanted)
+    with Checksums() as known:
+        for file in wanted:
+            _fetch(source, listing, file, root, known)
+            here += file.bytes
+            if told:
+                told(here, total)
     return root
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from pipelines.workspace import WORK, Journal, Workspace
 
 __all__ = ["Journal", "Progress", "ProgressCallback", "Reads", "ShardOutput", "Step", "StepRun"]
 
+LIST_EVERY = 10.0  # seconds between two looks for what other processes have finished
 READERS = 16  # receipts read at a time: in S3 each takes tens of milliseconds, most of it waiting
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,9 @@ class StepRun:
         self._scratch: set[int] = set()
         self._named = False
         self._rows_of: dict[int, int] = {}
+        self._rows_done = 0
+        self._counting = threading.Lock()
+        self._listed = -LIST_EVERY
         self._began = datetime.now(UTC)
 
     @property
@@ -93,12 +99,18 @@ class StepRun:
 
     def progress(self) -> Progress:
         """Where the step stands, work of other processes included."""
-        done = self.finished()
-        for shard in done:
-            if shard not in self._rows_of:
-                self._rows_of[shard] = self._receipt(shard).rows_in
-        total = len(self._asked) or len(done)
-        return Progress(self.step.name, self.dataset.name, len(done), total, sum(self._rows_of[s] for s in done))
+        self._listed = time.monotonic()
+        return self._progress(self.finished())
+
+    def _progress(self, shards: Sequence[int]) -> Progress:
+        """Where it stands, when besides what is known `shards` have receipts."""
+        with self._counting, ThreadPoolExecutor(READERS) as pool:
+            new = [shard for shard in shards if shard not in self._rows_of]
+            for shard, receipt in zip(new, pool.map(self._receipt, new), strict=True):
+                self._rows_of[shard] = receipt.rows_in
+                self._rows_done += receipt.rows_in
+        done = len(self._rows_of)
+        return Progress(self.step.name, self.dataset.name, done, len(self._asked) or done, self._rows_done)
 
     # Work on a shard
 
@@ -142,8 +154,9 @@ class StepRun:
 
     def _shard_done(self, shard: int) -> None:
         self._workspace(shard).discard()
-        if self._on_progress:
-            self._on_progress(self.progress())
+        if self._on_progress:  # a listing of all receipts for each of them would be most of the work
+            is_due = time.monotonic() - self._listed > LIST_EVERY
+            self._on_progress(self.progress() if is_due else self._progress([shard]))
 
     # Commit
 

@@ -486,6 +486,21 @@ def test_a_changed_file_is_other_work_and_an_untouched_one_is_not_hashed_twice(
     assert ingest_step(local_files(source, tmp_path / "native"), IngestSettings()).key != before
 
 
+def test_images_in_folders_are_one_digest_of_the_step_and_any_change_is_another(tmp_path: Path) -> None:
+    WITH_IMAGES["own-folder"](tmp_path / "native")
+    (loose,) = local_files(entry("own-folder"), tmp_path / "native").checksums()
+    assert loose[0].endswith(" loose files") and int(loose[0].split()[0]) > 200
+    image = next((tmp_path / "native").rglob("*.jpg"))
+    image.write_bytes(image.read_bytes() + b"x")
+    (changed,) = local_files(entry("own-folder"), tmp_path / "native").checksums()
+    image.rename(image.with_name("renamed.jpg"))
+    (renamed,) = local_files(entry("own-folder"), tmp_path / "native").checksums()
+    assert len({loose[1], changed[1], renamed[1]}) == 3
+    WITH_IMAGES["llava-recap-cc3m"](tmp_path / "tables")
+    told = local_files(entry("llava-recap-cc3m"), tmp_path / "tables").checksums()
+    assert told and all(name.endswith(".parquet") for name, _ in told)
+
+
 def test_a_table_that_is_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.layouts import UrlTable
     from pipelines.readers import links

@@ -146,6 +146,22 @@ def test_progress_counts_receipts_and_rows(images: Dataset) -> None:
     assert [(p.shards_done, p.shards_total, p.rows_done) for p in seen] == [(n, 4, 5 * n) for n in (1, 2, 3, 4)]
 
 
+def test_receipts_are_not_listed_again_for_every_shard(images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the work of a step grows with its shards, and not with their square."""
+    step, seen = Step("column", 1, {}, (Reads(images, ("source",)),)), []
+    run, other = StepRun(images, step, seen.append), StepRun(images, step)
+    listings: list[int] = []
+    monkeypatch.setattr(run, "finished", lambda: listings.append(1) or StepRun.finished(run))
+    for doer, shard in zip((other, run, run, run), run.pending(images.shard_numbers), strict=True):
+        out = doer.shard(shard)
+        out.columns("column", column(images, shard))
+        out.finish(rows_in=5)
+    assert [(p.shards_done, p.rows_done) for p in seen] == [(n, 5 * n) for n in (2, 3, 4)]  # another process's, too
+    assert len(listings) == 2
+    monkeypatch.setattr("pipelines.steps.LIST_EVERY", 0.0)
+    assert run.progress().shards_done == 4
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
