@@ -30,7 +30,7 @@ from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
 from pipelines.tombstones import REASON, Tombstones, tombstones_beside
 
-NAME, VERSION = "ingest", 1
+NAME, VERSION = "ingest", 2
 NOTES_SCHEMA = pa.schema([("key", pa.string()), ("note", pa.string())])
 READING = "reading"  # group of what a rule did to each row that was kept
 
