@@ -80,6 +80,9 @@ def catalog(name: str | None, recipe: Path | None, as_json: bool) -> None:
 @click.option(
     "--files", "only", multiple=True, metavar="PATTERN", help="Read only files that match, as in 'stage3/**/*.tar'."
 )
+@click.option(
+    "--without", multiple=True, metavar="PATTERN", help="Leave out files that match, such as a tar that is damaged."
+)
 @click.option("--terms", "terms", type=_PATH, help="YAML whose key `terms` says who accepted what, such as a recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override path.to.key of the entry.")
 @click.option("--licence", help="Licence of a list, folder or entry of your own that does not state one.")
@@ -102,6 +105,7 @@ def download(
     engine: Literal["img2dataset", "native"] | None,
     folder: Path | None,
     only: tuple[str, ...],
+    without: tuple[str, ...],
     terms: Path | None,
     settings: tuple[str, ...],
     licence: str | None,
@@ -120,6 +124,7 @@ def download(
     if to is None:
         raise ConfigurationError(f"where {name} is to be read to is not said; add --to DATASET.")
     from flows.terminal import shown_live, shown_progress
+    from pipelines import catalogue
     from pipelines.acquire import Acquisition, acquire
     from pipelines.dataset import Dataset
     from pipelines.download import DownloadSettings
@@ -130,6 +135,7 @@ def download(
 
     settings += (f"licence={json.dumps(licence)}",) if licence else ()
     source, folder, only = _named(name, folder, only, settings)
+    source = catalogue.without(source, without)
     limits = {"short_side": short_side}
     what = {"rows_per_shard": rows_per_shard, "allow": list(allow), "limits": limits}
     what |= {"engine": engine} if engine else {}
@@ -261,7 +267,9 @@ def _explained(entry: "Source") -> list[str]:
     if entry.hub:
         lines.append(f"  hub        {entry.hub} at {entry.revision}, pinned at the first download")
     lines += [f"  beside     {one}" for one in entry.beside]
-    lines += [f"  read from  {', '.join(patterns(layout))} ({layout.kind})" for layout in entry.layouts]
+    for layout in entry.layouts:
+        lines.append(f"  read from  {', '.join(patterns(layout))} ({layout.kind})")
+        lines += [f"  left out   {glob}" for glob in layout.without]
     if entry.override:
         lines.append(f"  captions of {', '.join(entry.override.of)}, joined by {entry.override.by}")
     lines += [f"  trap       {one}" for one in entry.traps]

@@ -149,6 +149,12 @@ def source(name: str, folder: Path = FOLDER, settings: Sequence[str] = ()) -> So
     return found
 
 
+def without(source: Source, files: Sequence[str]) -> Source:
+    """`source`, reading none of the files that match these patterns; that is part of what is computed from it."""
+    layouts = [one.model_copy(update={"without": (*one.without, *files)}) for one in source.layouts]
+    return source.model_copy(update={"layouts": tuple(layouts)})
+
+
 def entry(path: Path, settings: Sequence[str] = ()) -> Source:
     """The entry that a file holds, of the catalogue or a user's own. Raises ConfigurationError as `source` does."""
     data: dict[str, Any] = read_yaml(path)

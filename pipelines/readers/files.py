@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pipelines.catalogue import Source
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, matching, patterns
+from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, left_in, matching, patterns
 from pipelines.readers.class_folders import ClassFolderReader
 from pipelines.readers.parquet_images import ParquetImageReader
 from pipelines.readers.records import ArchivedReader, RecordReader
@@ -88,8 +88,9 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         )
     if not root.is_dir():
         raise HarmonError(f"there is no folder {root} to read {source.name} from; name the one that holds its files")
-    names = sorted(_walk(root))
+    there = sorted(_walk(root))
     for layout in source.layouts:
+        names = left_in(there, layout)
         rows = matching(names, patterns(layout) if isinstance(layout, ClassFolders) else layout.files)
         if not rows:
             continue
@@ -104,7 +105,11 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         wanted = matching(names, _reaching(patterns(layout), root))
         return NativeFiles(source, root, layout, tuple(wanted), revision, tuple(only))
     globs = " or ".join(", ".join(patterns(layout)) for layout in source.layouts)
-    raise HarmonError(f"{root} has no files of {source.name}: it is read from {globs}")
+    out = [glob for layout in source.layouts for glob in layout.without]
+    raise HarmonError(
+        f"{root} has no files of {source.name}: it is read from {globs}"
+        + (f", without {', '.join(out)}" if out else "")
+    )
 
 
 def open_reader(files: NativeFiles, scratch: Path, cap: int) -> Reader:

@@ -125,6 +125,7 @@ def test_a_list_of_links_becomes_a_dataset_under_its_own_name(tmp_path: Path) ->
         (("nothing.csv",), "there is no list nothing.csv"),
         (("own-folder", "--from", "no such folder"), "there is no folder"),
         (("own-folder", "--from", ".", "--files", "*.tiff"), "matches none"),
+        (("own-folder", "--from", ".", "--without", "**/*"), "has no files of own-folder"),
         (("own-folder",), "is not on the hub; name the folder"),
         (("own-folder", "--from", ".", "--set", "layouts.0.folder=x"), "did you mean 'folders'"),
         (("own-folder", "--from", ".", "--allow", "everything"), "allow"),
