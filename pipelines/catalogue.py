@@ -38,6 +38,8 @@ class Captions(Settings):
     """The caption is the first answer of the conversation."""
     clean: Literal["none", "preamble", "midjourney"] = "none"
     """preamble: "This image displays:" is cut off (PixelProse); midjourney: flags, links and <tokens> are."""
+    clean_only: tuple[str, ...] = ()
+    """Fields whose texts are cleaned, where others may be the caption too; empty: all."""
 
 
 class OddRows(Settings):

@@ -20,7 +20,7 @@ from pipelines.manifest import SOURCE, Commit
 from pipelines.readers.files import NativeFiles, open_reader, scratch_folder
 from pipelines.readers.links import LinkReader
 from pipelines.readers.row import Native, text_of
-from pipelines.readers.rules import cleaned, fields_of
+from pipelines.readers.rules import cleaned, cleaning, fields_of
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
 
@@ -151,7 +151,8 @@ class _Captions:
         for native in _rows(files, scratch):
             try:
                 of = self._key(text_of(native.record, fields.url) if self._by == "url" else None, native.name)
-                text = cleaned(text_of(native.record, fields.caption), files.source.captions.clean)
+                how = cleaning(files.source.captions, native.record, fields)
+                text = cleaned(text_of(native.record, fields.caption), how)
                 if native.problem is None and of and text:
                     yield of.encode().decode(), text.encode().decode(), native.name
             except (TypeError, UnicodeEncodeError):

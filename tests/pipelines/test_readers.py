@@ -402,10 +402,32 @@ def test_the_rules_for_rows_that_are_not_one_image_with_one_text() -> None:
         ("state-of-the-art fox -- really", "state-of-the-art fox -- really"),
         ("--ar 3:2", None),
         ("a < b > c", "a < b > c"),
+        ("--tile waves of paper", "waves of paper"),  # a flag that takes nothing
+        ("an owl --niji reading --s 750 a book", "an owl reading a book"),
+        ("an owl --v 5.2 --style raw reading", "an owl reading"),
+        ("an owl --ar 3:2, reading", "an owl , reading"),
+        ("an owl --no text, hats --ar 16:9", "an owl"),
+        ("an owl \u2014ar 3:2 at night", "an owl at night"),
+        ("an owl \u2014no one knew it \u2014 at night", "an owl \u2014no one knew it \u2014 at night"),
+        ("an owl --wise old bird", "an owl --wise old bird"),  # no flag that anybody knows
+        ("two --version of it", "two of it"),
     ],
 )
 def test_midjourney_prompts_lose_what_is_no_word(said: str, left: str | None) -> None:
     assert cleaned(said, "midjourney") == left
+
+
+def test_only_prompts_are_cleaned_and_an_empty_field_gives_way_to_the_next() -> None:
+    source = catalogue.source("journeydb")
+
+    def caption(record: dict[str, Any]) -> str | None:
+        sample = sample_of(source, source.layouts[0], Native("f#0", {"img_path": "./1/a.jpg"} | record, 1, b"x"))
+        return sample.caption if isinstance(sample, Sample) else None
+
+    words = "A sign says <open> --no entry"
+    assert caption({"Task2": {"Caption": words}, "prompt": "a sign --v 5"}) == words
+    assert caption({"Task2": {"Caption": " "}, "prompt": "a sign --v 5"}) == "a sign"
+    assert caption({"Task2": {"Caption": ""}, "prompt": "--v 5"}) is None
 
 
 def test_preambles_are_cut_off_once() -> None:
