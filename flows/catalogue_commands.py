@@ -256,6 +256,7 @@ def _explained(entry: "Source") -> list[str]:
         f"  captions   {entry.captions.kind}, by {entry.captions.author}"
         + (", rewritten" if entry.captions.rewrite else "")
     )
+    lines += [f"             {part.kind}, by {part.author}: {', '.join(part.images)}" for part in entry.captions.parts]
     if entry.rows:
         lines.append(f"  rows       {entry.rows.count:,}" + ("" if entry.rows.confirmed else " (unconfirmed)"))
     if entry.bytes:

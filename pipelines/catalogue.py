@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.errors import ConfigurationError
-from pipelines.layouts import Layout
+from pipelines.layouts import Globs, Layout
 from pipelines.settings import Settings, nearest, parse, read_yaml, with_override
 
 UNSTATED = "yours to state"  # licence of an entry that someone has still to make their own
@@ -26,12 +26,27 @@ Restriction = Literal[
 """gated: the publisher wants to know who takes it; no-redistribution: images may not be passed on."""
 
 
+CaptionKind = Literal["class-name", "short", "dense", "questions", "none"]
+
+
+class CaptionsOfPart(Settings):
+    """Captions of a part of a source that are of another kind than the rest."""
+
+    images: Globs
+    """Patterns of the paths of its images, as rows write them."""
+    kind: CaptionKind
+    author: str
+    """Who or what wrote them."""
+
+
 class Captions(Settings):
     """The captions that a source comes with."""
 
-    kind: Literal["class-name", "short", "dense", "questions", "none"]
+    kind: CaptionKind
     author: str
     """Who or what wrote them."""
+    parts: tuple[CaptionsOfPart, ...] = ()
+    """Parts whose captions are others; the first that matches counts."""
     rewrite: bool
     """Whether the recipe rewrites them before they are used to generate pictures."""
     from_answer: bool = False

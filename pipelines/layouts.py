@@ -5,6 +5,7 @@ Nothing is read here; `pipelines.readers` reads.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -141,6 +142,7 @@ def left_in(names: Iterable[str], layout: Layout) -> list[str]:
     return [name for name in names if not any(pattern.fullmatch(name) for pattern in compiled)]
 
 
+@lru_cache(maxsize=1024)
 def glob_pattern(glob: str) -> re.Pattern[str]:
     """`*` and `?` stop at a slash, `**/` is any number of folders; every other character is itself, brackets too."""
     parts = re.split(r"(\*\*/|\*|\?)", glob)

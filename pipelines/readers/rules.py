@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.canonical import sha256_hex
 from pipelines.catalogue import Captions, Source
-from pipelines.layouts import ClassFolders, Fields, Layout, ParquetImages
+from pipelines.layouts import ClassFolders, Fields, Layout, ParquetImages, matching
 from pipelines.readers.parquet_images import LABELS
 from pipelines.readers.row import Native, found_in, text_of, value_of
 
@@ -30,8 +30,8 @@ MIDJOURNEY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """Links, <tokens>, and the parameters of Midjourney's documentation, each with what belongs to it: nothing, a number, a
-word, and after --no everything up to the next. A telephone makes an em dash of two hyphens: before a flag and its number
-it is theirs. Anything else with dashes is prose."""
+word, and after --no everything up to the next. A telephone makes an em dash of two hyphens: before a flag and its
+number it is theirs. Anything else with dashes is prose."""
 FIRST_OF_SEVERAL, CONVERTED_QUESTION, TEXT_ROW, NO_CAPTION = (
     "first_of_several_images",
     "question_put_in",
@@ -57,6 +57,8 @@ class Sample:
     image: bytes | None
     note: str | None = None
     """One of NOTES."""
+    caption_kind: str | None = None
+    """Of what kind the entry says that the caption is, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,18 @@ def _sample(source: Source, layout: Layout, native: Native, row_id: str, url: st
         if rules.image_only == "reject":
             raise _Odd("no_caption", "the row has an image and no text")
         note = NO_CAPTION
-    return Sample(row_id, source.task, caption, turns, url, licence, native.image, note)
+    kind = None if caption is None else _kind(source, native.record, fields)
+    return Sample(row_id, source.task, caption, turns, url, licence, native.image, note, kind)
+
+
+def _kind(source: Source, record: Mapping[str, Any], fields: Fields) -> str:
+    """The kind of a row's caption, by the path of its image."""
+    path = value_of(record, fields.image)
+    path = path[0] if isinstance(path, list) and path else path
+    for part in source.captions.parts:
+        if isinstance(path, str) and matching([path], part.images):
+            return part.kind
+    return source.captions.kind
 
 
 def _caption(source: Source, layout: Layout, native: Native, row_id: str, turns: list[Turn] | None) -> str | None:

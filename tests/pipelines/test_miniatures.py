@@ -61,6 +61,11 @@ def test_an_entry_with_images_becomes_a_sound_dataset(name: str, tmp_path: Path)
     accounted(dataset, mini)
     notes = Counter(dataset.whole_table(READING, ["note"]).column("note").to_pylist())
     assert Counter({note: n for note, n in notes.items() if note}) == mini.notes
+    kinds = Counter(dataset.whole_table(READING, ["caption_kind"]).column("caption_kind").to_pylist())
+    captioned = sum(row["caption"] is not None for row in dataset.whole_table("source").to_pylist())
+    assert kinds.total() - kinds[None] == captioned and kinds["short"] == (
+        GOOD // 2 if name == "mgm-pretrain" else kinds["short"]
+    )
     tasks = set(dataset.whole_table("source", ["task"]).column("task").to_pylist())
     assert tasks - {"text"} == {source.task} and ("text" in tasks) == ("text_row" in mini.notes)
     again = ingest(Dataset(tmp_path / name), local_files(source, tmp_path / "native"), SETTINGS, {name: YES})

@@ -417,6 +417,17 @@ def test_midjourney_prompts_lose_what_is_no_word(said: str, left: str | None) ->
     assert cleaned(said, "midjourney") == left
 
 
+def test_the_kind_of_a_caption_goes_by_the_path_of_its_image() -> None:
+    kinds = {}
+    for image in ("images/00453/004539375.jpg", "allava_laion/images/7.jpeg", ["images/1/2.jpg"]):
+        sample = judged({"id": "a", "image": image, "conversations": chat("A tram.")})
+        assert isinstance(sample, Sample)
+        kinds[str(image)] = sample.caption_kind
+    assert list(kinds.values()) == ["short", "dense", "short"]
+    text = judged({"id": "a", "conversations": chat("Paris.", "Where?")}, images=0)
+    assert isinstance(text, Sample) and text.caption_kind is None
+
+
 def test_only_prompts_are_cleaned_and_an_empty_field_gives_way_to_the_next() -> None:
     source = catalogue.source("journeydb")
 
