@@ -173,7 +173,7 @@ def _run(
                     continue
                 if ended or time.monotonic() - max(heard, traffic.heard) > how.patience:
                     return
-                killed += _kill_silent(traffic, how.patience)
+                killed += _kill_silent(traffic, how.patience, child.pid)
                 if killed and len(landed) + killed >= len(shards):
                     return  # nobody is left who could land another: the pool waits for the dead for ever
                 time.sleep(POLL)
@@ -182,13 +182,17 @@ def _run(
             traffic.end()
 
 
-def _kill_silent(traffic: Traffic, patience: float) -> int:
-    """Kill the workers that have fallen silent in the middle of a shard; how many there were, dead ones included."""
+def _kill_silent(traffic: Traffic, patience: float, group: int) -> int:
+    """Kill the workers that have fallen silent in the middle of a shard; how many there were, dead ones included.
+
+    A process that is not of the engine's `group` has only the number of a worker that is gone, and is left alone.
+    """
     silent = traffic.silent(patience)
     for worker in silent:
         log.warning("worker %d is dead or has been silent for %g s: its shard is done again", worker, patience)
         with suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
+            if os.getpgid(worker) == group:
+                os.kill(worker, signal.SIGKILL)
     return len(silent)
 
 

@@ -29,6 +29,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 MAX_URL = 8192  # characters; servers take no more
 OptOut = Literal["noai", "noimageai", "noindex", "noimageindex"]
 OPT_OUT: tuple[OptOut, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # what img2dataset obeys by default
+MEANT = {"none": "noindex"}  # directives that are others by another name: `none` is noindex and nofollow
 AT_FAULT = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that is busy or broken at the moment
 TRANSIENT = frozenset({"timeout", "dropped", "gone", "name_server", "unreachable", "local", "paused"}) | frozenset(
     f"http_{status}" for status in AT_FAULT
@@ -239,7 +240,8 @@ class Rules:
             for part in header.lower().split(","):
                 if (scoped := SCOPED.fullmatch(part)) and scoped[1] not in VALUED:
                     agent, part = scoped[1], scoped[2]
-                if agent in (None, "*", self.agent) and part.strip() in self.opt_out:
+                told = MEANT.get(part.strip(), part.strip())
+                if agent in (None, "*", self.agent) and told in self.opt_out:
                     return True
         return False
 

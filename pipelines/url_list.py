@@ -15,6 +15,7 @@ from pipelines.errors import HarmonError
 
 LIST_COLUMNS = tuple(LIST_SCHEMA.names)
 BATCH = 8192  # rows read at a time
+BUFFER = 1 << 20  # bytes of a column read at a time
 
 
 def list_sha256(links: Path) -> str:
@@ -125,7 +126,7 @@ def _opened(links: Path) -> pq.ParquetFile:
     if not links.is_file():
         raise HarmonError(f"the list of links {links} does not exist; publish or name it first")
     try:
-        file = pq.ParquetFile(links)
+        file = pq.ParquetFile(links, memory_map=False, pre_buffer=False, buffer_size=BUFFER)
     except (pa.ArrowException, OSError) as error:
         raise HarmonError(f"{links} is no Parquet file with the columns {', '.join(LIST_COLUMNS)}: {error}") from None
     missing = [name for name in LIST_COLUMNS if name not in file.schema_arrow.names]

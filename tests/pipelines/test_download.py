@@ -30,7 +30,7 @@ from pipelines.forget import forget
 from pipelines.loopback import serve
 from pipelines.request import Request
 from pipelines.steps import Progress
-from pipelines.url_list import cut, listed
+from pipelines.url_list import cut, list_sha256, listed
 from pipelines.web import WebSettings, planted, publish
 from tests.parts import need
 
@@ -311,6 +311,23 @@ def test_rows_come_in_shards_and_repeated_ids_are_told_across_them(
     assert [table.num_rows for table in tables] == [16] * 6 + [4]
     assert pa.concat_tables(tables).column("again").to_pylist() == [False] * 90 + [True] * 10
     assert pa.concat_tables(tables).column("url").to_pylist() == [row["url"] for row in few_rows(100)]
+
+
+def test_a_long_list_is_never_held_in_memory(tmp_path: Path) -> None:
+    path, rows = tmp_path / "list.parquet", 100_000
+    captions = pa.array([f"{n:06}" + "x" * 1000 for n in range(rows)])
+    columns = {"row_id": pa.array(map(str, range(rows))), "caption": captions, "task": pa.array(["text"] * rows)}
+    nothing = {name: pa.nulls(rows, LIST_SCHEMA.field(name).type) for name in ("url", "conversations", "licence")}
+    table = pa.table({name: (columns | nothing)[name] for name in LIST_SCHEMA.names}, schema=LIST_SCHEMA)
+    pq.write_table(table, path, row_group_size=rows, compression="none", use_dictionary=False)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(one.num_rows for one in cut(listed(path), 1000)) == rows
+        list_sha256(path)
+    finally:
+        pa.set_memory_pool(before)
+    assert table.nbytes > 100e6 and pool.max_memory() < 60e6
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -315,6 +315,26 @@ def test_live_counts_survive_torn_lines_and_name_the_worst_hosts(tmp_path: Path)
     assert "b 3/3 timeout" in live.sentence() and "33.3 % fetched" in live.sentence()
 
 
+def test_a_silent_worker_is_killed_and_a_stranger_with_its_number_is_not(tmp_path: Path) -> None:
+    script = "sleep 60 & echo $!; wait $!; echo killed; sleep 60"
+    engine = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert engine.stdout is not None
+        traffic = Traffic(tmp_path)
+        for worker in (int(engine.stdout.readline()), stranger.pid):
+            (tmp_path / f"{worker}.traffic").write_text("a.example\t\t1\t3\n")  # three links under way
+        traffic.follow()
+        time.sleep(0.01)
+        assert fetch._kill_silent(traffic, 0.0, engine.pid) == 2  # neither will land another shard
+        assert engine.stdout.readline() == "killed\n" and stranger.poll() is None
+    finally:
+        os.killpg(engine.pid, signal.SIGKILL)
+        stranger.kill()
+        engine.wait()
+        stranger.wait()
+
+
 def test_a_worker_is_silent_only_with_links_under_way(tmp_path: Path) -> None:
     traffic, meter = Traffic(tmp_path), Meter(tmp_path)
     meter.begin()
