@@ -6,6 +6,7 @@ Nothing heavy is imported until one runs.
 import contextlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -143,22 +144,25 @@ def download(
     how = parse(FetchSettings, _fetch_settings(fetching), "--fetch")
     asked = Acquisition(parse(DownloadSettings, what, "harmon download"), accepted, folder, only, how)
     with contextlib.ExitStack() as shown:
+        one_at_a_time = sys.stderr.isatty()
         bars: dict[str, Callable[[int, int], None]] = {}
         lives: list[LiveCallback] = []
 
         def show(label: str, done: int, total: int) -> None:
             if label not in bars:
-                shown.close()  # one bar at a time
+                if one_at_a_time:
+                    shown.close()
                 bars[label] = shown.enter_context(shown_progress(label))
             bars[label](done, total)
 
         def tell(progress: Progress) -> None:
-            if not lives:
+            if not (lives and one_at_a_time):
                 show(f"{source.name}, shards", progress.shards_done, progress.shards_total)
 
         def draw(live: "Live") -> None:
             if not lives:
-                shown.close()  # rates and hosts take the place of any bar
+                if one_at_a_time:
+                    shown.close()  # rates and hosts take the place of any bar
                 lives.append(shown.enter_context(shown_live()))
             lives[0](live)
 

@@ -189,8 +189,10 @@ def _rejected(dataset: Dataset, only: Only) -> list[str]:
         for entry in dataset.entries(rejects_group(step, "")):  # of a retry in the order of its rounds
             for row in dataset.table(entry.group, entry.shard, ["row_id", "url", "reason"]).to_pylist():
                 last[row["row_id"]] = row["reason"] if _may_be_asked(row["url"]) else REASON
-    kept = set(dataset.whole_table(SOURCE, ["row_id"]).column("row_id").to_pylist())
-    meant = [row_id for row_id, reason in last.items() if reason not in LISTED and row_id not in kept]
+    for entry in dataset.entries(SOURCE):
+        for row_id in dataset.table(SOURCE, entry.shard, ["row_id"]).column("row_id").to_pylist():
+            last.pop(row_id, None)
+    meant = [row_id for row_id, reason in last.items() if reason not in LISTED]
     return meant if only == "failed" else [row_id for row_id in meant if last[row_id] in PASSING]
 
 

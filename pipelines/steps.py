@@ -57,7 +57,6 @@ class StepRun:
         self.step = step
         self._on_progress = on_progress
         self._asked: tuple[int, ...] = ()
-        self._scratch: set[int] = set()
         self._named = False
         self._rows_of: dict[int, int] = {}
         self._rows_done = 0
@@ -117,15 +116,6 @@ class StepRun:
     def journal(self, shard: int) -> Journal:
         """Journal of rows finished inside a long shard: outlives a kill, goes when the receipt stands."""
         return self._workspace(shard).journal()
-
-    def scratch(self, shard: int) -> Path:
-        """Local folder for temporaries of this attempt: empty at first, deleted with the receipt."""
-        work = self._workspace(shard)
-        folder = work.folder / "scratch"
-        if shard in self._scratch and folder.exists():
-            return folder
-        self._scratch.add(shard)
-        return work.fresh("scratch")
 
     def shard(self, number: int) -> ShardOutput:
         """Where this shard's results go. Waits while another process holds the shard."""

@@ -118,6 +118,23 @@ def test_a_list_of_links_becomes_a_dataset_under_its_own_name(tmp_path: Path) ->
     assert audit(Dataset(tmp_path / "d"), deep=True).sound
 
 
+def test_a_list_of_ones_own_whose_server_was_down_is_finished_by_asking_for_what_is_missing(tmp_path: Path) -> None:
+    web(tmp_path / "web")
+    with serve(tmp_path / "web", 0) as address:
+        pass  # and it is gone again
+    (tmp_path / "cats.txt").write_text("".join(f"{address}/{n}.jpg\n" for n in range(20)))
+    asked = ("download", tmp_path / "cats.txt", "--to", tmp_path / "d", "--allow", "127.0.0.1/32", "--engine", "native")
+    down = harmon(*asked, "--licence", "CC0-1.0", "--fetch", "retries=0")
+    assert down.exit_code == 3 and "looks like an outage" in down.stderr
+    with serve(tmp_path / "web", int(address.rpartition(":")[2])):
+        done = harmon("download", tmp_path / "d", "--only", "missing", "--fetch", "threads=2")
+    assert done.exit_code == 0 and "20 of 20 rows came now" in done.stdout, done.output
+    terms = Dataset(tmp_path / "d").commits()[-1].terms
+    assert terms == {"cats": {"licence": "CC0-1.0", "terms": "own"}}
+    assert harmon(*asked, "--licence", "CC0-1.0").exit_code == 0  # and has nothing left to do
+    assert len(Dataset(tmp_path / "d").commits()) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

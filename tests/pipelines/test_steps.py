@@ -290,18 +290,25 @@ def test_work_of_an_attempt_without_receipt_is_adopted(images: Dataset) -> None:
     assert again.entry("download.telemetry", 1) == before
 
 
-def test_scratch_starts_empty_and_goes_with_the_receipt(tmp_path: Path) -> None:
+def test_temporaries_of_many_shards_start_empty_and_are_gone_afterwards(tmp_path: Path) -> None:
     run = StepRun(Dataset(tmp_path / "toys"), download_step())
-    (run.scratch(0) / "file").write_bytes(b"")
-    assert (run.scratch(0) / "file").exists()
+    with pytest.raises(KeyboardInterrupt), run.together() as folder:
+        (folder / "file").write_bytes(b"")
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "left by a kill").write_bytes(b"")
+    with run.together() as folder:
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
+
+
+def test_a_journal_goes_with_the_receipt(tmp_path: Path) -> None:
     run = StepRun(Dataset(tmp_path / "toys"), download_step())
-    scratch = run.scratch(0)
-    assert list(scratch.iterdir()) == []
     run.journal(0).append({"row": 1})
     out = run.shard(0)
     out.columns("source", rows(0))
     out.finish(rows_in=1)
-    assert not scratch.exists()
     assert run.journal(0).entries() == []
 
 
