@@ -269,11 +269,11 @@ def test_an_engine_waits_while_much_has_landed_and_nobody_has_stored_it(
             )
             for shard in range(shards)
         }
-        rules, how = Rules(allow=("127.0.0.1/32",)), HOW.model_copy(update={"processes": 1, "patience": 1.0})
+        rules, how = Rules(allow=("127.0.0.1/32",)), HOW.model_copy(update={"processes": 1})
         for landed in fetch.fetch(links, tmp_path / "land", rules, how, "native"):
             while landed.shard == 0 and waiting() < 6:
                 time.sleep(0.01)
-            if landed.shard == 1:  # now it is held; a store that takes longer than the engine's patience
+            if landed.shard == 1:  # now it is held; what is under way may still land
                 before = waiting()
                 time.sleep(1.5)
                 assert waiting() <= before + 2 < shards - 1
@@ -297,6 +297,11 @@ def test_a_guard_takes_up_no_link_while_it_is_held(tmp_path: Path) -> None:
         assert guard.open(f"http://127.0.0.1:{site.port}/good/1").read() == picture("1")
     traffic.follow()
     assert len(slept) == 3 and traffic.live().links == 1
+    assert not Meter(tmp_path).held
+    os.utime(tmp_path / "alive", (0, 0))  # the supervisor has been storing for long
+    assert Meter(tmp_path).held
+    traffic.hold(False)
+    assert not Meter(tmp_path).held
 
 
 def test_live_counts_survive_torn_lines_and_name_the_worst_hosts(tmp_path: Path) -> None:
