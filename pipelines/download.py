@@ -27,7 +27,7 @@ from pipelines.fetch import Engine, FetchSettings, Links, LiveCallback, fetch, w
 from pipelines.landed import Landed
 from pipelines.manifest import Commit
 from pipelines.normalise import BadPicture, Limits, normalise
-from pipelines.outage import Watch
+from pipelines.outage import FEW, Watch
 from pipelines.rules import OPT_OUT, FetchError, OptOut, Rules, link_of
 from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
@@ -158,7 +158,7 @@ def fetch_and_store(
         HarmonError: as `download`.
     """
     shards = -(-rows.count // settings.rows_per_shard)
-    if pending := run.pending(range(first, first + shards)):
+    if pending := set(run.pending(range(first, first + shards))):
         barred = tombstones_beside(run.dataset)
         with run.together() as folder:
             spool = _Spool(folder / "rows", canaries)
@@ -256,20 +256,25 @@ def _fetch_all(
     if not spool.links:
         return
     watch = Watch(how.outage_share)
+    cut_off: list[int] = []
     aside: list[Landed] = []
     in_a_row = 0
     arriving = fetch(spool.links, folder, settings.rules, how, settings.engine, on_live)
     with contextlib.closing(arriving):
         for landed in arriving:
-            if watch.is_cut_off(*spool.reasons(landed)):
-                aside.append(landed)
+            reasons, canaries = spool.reasons(landed)
+            if watch.is_cut_off(reasons, canaries):
+                if len(reasons) < FEW:
+                    aside.append(landed)
+                else:
+                    cut_off.append(landed.shard)
+                    landed.drop()
                 in_a_row += 1
                 if in_a_row == OUTAGE_SHARDS:
                     break
             else:
                 in_a_row = 0
                 store(landed.shard, landed)
-    cut_off = []
     for landed in aside:  # judged again: others may have answered since, which tells a few dead links from an outage
         if watch.is_cut_off(*spool.reasons(landed)):
             cut_off.append(landed.shard)

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import catalogue, fetch
 from pipelines.audit import audit
+from pipelines.columns import LIST_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download
 from pipelines.errors import HarmonError
@@ -72,9 +75,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 def good_on_loopback(links: Path) -> None:
     """Names below .test need the lying name server; here the good links name the address."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pq.read_table(links)
     urls = [url.replace(url.split("/")[2].rpartition(":")[0], "127.0.0.1") for url in table["url"].to_pylist()]
     pq.write_table(table.set_column(table.column_names.index("url"), "url", pa.array(urls)), links)
@@ -236,6 +236,40 @@ OK, DEAD, NAMES = None, "dead_link", "name_server"
 )
 def test_an_outage_is_told_from_dead_links(reasons: list[str | None], others: bool, share: float, outage: bool) -> None:
     assert is_outage(reasons, others, share) == outage
+
+
+def small_list(path: Path, urls: list[str]) -> Path:
+    rows = [{"row_id": str(n), "url": url, "task": "text2image"} for n, url in enumerate(urls)]
+    pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), path)
+    return path
+
+
+def test_a_few_dead_links_are_believed_where_later_shards_answer(tmp_path: Path) -> None:
+    settings = what("native").model_copy(update={"rows_per_shard": 2})
+    with misbehave() as site:
+        urls = ["http://127.0.0.1:9/1", "http://127.0.0.1:9/2"]  # the first shard, which may land before any answer
+        urls += [f"http://127.0.0.1:{site.port}/good/{n}" for n in range(4)]
+        commit = download(Dataset(tmp_path / "d"), SOURCE, small_list(tmp_path / "list.parquet", urls), settings, HOW)
+    assert (commit.rows_out, dict(commit.rejected)) == (4, {"dead_link": 2})
+
+
+def test_what_answered_in_an_earlier_run_says_nothing_about_a_few_links_now(tmp_path: Path) -> None:
+    settings, dataset = what("native").model_copy(update={"rows_per_shard": 2}), Dataset(tmp_path / "d")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_: Progress) -> None:
+        raise Stopped
+
+    with misbehave() as site:
+        links = small_list(tmp_path / "list.parquet", [f"http://127.0.0.1:{site.port}/good/{n}" for n in range(4)])
+        with pytest.raises(Stopped):
+            download(dataset, SOURCE, links, settings, HOW, stop)
+    assert len(list((tmp_path / "d").glob("steps/*/0*.json"))) == 1
+    with pytest.raises(HarmonError, match="looks like an outage"):
+        download(dataset, SOURCE, links, settings, HOW)
+    assert dataset.head is None
 
 
 def test_only_an_answer_of_this_run_says_that_others_answer() -> None:
