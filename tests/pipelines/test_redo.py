@@ -161,6 +161,22 @@ def test_dead_links_are_told_from_an_outage_by_links_that_answered_before(begun:
     assert json.loads(believed.stdout)["asked"] == len(only_dead)
 
 
+def test_links_that_were_refused_by_a_server_serve_as_well_where_none_gave_a_picture(tmp_path: Path) -> None:
+    dataset, links = Dataset(tmp_path / "d"), tmp_path / "list.parquet"
+    with misbehave() as site:
+        urls = [f"http://127.0.0.1:{site.port}/missing/{n}" for n in range(3)]
+        urls += [f"http://127.0.0.1:9/{n}" for n in range(10)]
+        rows = [{"row_id": str(n), "url": url, "task": "text2image"} for n, url in enumerate(urls)]
+        pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), links)
+        with pytest.raises(HarmonError, match="looks like an outage"):
+            download(dataset, SOURCE, links, WHAT, HOW)
+        download(dataset, SOURCE, links, WHAT, HOW.model_copy(update={"outage_share": 1.0}))
+        redone = redo(dataset, "failed", how={"outage_share": 0.5})
+        assert redone.rejected == {"dead_link": 10, "http_404": 3}
+    with pytest.raises(HarmonError, match="looks like an outage"):
+        redo(dataset, "failed", how={"outage_share": 0.5})
+
+
 def test_rows_that_a_retry_asked_for_again_are_counted_once(begun: Begun) -> None:
     first = dict(begun.dataset.commit(0).rejected)
     assert rejected_now(begun.dataset) == first
