@@ -4,7 +4,8 @@ Names below .test lead to loopback: `meta…` to a cloud's metadata service, `bo
 address, `mapped…` to one written as IPv6; `flip…` to 127.0.0.1 when asked first and to 127.0.0.2 ever after, `flop…`
 the other way round. All others lead to 127.0.0.1.
 
-Every address that anything here tries to connect to, before any rule can refuse it, is a line of the file CONNECTED.
+Every address that anything here tries to connect to, before any rule can refuse it, is a line of the file CONNECTED,
+where there is one.
 """
 
 import socket
@@ -36,7 +37,11 @@ def names(host, port, *arguments, **options):  # type: ignore[no-untyped-def]
 
 def note(event, arguments):  # type: ignore[no-untyped-def]
     """Audit hook: asked before the guard's, which comes later."""
-    if event in {"socket.connect", "socket.sendto", "socket.sendmsg"} and isinstance(arguments[1], tuple):
+    if (
+        CONNECTED.exists()
+        and event in {"socket.connect", "socket.sendto", "socket.sendmsg"}
+        and isinstance(arguments[1], tuple)
+    ):
         with CONNECTED.open("a") as out:
             out.write(f"{arguments[1][0]}\n")
 

@@ -78,6 +78,7 @@ def watched(folder: Path) -> Path:
     launcher = folder / LAUNCHER.name
     place = f"Path({str(LAUNCHER)!r}).parents[2]"
     launcher.write_text(LAUNCHER.read_text().replace("Path(__file__).parents[2]", place))
+    launcher.with_suffix(".connected").touch()
     return launcher
 
 
