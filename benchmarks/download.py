@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.fetch import FetchSettings, fetch, interpreter
+from pipelines.fetch import FetchSettings, Links, fetch, interpreter, write_links
 from pipelines.landed import Landed
 from pipelines.rules import Rules
 
@@ -100,16 +100,19 @@ def lean(links: list[str], folder: Path) -> None:
 
 def guarded(links: list[str], folder: Path) -> None:
     """img2dataset behind the guard."""
-    _all(list(fetch(_shards(links), folder, RULES, HOW)), links)
+    _all(list(fetch(_shards(links, folder), folder, RULES, HOW)), links)
 
 
 def native(links: list[str], folder: Path) -> None:
     """The native engine."""
-    _all(list(fetch(_shards(links), folder, RULES, HOW, "native")), links)
+    _all(list(fetch(_shards(links, folder), folder, RULES, HOW, "native")), links)
 
 
-def _shards(links: list[str]) -> dict[int, list[str]]:
-    return {start // SHARD: links[start : start + SHARD] for start in range(0, len(links), SHARD)}
+def _shards(links: list[str], folder: Path) -> dict[int, Links]:
+    return {
+        start // SHARD: write_links(folder / f"{start}.links", links[start : start + SHARD])
+        for start in range(0, len(links), SHARD)
+    }
 
 
 def _all(landed: list[Landed], links: list[str]) -> None:

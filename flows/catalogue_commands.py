@@ -6,8 +6,9 @@ Nothing heavy is imported until one runs.
 import contextlib
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,9 +19,10 @@ from pipelines.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pipelines.catalogue import Source
-    from pipelines.fetch import Engine
+    from pipelines.fetch import Engine, LiveCallback
     from pipelines.redo import Only
     from pipelines.terms import EffectiveTerms
+    from pipelines.traffic import Live
 
 _PATH = click.Path(path_type=Path)
 OWN_LINKS = "own-links"
@@ -79,8 +81,19 @@ def catalog(name: str | None, recipe: Path | None, as_json: bool) -> None:
 @click.option(
     "--files", "only", multiple=True, metavar="PATTERN", help="Read only files that match, as in 'stage3/**/*.tar'."
 )
+@click.option(
+    "--without", multiple=True, metavar="PATTERN", help="Leave out files that match, such as a tar that is damaged."
+)
 @click.option("--terms", "terms", type=_PATH, help="YAML whose key `terms` says who accepted what, such as a recipe.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override path.to.key of the entry.")
+@click.option("--licence", help="Licence of a list, folder or entry of your own that does not state one.")
+@click.option(
+    "--fetch",
+    "fetching",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="How links are fetched, as in threads=64 or outage_share=1 (docs/download.md); with --only, too.",
+)
 @click.option("--rows-per-shard", default=1000, show_default=True, help="Rows of the source in each shard.")
 @click.option("--short-side", type=int, help="Reduce larger images to this shorter side; kept as they are if left out.")
 @click.option("--allow", multiple=True, metavar="NETWORK", help="Network to open besides the public internet.")
@@ -93,8 +106,11 @@ def download(
     engine: Literal["img2dataset", "native"] | None,
     folder: Path | None,
     only: tuple[str, ...],
+    without: tuple[str, ...],
     terms: Path | None,
     settings: tuple[str, ...],
+    licence: str | None,
+    fetching: tuple[str, ...],
     rows_per_shard: int,
     short_side: int | None,
     allow: tuple[str, ...],
@@ -104,37 +120,53 @@ def download(
     (.parquet, .csv, .tsv, .jsonl, .txt). Run again, it goes on where it was. With --only, ask again for rows that the
     download of DATASET did not bring."""
     if again:
-        _ask_again(name, again, links, engine, as_json)
+        _ask_again(name, again, links, engine, fetching, as_json)
         return
     if to is None:
         raise ConfigurationError(f"where {name} is to be read to is not said; add --to DATASET.")
-    from flows.terminal import shown_progress
+    from flows.terminal import shown_live, shown_progress
+    from pipelines import catalogue
     from pipelines.acquire import Acquisition, acquire
     from pipelines.dataset import Dataset
     from pipelines.download import DownloadSettings
+    from pipelines.fetch import FetchSettings
     from pipelines.settings import parse, read_yaml
     from pipelines.steps import Progress
     from pipelines.terms import accepted_in, effective_terms
 
+    settings += (f"licence={json.dumps(licence)}",) if licence else ()
     source, folder, only = _named(name, folder, only, settings)
+    source = catalogue.without(source, without)
     limits = {"short_side": short_side}
     what = {"rows_per_shard": rows_per_shard, "allow": list(allow), "limits": limits}
     what |= {"engine": engine} if engine else {}
     accepted = accepted_in(read_yaml(terms), str(terms)) if terms else {}
-    asked = Acquisition(parse(DownloadSettings, what, "harmon download"), accepted, folder, only)
+    how = parse(FetchSettings, _fetch_settings(fetching), "--fetch")
+    asked = Acquisition(parse(DownloadSettings, what, "harmon download"), accepted, folder, only, how)
     with contextlib.ExitStack() as shown:
+        one_at_a_time = sys.stderr.isatty()
         bars: dict[str, Callable[[int, int], None]] = {}
+        lives: list[LiveCallback] = []
 
         def show(label: str, done: int, total: int) -> None:
             if label not in bars:
-                shown.close()  # one bar at a time
+                if one_at_a_time:
+                    shown.close()
                 bars[label] = shown.enter_context(shown_progress(label))
             bars[label](done, total)
 
         def tell(progress: Progress) -> None:
-            show(f"{source.name}, shards", progress.shards_done, progress.shards_total)
+            if not (lives and one_at_a_time):
+                show(f"{source.name}, shards", progress.shards_done, progress.shards_total)
 
-        commit = acquire(Dataset(to), source, asked, tell, partial(show, f"{source.name}, bytes from the hub"))
+        def draw(live: "Live") -> None:
+            if not lives:
+                if one_at_a_time:
+                    shown.close()  # rates and hosts take the place of any bar
+                lives.append(shown.enter_context(shown_live()))
+            lives[0](live)
+
+        commit = acquire(Dataset(to), source, asked, tell, partial(show, f"{source.name}, bytes from the hub"), draw)
     dataset = Dataset(to)
     binding = effective_terms(commit.terms)
     if as_json:
@@ -145,14 +177,26 @@ def download(
         click.echo("\n".join(_told(dataset, source, commit.number, binding)))
 
 
-def _ask_again(name: str, only: "Only", links: Path | None, engine: "Engine | None", as_json: bool) -> None:
+def _fetch_settings(given: Sequence[str]) -> dict[str, object]:
+    """The values of --fetch, not judged yet."""
+    from pipelines.settings import with_override
+
+    values: dict[str, object] = {}
+    for setting in given:
+        with_override(values, setting, "--fetch")
+    return values
+
+
+def _ask_again(
+    name: str, only: "Only", links: Path | None, engine: "Engine | None", fetching: Sequence[str], as_json: bool
+) -> None:
     """How it goes is shown on stderr, the outcome on stdout."""
     from flows.terminal import shown_live
     from pipelines.dataset import Dataset
     from pipelines.redo import redo
 
     with shown_live() as show:
-        redone = redo(Dataset(name), only, links, engine, on_live=show)
+        redone = redo(Dataset(name), only, links, engine, on_live=show, how=_fetch_settings(fetching))
     click.echo(json.dumps(redone.to_json()) if as_json else redone.sentence())
 
 
@@ -165,6 +209,8 @@ def _named(
 
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
+        if path.resolve().parent != catalogue.FOLDER.resolve():
+            _check_own_name(name, path.stem)
         return catalogue.entry(path, settings), folder, only
     if path.suffix in ENDINGS:
         if folder or only:
@@ -172,9 +218,21 @@ def _named(
         if not path.is_file():
             raise ConfigurationError(f"there is no list {name}; name a file, or a source that `harmon catalog` lists.")
         slug = re.sub(r"[^a-z0-9.-]+", "-", path.stem.lower()).strip("-.")[:60] or "links"
+        _check_own_name(name, slug)
         entry = catalogue.source(OWN_LINKS, settings=(*settings, f"layouts.0.files=[{json.dumps(path.name)}]"))
         return entry.model_copy(update={"name": slug}), path.parent, ()
     return catalogue.source(name, settings=settings), folder, only
+
+
+def _check_own_name(file: str, name: str) -> None:
+    """Refuse a list or entry of one's own that would pass for a source of the catalogue, whose terms it has not."""
+    from pipelines.catalogue import names
+
+    if name in names():
+        raise ConfigurationError(
+            f"{file} would be read under the name '{name}', which a source of the catalogue has, under its own terms; "
+            f"rename the file, or run `harmon download {name}`."
+        )
 
 
 def _listed(entries: "list[Source]") -> list[str]:
@@ -202,6 +260,7 @@ def _explained(entry: "Source") -> list[str]:
         f"  captions   {entry.captions.kind}, by {entry.captions.author}"
         + (", rewritten" if entry.captions.rewrite else "")
     )
+    lines += [f"             {part.kind}, by {part.author}: {', '.join(part.images)}" for part in entry.captions.parts]
     if entry.rows:
         lines.append(f"  rows       {entry.rows.count:,}" + ("" if entry.rows.confirmed else " (unconfirmed)"))
     if entry.bytes:
@@ -213,7 +272,9 @@ def _explained(entry: "Source") -> list[str]:
     if entry.hub:
         lines.append(f"  hub        {entry.hub} at {entry.revision}, pinned at the first download")
     lines += [f"  beside     {one}" for one in entry.beside]
-    lines += [f"  read from  {', '.join(patterns(layout))} ({layout.kind})" for layout in entry.layouts]
+    for layout in entry.layouts:
+        lines.append(f"  read from  {', '.join(patterns(layout))} ({layout.kind})")
+        lines += [f"  left out   {glob}" for glob in layout.without]
     if entry.override:
         lines.append(f"  captions of {', '.join(entry.override.of)}, joined by {entry.override.by}")
     lines += [f"  trap       {one}" for one in entry.traps]
@@ -248,13 +309,10 @@ def _missing(dataset: object) -> Counter[str]:
 
 def _rejected(dataset: object) -> dict[str, int]:
     from pipelines.dataset import Dataset
+    from pipelines.redo import rejected_now
 
     assert isinstance(dataset, Dataset)
-    total: dict[str, int] = {}
-    for commit in dataset.commits():
-        for reason, count in commit.rejected.items():
-            total[reason] = total.get(reason, 0) + count
-    return total
+    return rejected_now(dataset)
 
 
 def _short(number: int) -> str:

@@ -35,7 +35,7 @@ from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.stage import TASKS, Departure, departures, load_stage
 from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.audit import audit
-from pipelines.catalogue import source
+from pipelines.catalogue import Source, source
 from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
@@ -151,10 +151,11 @@ def _publish(recipe: Recipe) -> Work:
 
 
 def _download(recipe: Recipe, name: str) -> Work:
-    dataset, entry, settings = Dataset(recipe.dataset(name)), source(name), recipe.sources[name]
+    dataset, settings = Dataset(recipe.dataset(name)), recipe.sources[name]
+    entry = source(name, settings=recipe.files.get(name, FilesSettings()).entry)
     check_accepted(entry, recipe.terms)
     if entry.layouts:
-        return _acquire(recipe, name)
+        return _acquire(recipe, name, entry)
     links = recipe.web_folder / f"list-{name}.parquet"
 
     def do(progress: ProgressCallback) -> None:
@@ -164,15 +165,16 @@ def _download(recipe: Recipe, name: str) -> Work:
     return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)
 
 
-def _acquire(recipe: Recipe, name: str) -> Work:
+def _acquire(recipe: Recipe, name: str, entry: Source) -> Work:
     """A source that is published elsewhere, read from the hub or from a folder."""
     files = recipe.files.get(name, FilesSettings())
-    entry, dataset = source(name, settings=files.entry), Dataset(recipe.dataset(name))
+    dataset = Dataset(recipe.dataset(name))
     folder = None if files.folder is None else Path(files.folder).absolute()
     asked = Acquisition(recipe.sources[name], dict(recipe.terms), folder, files.only, recipe.fetch)
 
     def do(progress: ProgressCallback) -> None:
-        acquire(dataset, entry, asked, progress)
+        with shown_live(redraw=False) as live:
+            acquire(dataset, entry, asked, progress, on_live=live)
 
     return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do)
 

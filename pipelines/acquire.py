@@ -9,7 +9,7 @@ from pipelines.catalogue import Source
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError
-from pipelines.fetch import FetchSettings
+from pipelines.fetch import FetchSettings, LiveCallback
 from pipelines.hub import Told, fetch_files, list_files, pin, pinned, unpin
 from pipelines.ingest import IngestSettings, ingest, ingest_step
 from pipelines.layouts import UrlTable
@@ -42,6 +42,7 @@ def acquire(
     asked: Acquisition,
     on_progress: ProgressCallback | None = None,
     on_bytes: Told | None = None,
+    on_live: LiveCallback | None = None,
 ) -> Commit:
     """Read `source` into `dataset`, or add its captions to it; what an earlier attempt finished is kept.
 
@@ -60,7 +61,7 @@ def acquire(
     if source.override:
         commit = add_captions(dataset, files, asked.accepted, on_progress)
     elif isinstance(files.layout, UrlTable):
-        commit = download_listed(dataset, files, asked.settings, asked.accepted, asked.how, on_progress)
+        commit = download_listed(dataset, files, asked.settings, asked.accepted, asked.how, on_progress, on_live)
     else:
         commit = ingest(dataset, files, _ingest_settings(asked), asked.accepted, on_progress)
     unpin(dataset, source)

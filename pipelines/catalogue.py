@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.errors import ConfigurationError
-from pipelines.layouts import Layout
+from pipelines.layouts import Globs, Layout
 from pipelines.settings import Settings, nearest, parse, read_yaml, with_override
 
+UNSTATED = "yours to state"  # licence of an entry that someone has still to make their own
+BINDING = ("licence", "terms", "restrictions", "agreement")  # fields that say what binds a source
 FOLDER = Path(__file__).with_name("catalog")
 
 Terms = Literal["open", "open-captions", "non-commercial", "agreement", "model-output", "own"]
@@ -24,18 +26,35 @@ Restriction = Literal[
 """gated: the publisher wants to know who takes it; no-redistribution: images may not be passed on."""
 
 
+CaptionKind = Literal["class-name", "short", "dense", "questions", "none"]
+
+
+class CaptionsOfPart(Settings):
+    """Captions of a part of a source that are of another kind than the rest."""
+
+    images: Globs
+    """Patterns of the paths of its images, as rows write them."""
+    kind: CaptionKind
+    author: str
+    """Who or what wrote them."""
+
+
 class Captions(Settings):
     """The captions that a source comes with."""
 
-    kind: Literal["class-name", "short", "dense", "questions", "none"]
+    kind: CaptionKind
     author: str
     """Who or what wrote them."""
+    parts: tuple[CaptionsOfPart, ...] = ()
+    """Parts whose captions are others; the first that matches counts."""
     rewrite: bool
     """Whether the recipe rewrites them before they are used to generate pictures."""
     from_answer: bool = False
     """The caption is the first answer of the conversation."""
     clean: Literal["none", "preamble", "midjourney"] = "none"
     """preamble: "This image displays:" is cut off (PixelProse); midjourney: flags, links and <tokens> are."""
+    clean_only: tuple[str, ...] = ()
+    """Fields whose texts are cleaned, where others may be the caption too; empty: all."""
 
 
 class OddRows(Settings):
@@ -62,8 +81,8 @@ class Override(Settings):
 
     of: tuple[str, ...]
     """Sources whose rows they describe."""
-    by: Literal["url", "member"]
-    """What both have: the link, or the member's key within its tar."""
+    by: Literal["url", "member", "tar-member"]
+    """What both have: the link; the key of a member, in tars of any names; or its tar's name and its key."""
 
 
 class Source(Settings):
@@ -131,12 +150,26 @@ def source(name: str, folder: Path = FOLDER, settings: Sequence[str] = ()) -> So
     """The catalogue entry of this name; `settings` are `path.to.key=value` that replace what it says.
 
     Raises:
-        ConfigurationError: there is no such entry (the nearest name is told), or its file is wrong.
+        ConfigurationError: there is no such entry (the nearest name is told), its file is wrong, or a setting would
+            change what binds it.
     """
     known = names(folder)
     if name not in known:
         raise ConfigurationError(f"the catalogue has no source '{name}'; {nearest(name, known)}.")
-    return entry(folder / f"{name}.yaml", settings)
+    found = entry(folder / f"{name}.yaml", settings)
+    bound = entry(folder / f"{name}.yaml") if settings else found
+    if bound.terms != "own" and any(getattr(found, field) != getattr(bound, field) for field in BINDING):
+        raise ConfigurationError(
+            f"{', '.join(BINDING)} of {name} are its publisher's to state, and no setting changes them; for data under "
+            "other terms write an entry of your own."
+        )
+    return found
+
+
+def without(source: Source, files: Sequence[str]) -> Source:
+    """`source`, reading none of the files that match these patterns; that is part of what is computed from it."""
+    layouts = [one.model_copy(update={"without": (*one.without, *files)}) for one in source.layouts]
+    return source.model_copy(update={"layouts": tuple(layouts)})
 
 
 def entry(path: Path, settings: Sequence[str] = ()) -> Source:

@@ -6,13 +6,16 @@ text), or in the rejects. Rows keep the list's order, so the result depends on t
 when they came.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field, IPvAnyNetwork
 
 from pipelines.canonical import sample_key, sha256_hex
@@ -20,20 +23,20 @@ from pipelines.catalogue import Source
 from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
-from pipelines.fetch import Engine, FetchSettings, LiveCallback, fetch
+from pipelines.fetch import Engine, FetchSettings, Links, LiveCallback, fetch, write_links
 from pipelines.landed import Landed
 from pipelines.manifest import Commit
 from pipelines.normalise import BadPicture, Limits, normalise
-from pipelines.outage import is_outage
+from pipelines.outage import FEW, Watch
 from pipelines.rules import OPT_OUT, FetchError, OptOut, Rules, link_of
 from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
 from pipelines.tombstones import REASON, Tombstones, tombstones_beside
 from pipelines.traffic import Live
-from pipelines.url_list import list_sha256, read_list
+from pipelines.url_list import cut, list_sha256, listed, rows_of
 from pipelines.workspace import WORK
 
-NAME, VERSION = "download", 2
+NAME, VERSION = "download", 3
 TELEMETRY = "download.telemetry"
 OUTAGE_SHARDS = 3  # so many shards in a row that an outage kept open, and no more are tried
 LOG_EVERY = 10.0  # seconds between two lines about a download's progress
@@ -108,42 +111,90 @@ def download(
     run = StepRun(dataset, download_step(source, links, settings), on_progress)
     if run.committed:
         return run.committed
-    table = read_list(links)
-    origin = {"list": str(links.absolute()), "engine": settings.engine, "fetch": how.model_dump()}
+    origin = {
+        "list": str(links.absolute()),
+        "engine": settings.engine,
+        "fetch": how.model_dump(),
+        "source": source.model_dump(mode="json"),
+    }
     note = note_path(dataset, run.step.key)
     note.parent.mkdir(parents=True, exist_ok=True)
     part = note.with_suffix(".part")
     part.write_text(json.dumps(origin))
     part.replace(note)
-    fetch_and_store(run, source, table, 0, settings, how, on_live)
+    fetch_and_store(run, source, Rows(listed(links), rows_of(links)), 0, settings, how, on_live)
     return run.commit({source.name: {"licence": source.licence, "terms": source.terms}}, origin)
 
 
 def note_path(dataset: Dataset, step_key: str) -> Path:
-    """Where a download that is not committed yet notes its list and how it fetches; afterwards the commit does."""
+    """Where a download that is not committed yet notes its list, its source and how it fetches; afterwards the commit
+    does."""
     return dataset.store.work(f"{WORK}/{step_key}/origin.json")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a list that are to be fetched: tables as `url_list.listed` gives them, read once, and how many rows."""
+
+    tables: Iterable[pa.Table]
+    count: int
 
 
 def fetch_and_store(
     run: StepRun,
     source: Source,
-    table: pa.Table,
+    rows: Rows,
     first: int,
     settings: DownloadSettings,
     how: FetchSettings,
     on_live: LiveCallback | None = None,
+    canaries: Sequence[str] = (),
 ) -> None:
-    """Do the shards of `run` that are open: the rows of `table` (read_list) from shard number `first` on.
+    """Do the shards of `run` that are open: `rows` from shard number `first` on. Memory holds a shard's rows at a time.
+
+    `canaries` are links that answered before: asked again with each shard, they tell dead links from an outage.
 
     Raises:
         HarmonError: as `download`.
     """
-    barred = tombstones_beside(run.dataset)
-    shards = dict(enumerate(_shards(_judged(table, source, barred), settings.rows_per_shard), start=first))
-    pending = run.pending(list(shards))
-    if pending:
-        tables = {shard: shards[shard] for shard in pending}
-        _fetch_all(run, source, tables, settings, how, barred, _Log(on_live))
+    shards = -(-rows.count // settings.rows_per_shard)
+    if pending := set(run.pending(range(first, first + shards))):
+        barred = tombstones_beside(run.dataset)
+        with run.together() as folder:
+            spool = _Spool(folder / "rows", canaries)
+            for shard, table in enumerate(cut(rows.tables, settings.rows_per_shard), start=first):
+                if shard in pending:
+                    spool.add(shard, _judged(table, source, barred))
+            _fetch_all(run, source, spool, folder, settings, how, barred, _Log(on_live))
+
+
+class _Spool:
+    """The shards that are open, on disk: the rows of each, and the links among them with the canaries behind."""
+
+    def __init__(self, folder: Path, canaries: Sequence[str]) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._canaries = list(canaries)
+        self.links: dict[int, Links] = {}
+        """Of the shards that have any."""
+        self.shards: list[int] = []
+
+    def add(self, shard: int, table: pa.Table) -> None:
+        """One more shard."""
+        self.shards.append(shard)
+        pq.write_table(table, self._folder / f"{shard}.rows", compression="zstd")
+        if urls := [row["url"] for row in table.select(["url", "forgotten"]).to_pylist() if _is_fetched(row)]:
+            self.links[shard] = write_links(self._folder / f"{shard}.links", [*urls, *self._canaries])
+
+    def table(self, shard: int) -> pa.Table:
+        """The rows of a shard."""
+        return pq.read_table(self._folder / f"{shard}.rows")
+
+    def reasons(self, landed: Landed) -> tuple[list[str | None], list[str | None]]:
+        """Of the shard's own links, and of the canaries, why each gave no bytes, or None."""
+        every = landed.reasons()
+        own = len(every) - len(self._canaries)
+        return every[:own], every[own:]
 
 
 class _Log:
@@ -182,67 +233,59 @@ def _is_fetched(row: Row) -> bool:
     return True
 
 
-def _shards(table: pa.Table, rows: int) -> list[pa.Table]:
-    return [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
-
-
 def _fetch_all(
     run: StepRun,
     source: Source,
-    tables: Mapping[int, pa.Table],
+    spool: _Spool,
+    folder: Path,
     settings: DownloadSettings,
     how: FetchSettings,
     barred: Tombstones,
     on_live: LiveCallback,
 ) -> None:
-    """Fetch and store all of `tables`; raises HarmonError for those that an outage kept out of reach."""
-    cut_off: list[int] = []
-    in_a_row = 0
-    for shard, landed in _landings(run, tables, settings, how, on_live):
-        if landed is not None and is_outage(landed.reasons(), bool(run.finished()), how.outage_share):
-            cut_off.append(shard)
-            in_a_row += 1
-            if in_a_row == OUTAGE_SHARDS:
-                break
-            continue
-        _store(run.shard(shard), source, tables[shard], landed, settings.limits, barred)
+    """Fetch and store what is spooled; raises HarmonError for the shards that an outage kept out of reach."""
+
+    def store(shard: int, landed: Landed | None) -> None:
+        _store(run.shard(shard), source, spool.table(shard), landed, settings.limits, barred)
         if landed is not None:
-            in_a_row = 0
             landed.drop()
+
+    for shard in spool.shards:
+        if shard not in spool.links:
+            store(shard, None)
+    if not spool.links:
+        return
+    watch = Watch(how.outage_share)
+    cut_off: list[int] = []
+    aside: list[Landed] = []
+    in_a_row = 0
+    arriving = fetch(spool.links, folder, settings.rules, how, settings.engine, on_live)
+    with contextlib.closing(arriving):
+        for landed in arriving:
+            reasons, canaries = spool.reasons(landed)
+            if watch.is_cut_off(reasons, canaries):
+                if len(reasons) < FEW:
+                    aside.append(landed)
+                else:
+                    cut_off.append(landed.shard)
+                    landed.drop()
+                in_a_row += 1
+                if in_a_row == OUTAGE_SHARDS:
+                    break
+            else:
+                in_a_row = 0
+                store(landed.shard, landed)
+    for landed in aside:  # judged again: others may have answered since, which tells a few dead links from an outage
+        if watch.is_cut_off(*spool.reasons(landed)):
+            cut_off.append(landed.shard)
+        else:
+            store(landed.shard, landed)
     if cut_off:
         raise HarmonError(
-            f"most links of shard {', '.join(map(str, cut_off))} of {source.name} reached no server: it looks "
+            f"most links of shard {', '.join(map(str, sorted(cut_off)))} of {source.name} reached no server: it looks "
             "like an outage, so nothing of them is marked done; see to the network (or server) and run again, or "
-            "set fetch.outage_share to 1 if the links are dead indeed"
+            "give --fetch outage_share=1 (in a recipe fetch.outage_share) if the links are dead indeed"
         )
-
-
-def _landings(
-    run: StepRun,
-    tables: Mapping[int, pa.Table],
-    settings: DownloadSettings,
-    how: FetchSettings,
-    on_live: LiveCallback,
-) -> Iterator[tuple[int, Landed | None]]:
-    """Each shard with what was fetched for it (None: it has no links), as soon as that is complete.
-
-    All are fetched by one run of the engine, whose start takes longer than a small shard. It lands in the
-    scratch of the last shard, which is therefore handed out last: its receipt deletes the folder.
-    """
-    last = max(tables)
-    links = {
-        shard: [row["url"] for row in table.select(["url", "forgotten"]).to_pylist() if _is_fetched(row)]
-        for shard, table in tables.items()
-    }
-    wanted = {shard: urls for shard, urls in links.items() if urls}
-    yield from ((shard, None) for shard in tables if shard not in wanted and shard != last)
-    final = None
-    for landed in fetch(wanted, run.scratch(last), settings.rules, how, settings.engine, on_live) if wanted else ():
-        if landed.shard == last:
-            final = landed
-        else:
-            yield landed.shard, landed
-    yield last, final
 
 
 def _store(

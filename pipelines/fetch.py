@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ LANDING = Path(__file__).with_name("landing.py")
 INTERPRETER = "HARMON_IMG2DATASET_PYTHON"
 DEFAULT_INTERPRETER = Path(__file__).parents[1] / ".venv-img2dataset" / "bin" / "python"
 ATTEMPTS = 3  # runs of the engine in a row that land nothing
+BACKLOG = 16  # shards that have landed and wait to be stored; beyond, no further links are taken up
 POLL = 0.1  # seconds between looks at the landing folder
 LIVE_EVERY = 1.0  # seconds between two calls of `on_live`
 
@@ -67,14 +68,28 @@ class FetchSettings(Settings):
     """A shard stays open where a larger share of its links than this reached no server; 1: never."""
 
 
+@dataclass(frozen=True)
+class Links:
+    """The links of one shard, in a Parquet file with the column url, so that a list of any length is held on disk."""
+
+    path: Path
+    count: int
+
+
+def write_links(path: Path, urls: Sequence[str]) -> Links:
+    """Put links into a new file."""
+    pq.write_table(pa.table({"url": pa.array(urls, pa.string())}), path)
+    return Links(path, len(urls))
+
+
 def fetch(
-    links: Mapping[int, Sequence[str]],
+    links: Mapping[int, Links],
     folder: Path,
     rules: Rules,
     how: FetchSettings,
     engine: Engine = "img2dataset",
     on_live: LiveCallback | None = None,
-) -> Iterator[Landed]:
+) -> Generator[Landed, None, None]:
     """Fetch the links of each shard (at least one each) below `folder`; yields shards as they land.
 
     `rules` says what may be fetched; how is taken from `how`. `on_live` is told about once a second how it goes.
@@ -117,7 +132,7 @@ def interpreter() -> Path:
 
 
 def _run(
-    links: Mapping[int, Sequence[str]],
+    links: Mapping[int, Links],
     folder: Path,
     rules: Rules,
     how: FetchSettings,
@@ -127,10 +142,11 @@ def _run(
 ) -> Iterator[Landed]:
     """One run of the engine, watched; ends when it ends, also when it has left shards out."""
     shards = sorted(links)
-    largest = max(len(urls) for urls in links.values())
-    _write_links(links, folder / "in")
+    largest = max(one.count for one in links.values())
+    _name_inputs(links, folder / "in")
     output = folder / "out"
     output.mkdir()
+    traffic.hold(False)
     command = _command(folder, largest, rules, how, engine, traffic.folder)
     with (folder / "log").open("wb") as out:
         child = spawn(command, env=_environment(folder), cwd=folder, output=out)
@@ -140,20 +156,24 @@ def _run(
             while True:
                 ended = child.poll() is not None  # looked at first, so that what it wrote last is not missed
                 traffic.follow()
-                for number in sorted(complete(output, landed)):
+                waiting = sorted(complete(output, landed))
+                traffic.hold(len(waiting) > BACKLOG)
+                for number in waiting[:1]:
                     landed.add(number)
-                    heard = time.monotonic()
-                    brought = Landed(shards[number], output, number, len(links[shards[number]]), digits_of(largest))
+                    brought = Landed(shards[number], output, number, links[shards[number]].count, digits_of(largest))
                     if brought.complete:
                         yield brought
+                    heard = time.monotonic()  # the caller may have taken long
                 if on_live and (len(landed) == len(shards) or time.monotonic() - told > LIVE_EVERY):
                     told = time.monotonic()
                     on_live(traffic.live())
                 if len(landed) == len(shards):
                     return  # img2dataset may hang at its end
+                if waiting:
+                    continue
                 if ended or time.monotonic() - max(heard, traffic.heard) > how.patience:
                     return
-                killed += _kill_silent(traffic, how.patience)
+                killed += _kill_silent(traffic, how.patience, child.pid)
                 if killed and len(landed) + killed >= len(shards):
                     return  # nobody is left who could land another: the pool waits for the dead for ever
                 time.sleep(POLL)
@@ -162,21 +182,25 @@ def _run(
             traffic.end()
 
 
-def _kill_silent(traffic: Traffic, patience: float) -> int:
-    """Kill the workers that have fallen silent in the middle of a shard; how many there were, dead ones included."""
+def _kill_silent(traffic: Traffic, patience: float, group: int) -> int:
+    """Kill the workers that have fallen silent in the middle of a shard; how many there were, dead ones included.
+
+    A process that is not of the engine's `group` has only the number of a worker that is gone, and is left alone.
+    """
     silent = traffic.silent(patience)
     for worker in silent:
         log.warning("worker %d is dead or has been silent for %g s: its shard is done again", worker, patience)
         with suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
+            if os.getpgid(worker) == group:
+                os.kill(worker, signal.SIGKILL)
     return len(silent)
 
 
-def _write_links(links: Mapping[int, Sequence[str]], folder: Path) -> None:
-    """One input file for each shard, so named that an engine takes them in order, numbered from 0."""
+def _name_inputs(links: Mapping[int, Links], folder: Path) -> None:
+    """The input files so named that an engine takes them in order, numbered from 0."""
     folder.mkdir(parents=True)
     for number, shard in enumerate(sorted(links)):
-        pq.write_table(pa.table({"url": list(links[shard])}), folder / f"{number:06d}.parquet")
+        os.link(links[shard].path, folder / f"{number:06d}.parquet")
 
 
 def _command(folder: Path, largest: int, rules: Rules, how: FetchSettings, engine: Engine, traffic: Path) -> list[str]:

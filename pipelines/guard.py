@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import Any
 
 from pipelines.course import Course
-from pipelines.politeness import Host, Hosts
+from pipelines.politeness import Host, Hosts, Pauses
 from pipelines.rules import (
     REDIRECTS,
     FetchError,
@@ -35,7 +35,7 @@ from pipelines.rules import (
     system_names,
     tls_context,
 )
-from pipelines.traffic import Meter
+from pipelines.traffic import HELD, Meter
 
 PIECE = 1 << 16  # bytes asked of a response at a time; the limits are checked between pieces
 DRAINED = 1 << 14  # bytes of a refusal that are read so that its connection can be used again
@@ -69,12 +69,13 @@ class Guard:
         resolve: Resolve = system_names,
         sleep: Callable[[float], None] = time.sleep,
         meter: Meter | None = None,
+        pauses: Pauses | None = None,
     ) -> None:
         self.rules = rules
         self._resolve = resolve
         self._sleep = sleep
         self._meter = meter
-        self._hosts: Hosts[threading.Semaphore] = Hosts(rules, threading.Semaphore)
+        self._hosts: Hosts[threading.Semaphore] = Hosts(rules, threading.Semaphore, pauses)
         self._pool = _Pool()
 
     @cached_property
@@ -97,6 +98,8 @@ class Guard:
         url = request if isinstance(request, str) else request.full_url
         host, reason, size = "", "fetch_failed", 0
         if self._meter:
+            while self._meter.held:
+                self._sleep(HELD)
             self._meter.begin()
         try:
             link = link_of(url)
@@ -140,7 +143,7 @@ class Guard:
         return found
 
     def _wait(self, host: Host[threading.Semaphore]) -> None:
-        while (seconds := host.wait(time.monotonic())) > 0:
+        while (seconds := self._hosts.wait(host, time.monotonic())) > 0:
             self._sleep(seconds)
 
     def step(self, link: Link, seconds: float) -> "Answer | Link":

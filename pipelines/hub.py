@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.catalogue import Source
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.layouts import matching, patterns
+from pipelines.layouts import left_in, matching, patterns
 from pipelines.readers.files import Checksums, scratch_folder
 from pipelines.readers.paths import BadPath, clean_path
 from pipelines.workspace import WORK
@@ -66,7 +66,7 @@ def list_files(source: Source, revision: str | None = None) -> HubListing:
         except BadPath as error:
             raise HarmonError(f"the hub lists {error} in {source.hub}; take nothing from there") from None
     for layout in source.layouts:
-        if rows := matching(siblings, patterns(layout)):
+        if rows := matching(left_in(siblings, layout), patterns(layout)):
             files = (_file(siblings[name], source) for name in rows)
             return HubListing(source.hub, str(info.sha), tuple(files))
     globs = " or ".join(", ".join(patterns(layout)) for layout in source.layouts)
@@ -90,12 +90,13 @@ def fetch_files(source: Source, listing: HubListing, only: Sequence[str] = (), t
             f"--files {' '.join(only)} matches none of the {len(listing.files)} files of {source.name}."
         )
     root = scratch_folder() / "hub" / listing.repository.replace("/", "--") / listing.commit
-    known, here, total = Checksums(), 0, sum(file.bytes for file in wanted)
-    for file in wanted:
-        _fetch(source, listing, file, root, known)
-        here += file.bytes
-        if told:
-            told(here, total)
+    here, total = 0, sum(file.bytes for file in wanted)
+    with Checksums() as known:
+        for file in wanted:
+            _fetch(source, listing, file, root, known)
+            here += file.bytes
+            if told:
+                told(here, total)
     return root
 
 

@@ -30,9 +30,9 @@ from pipelines.steps import ProgressCallback, ShardOutput, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
 from pipelines.tombstones import REASON, Tombstones, tombstones_beside
 
-NAME, VERSION = "ingest", 1
-NOTES_SCHEMA = pa.schema([("key", pa.string()), ("note", pa.string())])
-READING = "reading"  # group of what a rule did to each row that was kept
+NAME, VERSION = "ingest", 2
+NOTES_SCHEMA = pa.schema([("key", pa.string()), ("note", pa.string()), ("caption_kind", pa.string())])
+READING = "reading"  # group of what a rule did to each row that was kept, and what kind of caption it has
 
 Row = dict[str, Any]
 
@@ -76,7 +76,7 @@ def ingest(
 ) -> Commit:
     """Read `files` into `dataset`; what an earlier attempt finished is kept.
 
-    Groups written: images, source, reading (what a rule did to a row that was kept).
+    Groups written: images, source, reading (what a rule did to a row that was kept, and the kind of its caption).
 
     Raises:
         ConfigurationError: the source's terms need an acceptance that is not in `accepted`.
@@ -178,7 +178,7 @@ def _store(
             rejected.append({**identity, "url": facts.url, "reason": facts.reason, "detail": facts.detail})
         elif isinstance(sample, Sample):
             kept.append({**identity, **_passed_on(sample), "terms_class": source.terms, **facts})
-            notes.append({"key": identity["key"], "note": sample.note})
+            notes.append({"key": identity["key"], "note": sample.note, "caption_kind": sample.caption_kind})
     if seen != piece.rows:
         raise HarmonError(
             f"{files.root / piece.file} gave {seen} rows from number {piece.first} on, not {piece.rows}: it "

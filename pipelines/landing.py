@@ -2,11 +2,11 @@
 
     python -I pipelines/landing.py '{"engine": "img2dataset", "rules": {...}, "traffic": FOLDER, "arguments": {...}}'
 
-`rules` holds the fields of `pipelines.rules.Rules`, `traffic` is the folder that `pipelines.traffic` follows, and
-`arguments` are those of `img2dataset.download`, or of `pipelines.native.fetch_all`. With img2dataset the Python is that
-of its own environment. Everything above the last lines also runs in the worker processes that img2dataset spawns,
-since they load this file again before any work reaches them; so each of them is guarded, and ends with the process that
-started it.
+`rules` holds the fields of `pipelines.rules.Rules`, `traffic` is the folder that `pipelines.traffic` follows and where
+processes tell each other of the pauses that hosts ask for, and `arguments` are those of `img2dataset.download`, or of
+`pipelines.native.fetch_all`. With img2dataset the Python is that of its own environment. Everything above the last
+lines also runs in the worker processes that img2dataset spawns, since they load this file again before any work reaches
+them; so each of them is guarded, and ends with the process that started it.
 """
 
 import importlib.util
@@ -64,15 +64,17 @@ if __name__ in {"__main__", "__mp_main__"}:
     add_pipelines()
     settings = json.loads(sys.argv[1])
 
+    from pipelines.politeness import Pauses
     from pipelines.rules import Rules
     from pipelines.traffic import Meter
 
     rules, meter = Rules(**settings["rules"]), Meter(Path(settings["traffic"]))
+    pauses = Pauses(Path(settings["traffic"]) / "pauses")
     if settings["engine"] == "img2dataset":
         from pipelines.guard import Guard, install
 
         leave_out_unused()
-        install(Guard(rules, meter=meter))
+        install(Guard(rules, meter=meter, pauses=pauses))
     else:
         sys.addaudithook(rules.watch)
 
@@ -84,4 +86,4 @@ if __name__ == "__main__":
     else:
         from pipelines.native import fetch_all
 
-        fetch_all(rules, meter, **settings["arguments"])
+        fetch_all(rules, meter, pauses, **settings["arguments"])

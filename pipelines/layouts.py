@@ -5,6 +5,7 @@ Nothing is read here; `pipelines.readers` reads.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -49,7 +50,14 @@ class Gate(Settings):
     below: float
 
 
-class ParquetImages(Settings):
+class _Layout(Settings):
+    """What all forms have."""
+
+    without: Names = ()
+    """Patterns of files that are left out, as if they were not there: known to be bad, or damaged here."""
+
+
+class ParquetImages(_Layout):
     """Parquet files with the bytes of the images in a column."""
 
     kind: Literal["parquet-images"]
@@ -59,7 +67,7 @@ class ParquetImages(Settings):
     """Which synonym of a class becomes the caption, where the row has a label."""
 
 
-class UrlTable(Settings):
+class UrlTable(_Layout):
     """Parquet, CSV, TSV or JSONL of links; a text file has one link a line."""
 
     kind: Literal["urls"]
@@ -79,7 +87,7 @@ class Images(Settings):
     `{stem}` is the archive's name without ending. Of several, the one that records use is taken."""
 
 
-class Records(Settings):
+class Records(_Layout):
     """A JSON array or JSON lines that name their images by path."""
 
     kind: Literal["records"]
@@ -92,7 +100,7 @@ class Records(Settings):
     first folder of a record's path. They are read once from front to back, and rows come in that order."""
 
 
-class WebDataset(Settings):
+class WebDataset(_Layout):
     """Tars whose adjacent members KEY.jpg, KEY.json, KEY.txt are one sample."""
 
     kind: Literal["webdataset"]
@@ -100,7 +108,7 @@ class WebDataset(Settings):
     fields: Fields
 
 
-class ClassFolders(Settings):
+class ClassFolders(_Layout):
     """Folders of images. A text file beside an image (`a.txt` beside `a.jpg`) is its caption; without one the name of
     its folder is."""
 
@@ -128,6 +136,13 @@ def patterns(layout: Layout) -> tuple[str, ...]:
     return (*layout.files, *images, *([layout.archives.replace("{folder}", "*")] if layout.archives else []))
 
 
+def left_in(names: Iterable[str], layout: Layout) -> list[str]:
+    """The names that a layout does not leave out, in their order."""
+    compiled = [glob_pattern(glob) for glob in layout.without]
+    return [name for name in names if not any(pattern.fullmatch(name) for pattern in compiled)]
+
+
+@lru_cache(maxsize=1024)
 def glob_pattern(glob: str) -> re.Pattern[str]:
     """`*` and `?` stop at a slash, `**/` is any number of folders; every other character is itself, brackets too."""
     parts = re.split(r"(\*\*/|\*|\?)", glob)

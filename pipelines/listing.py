@@ -18,7 +18,7 @@ from pipelines.columns import LIST_SCHEMA, REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download
 from pipelines.errors import HarmonError
-from pipelines.fetch import FetchSettings
+from pipelines.fetch import FetchSettings, LiveCallback
 from pipelines.layouts import UrlTable
 from pipelines.manifest import Commit
 from pipelines.readers.files import NativeFiles, scratch_folder
@@ -46,6 +46,7 @@ def download_listed(
     accepted: dict[str, Acceptance],
     how: FetchSettings | None = None,
     on_progress: ProgressCallback | None = None,
+    on_live: LiveCallback | None = None,
 ) -> Commit:
     """List the links of `files`, then download them into `dataset`; the download's commit.
 
@@ -60,7 +61,7 @@ def download_listed(
     links = scratch_folder() / "links" / f"{run.step.key}.parquet"
     _list(run, files, links, settings.rows_per_shard)
     run.commit({files.source.name: terms})
-    return download(dataset, files.source, links, settings, how, on_progress)
+    return download(dataset, files.source, links, settings, how, on_progress, on_live)
 
 
 def listed_commit(dataset: Dataset, files: NativeFiles, settings: DownloadSettings) -> Commit | None:

@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from pipelines.course import Course
 from pipelines.guard import Guard
 from pipelines.landed import LandingWriter
-from pipelines.politeness import Host, Hosts
+from pipelines.politeness import Host, Hosts, Pauses
 from pipelines.rules import (
     REDIRECTS,
     FetchError,
@@ -34,7 +34,7 @@ from pipelines.rules import (
     redirected,
     system_names,
 )
-from pipelines.traffic import Meter
+from pipelines.traffic import HELD, Meter
 
 NAMES = 64  # names that are asked for at a time
 PLAIN = 16  # links that aiohttp does not understand and http.client fetches at a time
@@ -44,24 +44,23 @@ SPILL = 1 << 20  # bytes of a picture that are held in memory
 COPY = 1 << 20  # bytes copied at a time from a file
 
 
-def fetch_all(rules: Rules, meter: Meter, inputs: str, output: str, connections: int, shards: int, digits: int) -> None:
+def fetch_all(
+    rules: Rules, meter: Meter, pauses: Pauses, inputs: str, output: str, connections: int, shards: int, digits: int
+) -> None:
     """Fetch the lists NNNNNN.parquet below `inputs`, in order, into shards below `output`.
 
     `connections` bounds those open at a time, `shards` those begun and not complete; `digits` are of a position.
     """
-    asyncio.run(
-        _fetch_all(rules, meter, sorted(Path(inputs).glob("*.parquet")), Path(output), connections, shards, digits)
-    )
+    lists = sorted(Path(inputs).glob("*.parquet"))
+    asyncio.run(_fetch_all(Client(rules, meter, connections, Path(output), pauses=pauses), lists, shards, digits))
 
 
-async def _fetch_all(
-    rules: Rules, meter: Meter, lists: list[Path], output: Path, connections: int, shards: int, digits: int
-) -> None:
-    async with Client(rules, meter, connections, output) as client, asyncio.TaskGroup() as group:
+async def _fetch_all(unopened: "Client", lists: list[Path], shards: int, digits: int) -> None:
+    async with unopened as client, asyncio.TaskGroup() as group:
         begun = asyncio.Semaphore(shards)
         for number, path in enumerate(lists):
             await begun.acquire()
-            task = group.create_task(_fetch_shard(client, path, LandingWriter(output, number, digits)))
+            task = group.create_task(_fetch_shard(client, path, LandingWriter(client.folder, number, digits)))
             task.add_done_callback(lambda _: begun.release())
 
 
@@ -116,14 +115,20 @@ class Client:
     """Fetches links under `rules`, any number of them at a time."""
 
     def __init__(
-        self, rules: Rules, meter: Meter | None, connections: int, folder: Path, resolve: Resolve = system_names
+        self,
+        rules: Rules,
+        meter: Meter | None,
+        connections: int,
+        folder: Path,
+        resolve: Resolve = system_names,
+        pauses: Pauses | None = None,
     ) -> None:
         """`folder` holds pictures too large for memory."""
         self._rules = rules
         self._meter = meter
-        self._folder = folder
+        self.folder = folder
         self._connections = asyncio.Semaphore(connections)
-        self._hosts: Hosts[asyncio.Semaphore] = Hosts(rules, asyncio.Semaphore)
+        self._hosts: Hosts[asyncio.Semaphore] = Hosts(rules, asyncio.Semaphore, pauses)
         self._resolver = _Checked(rules, resolve)
         self._guard = Guard(rules, resolve)
         self._threads = ThreadPoolExecutor(PLAIN, thread_name_prefix="plain")
@@ -158,6 +163,8 @@ class Client:
         """
         host, reason, size = "", "fetch_failed", 0
         if self._meter:
+            while self._meter.held:
+                await asyncio.sleep(HELD)
             self._meter.begin()
         try:
             link = link_of(url)
@@ -203,7 +210,7 @@ class Client:
         return found
 
     async def _wait(self, host: Host[asyncio.Semaphore]) -> None:
-        while (seconds := host.wait(time.monotonic())) > 0:
+        while (seconds := self._hosts.wait(host, time.monotonic())) > 0:
             await asyncio.sleep(seconds)
 
     async def _step(self, link: Link, seconds: float) -> "Body | Link":
@@ -228,7 +235,7 @@ class Client:
         found = await loop.run_in_executor(self._threads, self._guard.step, link, seconds)
         if isinstance(found, Link):
             return found
-        body = Body(self._folder)
+        body = Body(self.folder)
         body.add(found[0])
         return body
 
@@ -240,7 +247,7 @@ class Client:
             headers = response.headers
             robots = headers.getall("X-Robots-Tag", [])
             self._rules.judge(response.status, response.content_length, robots, headers.get("Retry-After"))
-            body = Body(self._folder)
+            body = Body(self.folder)
             async for piece in response.content.iter_any():
                 body.add(piece)
                 if body.size > self._rules.max_bytes:

@@ -2,7 +2,8 @@
 true.
 
 Rules, where bytes must change: EXIF orientation is applied; greyscale, CMYK and palette become RGB; alpha is
-laid on white; 16-bit samples keep their high byte; of an animation the first frame stays; formats other than
+laid on white; 16-bit samples keep their high byte; colours under an ICC profile are converted to sRGB, without which
+the same numbers would be other colours, and the profile goes; of an animation the first frame stays; formats other than
 JPEG, PNG and WebP become PNG. What was JPEG is encoded again as JPEG (quality 95, no chroma subsampling),
 everything else as PNG. Where a short side is asked for, larger pictures are reduced to it with a Lanczos filter (in
 linear steps of the stored values, as torchvision and img2dataset do) and encoded again, JPEG and WebP as JPEG; smaller
@@ -15,10 +16,11 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pipelines.settings import Settings
@@ -31,6 +33,7 @@ EXTENSIONS = {
     "WEBP": "webp",
 }  # MPO: a JPEG with more pictures behind it
 ORIENTATION = 0x0112  # EXIF tag
+SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode to the colour space of a profile that fits it
 JPEG_QUALITY = 95
 DRAFT_GAP = 3  # decoded at least so many times the size wanted: 45 dB or more from filtering all pixels (measured)
 TURNS = {
@@ -178,13 +181,49 @@ def _needs_conversion(image: Image.Image, data: bytes) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """`image` in 8-bit sRGB, without a profile."""
+    profile = image.info.get("icc_profile")
+    alpha = None
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
         values = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        image = Image.fromarray(values.astype(np.uint8))
+    elif image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        is_grey = image.mode in {"L", "LA", "La", "1"}
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        alpha, image = layer.getchannel("A"), layer.getchannel("R") if is_grey else layer.convert("RGB")
+    elif image.mode in {"P", "1"}:
+        image = image.convert("RGB" if image.mode == "P" else "L")
+    if profile and (managed := _to_srgb(profile, image.mode)) is not None:
+        image = ImageCms.applyTransform(image, managed)  # type: ignore[assignment]  # None only where it is in place
+    image = image.convert("RGB")
+    if alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+    image.info.pop("icc_profile", None)  # Pillow would write it into a PNG
+    return image
+
+
+@lru_cache(maxsize=32)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """What takes colours of this mode from their profile to sRGB.
+
+    None where they are sRGB already, and where the profile is damaged or is one for other colours.
+    """
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() != SPACES.get(mode) or (
+            mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB")
+        ):
+            return None
+        return ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
 
 
 def _encoded(image: Image.Image, kind: str) -> Picture:

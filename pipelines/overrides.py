@@ -1,12 +1,13 @@
 """The step that adds published captions to a dataset that stands, in place of running a captioner over it.
 
-They are joined by link, or by the key of a member within its tar; the join lies on disk, so memory does not grow with
-their number. Of two captions for one link the first stays.
+They are joined by link, or by the key of a member, with or without its tar's name; the join lies on disk, so memory
+does not grow with their number. Of two captions for one link the first stays, since they describe one image. Members of
+one key in two tars may be two images, so a key that has two captions, or two rows, is an error.
 """
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from pipelines.manifest import SOURCE, Commit
 from pipelines.readers.files import NativeFiles, open_reader, scratch_folder
 from pipelines.readers.links import LinkReader
 from pipelines.readers.row import Native, text_of
-from pipelines.readers.rules import cleaned, fields_of
+from pipelines.readers.rules import cleaned, cleaning, fields_of
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
 
@@ -67,7 +68,8 @@ def add_captions(
     with tempfile.TemporaryDirectory(prefix="captions-", dir=scratch_folder()) as scratch:
         pending = run.pending(dataset.shard_numbers)
         table = _Captions(files, Path(scratch))
-        if not any(table.row(row)["text"] for shard in dataset.shard_numbers for row in _described(dataset, shard)):
+        described = (row for shard in dataset.shard_numbers for row in _described(dataset, shard))
+        if not table.describes(described):
             raise HarmonError(
                 f"none of the {table.rows} captions of {source.name} belongs to a row of {dataset.root}: its links or "
                 f"members are called otherwise (a caption is for {table.example!r})"
@@ -95,41 +97,89 @@ class _Captions:
         self._by, self._of = override.by, frozenset(override.of)
         self._db = sqlite3.connect(scratch / "captions.sqlite", isolation_level=None)
         self._db.executescript(
-            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; CREATE TABLE caption (of TEXT PRIMARY KEY, text TEXT) "
-            "WITHOUT ROWID; BEGIN;"
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
+            "CREATE TABLE caption (of TEXT PRIMARY KEY, text TEXT, name TEXT) WITHOUT ROWID;"
+            "CREATE TABLE row (of TEXT PRIMARY KEY, name TEXT) WITHOUT ROWID; BEGIN;"
         )
-        self._db.executemany("INSERT OR IGNORE INTO caption VALUES (?,?)", self._read(files, scratch))
+        for of, text, name in self._read(files, scratch):
+            self._add(of, text, name)
         self._db.execute("COMMIT")
         self.rows: int = self._db.execute("SELECT count(*) FROM caption").fetchone()[0]
         first = self._db.execute("SELECT of FROM caption LIMIT 1").fetchone()
         self.example: str | None = first[0] if first else None
 
-    def _read(self, files: NativeFiles, scratch: Path) -> Iterator[tuple[str, str]]:
+    def _add(self, of: str, text: str, name: str) -> None:
+        if self._db.execute("INSERT OR IGNORE INTO caption VALUES (?,?,?)", (of, text, name)).rowcount:
+            return
+        there, first = self._db.execute("SELECT text, name FROM caption WHERE of=?", (of,)).fetchone()
+        if there != text and self._by != "url":
+            raise HarmonError(f"{first} and {name} are captions of one key and differ, so {self._unjoined}")
+
+    def describes(self, rows: Iterable[Row]) -> bool:
+        """Whether a caption belongs to any of the rows, which are all of the dataset.
+
+        Raises HarmonError where two of them have one key.
+        """
+        found = False
+        self._db.execute("BEGIN")
+        for row in rows:
+            if row["source"] not in self._of:
+                continue
+            of, name = self._key(row["url"], row["row_id"] or ""), row["row_id"]
+            found = found or self._text(of) is not None
+            if self._by == "url":
+                if found:
+                    break
+            elif not self._db.execute("INSERT OR IGNORE INTO row VALUES (?,?)", (of, name)).rowcount:
+                (first,) = self._db.execute("SELECT name FROM row WHERE of=?", (of,)).fetchone()
+                raise HarmonError(f"{first} and {name} are rows of one key, so {self._unjoined}")
+        self._db.execute("COMMIT")
+        return found
+
+    @property
+    def _unjoined(self) -> str:
+        if self._by == "tar-member":
+            return "captions cannot be joined by tar and key"
+        return (
+            "captions cannot be joined by key alone; where the tars of both have the same names, join by those too: "
+            "--set override.by=tar-member"
+        )
+
+    def _read(self, files: NativeFiles, scratch: Path) -> Iterator[tuple[str, str, str]]:
+        """What each caption is for, its text, and the file and row that it stands in."""
         fields = fields_of(files.layout)
         for native in _rows(files, scratch):
             try:
-                of = text_of(native.record, fields.url) if self._by == "url" else member_of(native.name)
-                text = cleaned(text_of(native.record, fields.caption), files.source.captions.clean)
+                of = self._key(text_of(native.record, fields.url) if self._by == "url" else None, native.name)
+                how = cleaning(files.source.captions, native.record, fields)
+                text = cleaned(text_of(native.record, fields.caption), how)
                 if native.problem is None and of and text:
-                    yield of.encode().decode(), text.encode().decode()
+                    yield of.encode().decode(), text.encode().decode(), native.name
             except (TypeError, UnicodeEncodeError):
                 continue  # no text: the row it is for is told that it has none
+
+    def _key(self, url: str | None, name: str) -> str | None:
+        """What captions and rows are joined by."""
+        return url if self._by == "url" else member_of(name, with_tar=self._by == "tar-member")
+
+    def _text(self, of: str | None) -> str | None:
+        hit = self._db.execute("SELECT text FROM caption WHERE of=?", (of,)).fetchone()
+        return str(hit[0]) if hit else None
 
     def row(self, row: Row) -> Row:
         """The row of the group for a row of source."""
         empty: Row = {"key": row["key"], "text": None, "status": "failed", "reason": "no_published_caption"}
         if row["source"] not in self._of:
             return {**empty, "reason": "other_source"}
-        of = row["url"] if self._by == "url" else member_of(row["row_id"] or "")
-        hit = self._db.execute("SELECT text FROM caption WHERE of=?", (of,)).fetchone()
-        if hit is None:
-            return empty
-        return {**empty, "text": hit[0], "status": "ok", "reason": None}
+        text = self._text(self._key(row["url"], row["row_id"] or ""))
+        return empty if text is None else {**empty, "text": text, "status": "ok", "reason": None}
 
 
-def member_of(name: str) -> str:
-    """The key of a member, from a row's name: shard.tar#folder/000123 gives 000123."""
-    return name.rpartition("#")[2].rpartition("/")[2]
+def member_of(name: str, with_tar: bool = False) -> str:
+    """The key of a member, from a row's name: part/7.tar#folder/000123 gives 000123, with its tar 7/000123."""
+    tar, _, member = name.rpartition("#")
+    key = member.rpartition("/")[2]
+    return f"{tar.rpartition('/')[2].partition('.')[0]}/{key}" if with_tar else key
 
 
 def _rows(files: NativeFiles, scratch: Path) -> Iterator[Native]:

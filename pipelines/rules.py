@@ -29,11 +29,15 @@ REDIRECTS = (301, 302, 303, 307, 308)
 MAX_URL = 8192  # characters; servers take no more
 OptOut = Literal["noai", "noimageai", "noindex", "noimageindex"]
 OPT_OUT: tuple[OptOut, ...] = ("noai", "noimageai", "noindex", "noimageindex")  # what img2dataset obeys by default
+MEANT = {"none": "noindex"}  # directives that are others by another name: `none` is noindex and nofollow
 AT_FAULT = (408, 425, 429, 500, 502, 503, 504)  # statuses of a server that is busy or broken at the moment
 TRANSIENT = frozenset({"timeout", "dropped", "gone", "name_server", "unreachable", "local", "paused"}) | frozenset(
     f"http_{status}" for status in AT_FAULT
 )
 """Reasons that may be gone at the next attempt; a refused connection or unknown name (`dead_link`) hardly ever is."""
+PASSING = TRANSIENT | {"tls", "fetch_failed"} | {f"http_{status}" for status in range(500, 600)}
+"""Reasons that may be gone another day: besides those, a certificate (or a clock that was wrong, or a network that
+intercepts), a failure of an engine itself, and whatever a server lays on itself, Cloudflare's 520 to 530 among it."""
 OWN_SIDE = frozenset({"gone", "name_server", "unreachable", "local"})  # more likely this side's fault than the link's
 REFUSED = "the connection is refused"
 NO_PICTURES = frozenset({1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6697, 10080}) | frozenset(
@@ -236,7 +240,8 @@ class Rules:
             for part in header.lower().split(","):
                 if (scoped := SCOPED.fullmatch(part)) and scoped[1] not in VALUED:
                     agent, part = scoped[1], scoped[2]
-                if agent in (None, "*", self.agent) and part.strip() in self.opt_out:
+                told = MEANT.get(part.strip(), part.strip())
+                if agent in (None, "*", self.agent) and told in self.opt_out:
                     return True
         return False
 

@@ -70,36 +70,38 @@ def laid_over(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
     return merged
 
 
-def with_override(data: dict[str, Any], setting: str) -> None:
+def with_override(data: dict[str, Any], setting: str, option: str = "--set") -> None:
     """Apply one `path.to.key=value` to `data` in place; the value is read as YAML; list items are named by number.
+
+    `option` is what the setting was given with, as errors name it.
 
     Raises:
         ConfigurationError: no `=`, a value that is no YAML, or a path through something that holds no keys.
     """
     path, equals, text = setting.partition("=")
     if not equals or not path:
-        raise ConfigurationError(f"--set {setting}: write it as path.to.key=value.")
+        raise ConfigurationError(f"{option} {setting}: write it as path.to.key=value.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigurationError(f"--set {setting}: '{text}' is not valid YAML.") from None
+        raise ConfigurationError(f"{option} {setting}: '{text}' is not valid YAML.") from None
     *parents, last = path.split(".")
     node: Any = data
     for part in parents:
-        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, setting)
+        node = node.setdefault(part, {}) if isinstance(node, dict) else _item(node, part, f"{option} {setting}")
     if isinstance(node, dict):
         node[last] = value
     elif isinstance(node, list):
-        _item(node, last, setting)
+        _item(node, last, f"{option} {setting}")
         node[int(last)] = value
     else:
-        raise ConfigurationError(f"--set {setting}: {'.'.join(parents)} holds a value, not keys.")
+        raise ConfigurationError(f"{option} {setting}: {'.'.join(parents)} holds a value, not keys.")
 
 
-def _item(node: Any, part: str, setting: str) -> Any:
+def _item(node: Any, part: str, said: str) -> Any:
     if isinstance(node, list) and part.isdigit() and int(part) < len(node):
         return node[int(part)]
-    raise ConfigurationError(f"--set {setting}: there is nothing named '{part}' on that path.")
+    raise ConfigurationError(f"{said}: there is nothing named '{part}' on that path.")
 
 
 def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

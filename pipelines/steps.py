@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +25,7 @@ from pipelines.workspace import WORK, Journal, Workspace
 
 __all__ = ["Journal", "Progress", "ProgressCallback", "Reads", "ShardOutput", "Step", "StepRun"]
 
+LIST_EVERY = 10.0  # seconds between two looks for what other processes have finished
 READERS = 16  # receipts read at a time: in S3 each takes tens of milliseconds, most of it waiting
 
 log = logging.getLogger(__name__)
@@ -54,9 +57,11 @@ class StepRun:
         self.step = step
         self._on_progress = on_progress
         self._asked: tuple[int, ...] = ()
-        self._scratch: set[int] = set()
         self._named = False
         self._rows_of: dict[int, int] = {}
+        self._rows_done = 0
+        self._counting = threading.Lock()
+        self._listed = -LIST_EVERY
         self._began = datetime.now(UTC)
 
     @property
@@ -93,12 +98,18 @@ class StepRun:
 
     def progress(self) -> Progress:
         """Where the step stands, work of other processes included."""
-        done = self.finished()
-        for shard in done:
-            if shard not in self._rows_of:
-                self._rows_of[shard] = self._receipt(shard).rows_in
-        total = len(self._asked) or len(done)
-        return Progress(self.step.name, self.dataset.name, len(done), total, sum(self._rows_of[s] for s in done))
+        self._listed = time.monotonic()
+        return self._progress(self.finished())
+
+    def _progress(self, shards: Sequence[int]) -> Progress:
+        """Where it stands, when besides what is known `shards` have receipts."""
+        with self._counting, ThreadPoolExecutor(READERS) as pool:
+            new = [shard for shard in shards if shard not in self._rows_of]
+            for shard, receipt in zip(new, pool.map(self._receipt, new), strict=True):
+                self._rows_of[shard] = receipt.rows_in
+                self._rows_done += receipt.rows_in
+        done = len(self._rows_of)
+        return Progress(self.step.name, self.dataset.name, done, len(self._asked) or done, self._rows_done)
 
     # Work on a shard
 
@@ -106,22 +117,25 @@ class StepRun:
         """Journal of rows finished inside a long shard: outlives a kill, goes when the receipt stands."""
         return self._workspace(shard).journal()
 
-    def scratch(self, shard: int) -> Path:
-        """Local folder for temporaries of this attempt: empty at first, deleted with the receipt."""
-        work = self._workspace(shard)
-        folder = work.folder / "scratch"
-        if shard in self._scratch and folder.exists():
-            return folder
-        self._scratch.add(shard)
-        return work.fresh("scratch")
-
     def shard(self, number: int) -> ShardOutput:
         """Where this shard's results go. Waits while another process holds the shard."""
         folder = self._workspace(number).fresh("out")
         return ShardOutput(self.dataset, self.step.name, self.step.key, number, folder, self._shard_done)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[Path]:
+        """Local folder for temporaries of many shards: empty at first, gone afterwards, one process's at a time."""
+        work = self._held("together")
+        try:
+            yield work.fresh("scratch")
+        finally:
+            work.discard()
+
     def _workspace(self, shard: int) -> Workspace:
-        work = Workspace(self.dataset.store.work(f"{WORK}/{self.step.key}/{shard:05d}"))
+        return self._held(f"{shard:05d}")
+
+    def _held(self, name: str) -> Workspace:
+        work = Workspace(self.dataset.store.work(f"{WORK}/{self.step.key}/{name}"))
         work.acquire()
         if not self._named:
             self.dataset.store.put(step_path(self.step.key), self.step.identity)
@@ -130,8 +144,9 @@ class StepRun:
 
     def _shard_done(self, shard: int) -> None:
         self._workspace(shard).discard()
-        if self._on_progress:
-            self._on_progress(self.progress())
+        if self._on_progress:  # a listing of all receipts for each of them would be most of the work
+            is_due = time.monotonic() - self._listed > LIST_EVERY
+            self._on_progress(self.progress() if is_due else self._progress([shard]))
 
     # Commit
 

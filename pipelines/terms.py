@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from pipelines.catalogue import Source
+from pipelines.catalogue import UNSTATED, Source
 from pipelines.errors import ConfigurationError
 from pipelines.settings import Settings, parse
 
@@ -49,7 +49,15 @@ class Acceptance(Settings):
 
 
 def check_accepted(source: Source, accepted: Mapping[str, Acceptance]) -> None:
-    """Refuse a source whose terms nobody has accepted. Raises ConfigurationError that says what to read and write."""
+    """Refuse a source whose terms nobody has accepted, and one of the user's own whose licence nobody has stated.
+
+    Raises ConfigurationError that says what to read and write.
+    """
+    if source.licence == UNSTATED:
+        raise ConfigurationError(
+            f"{source.name} is your own, and nobody has said under what licence: state it with --licence, as `licence` "
+            "of an entry of your own, or in a recipe with files.NAME.entry=[licence=...]."
+        )
     if source.needs_acceptance and source.name not in accepted:
         needed = sorted({"gated", "agreement", "non-commercial"} & set(source.restrictions))
         raise ConfigurationError(
@@ -87,7 +95,9 @@ class EffectiveTerms:
         for restriction, sources in sorted(self.restrictions.items()):
             yield f"  {restriction} ({MEANINGS.get(restriction, 'as its source says')}): {', '.join(sources)}"
         for source, licence in sorted(self.licences.items()):
-            yield f"  {source}: {licence}" + (" [terms NOT accepted]" if source in self.unaccepted else "")
+            yield f"  {source}: {licence}" + (
+                " [terms NOT accepted]" if source in self.unaccepted else " [NOT stated]" if licence == UNSTATED else ""
+            )
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""

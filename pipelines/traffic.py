@@ -13,6 +13,10 @@ from pathlib import Path
 HOSTS = 100_000  # hosts counted; beyond, those with the fewest failures are forgotten
 WINDOW = 10.0  # seconds over which rates are taken
 SETTLED = 2.0  # seconds after which a dead worker's last words have been read
+HOLD = "hold"  # file that is there while workers are to take up no more links
+ALIVE = "alive"  # file that the supervisor touches each time it looks at what has landed
+STALLED = 60.0  # seconds without that after which workers take up no more links either: it is storing, and not fast
+HELD = 0.1  # seconds between two looks for them
 WORST = 10  # hosts that are shown
 
 
@@ -50,8 +54,19 @@ class Meter:
 
     def __init__(self, folder: Path) -> None:
         self._file = os.open(folder / f"{os.getpid()}.traffic", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._hold, self._alive = str(folder / HOLD), str(folder / ALIVE)
         self._under_way = 0
         self._lock = threading.Lock()
+
+    @property
+    def held(self) -> bool:
+        """Whether no further link is to be taken up for now, since enough has landed that nobody has stored yet."""
+        if os.path.exists(self._hold):  # noqa: PTH110  # asked for every link
+            return True
+        try:
+            return time.time() - os.stat(self._alive).st_mtime > STALLED  # noqa: PTH116
+        except FileNotFoundError:  # nobody supervises
+            return False
 
     def begin(self) -> None:
         """A link is taken up."""
@@ -110,6 +125,14 @@ class Traffic:
         self._past.append((now, self._pictures, self._bytes))
         while len(self._past) > 2 and self._past[1][0] < now - WINDOW:
             self._past.popleft()
+
+    def hold(self, wanted: bool) -> None:
+        """Let the workers take up no more links, or let them go on; they stop too where this is not called for long."""
+        (self.folder / ALIVE).touch()
+        if wanted:
+            (self.folder / HOLD).touch()
+        else:
+            (self.folder / HOLD).unlink(missing_ok=True)
 
     def end(self) -> None:
         """The workers are gone, and what they had under way with them."""

@@ -1,42 +1,142 @@
-"""A list of links: the Parquet file that a download reads."""
+"""A list of links: the Parquet file that a download reads, a few thousand rows at a time, whatever its size."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipelines.columns import LIST_SCHEMA
 from pipelines.errors import HarmonError
 
 LIST_COLUMNS = tuple(LIST_SCHEMA.names)
+BATCH = 8192  # rows read at a time
+BUFFER = 1 << 20  # bytes of a column read at a time
 
 
 def list_sha256(links: Path) -> str:
-    """The checksum by which a step knows its list. Raises HarmonError where there is no such file."""
+    """The checksum by which a step knows its list: of the rows' values, so that a list written anew by another version
+    of a writer is the same list.
+
+    Raises HarmonError where there is no such file, or it is no list.
+    """
+    columns = {field.name: _Digest(field.type) for field in LIST_SCHEMA}
+    for table in read_list(links):
+        for name, digest in columns.items():
+            for chunk in table.column(name).chunks:
+                digest.update(chunk)
+    return hashlib.sha256("".join(f"{name} {one.text()}\n" for name, one in columns.items()).encode()).hexdigest()
+
+
+def rows_of(links: Path) -> int:
+    """How many rows the list has, one at least. Raises HarmonError as `list_sha256` does."""
+    with _opened(links) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_list(links: Path) -> Iterator[pa.Table]:
+    """The rows in tables of LIST_SCHEMA. Raises HarmonError as `list_sha256` does."""
+    with _opened(links) as file:
+        try:
+            for batch in file.iter_batches(BATCH, columns=list(LIST_COLUMNS), use_threads=False):
+                table = pa.Table.from_batches([batch])
+                if table.column("row_id").null_count:
+                    raise HarmonError(f"the list {links} has rows without row_id; every row of a list needs one")
+                yield pa.table([_typed(table.column(one.name), one, links) for one in LIST_SCHEMA], schema=LIST_SCHEMA)
+        except (pa.ArrowException, OSError) as error:
+            raise HarmonError(f"{links} cannot be read to its end: {error}; write it anew") from None
+
+
+def listed(links: Path) -> Iterator[pa.Table]:
+    """The rows, with a column `again` that is true where an earlier row has the row_id."""
+    doubtful = _repeated(links)
+    seen: set[str] = set()
+    for table in read_list(links):
+        again = np.isin(_hashes(table), doubtful)
+        for place in np.flatnonzero(again):
+            row_id = table.column("row_id")[int(place)].as_py()
+            again[place] = row_id in seen
+            seen.add(row_id)
+        yield table.append_column("again", pa.array(again))
+
+
+def cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `rows` rows, the last with those that are left."""
+    waiting: list[pa.Table] = []
+    held = 0
+    for table in tables:
+        waiting.append(table)
+        held += table.num_rows
+        if held >= rows:
+            whole = pa.concat_tables(waiting)
+            ends = range(rows, held + 1, rows)
+            yield from (whole.slice(end - rows, rows) for end in ends)
+            waiting, held = [whole.slice(ends[-1])], held - ends[-1]
+    if held:
+        yield pa.concat_tables(waiting)
+
+
+def _repeated(links: Path) -> NDArray[np.uint64]:
+    """Hashes that several rows' ids have: 8 bytes a row while they are sorted out, and none afterwards."""
+    hashes = np.concatenate([_hashes(table) for table in read_list(links)])
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+
+def _hashes(table: pa.Table) -> NDArray[np.uint64]:
+    """64 bits of each row_id's BLAKE2: equal for equal ids, and hardly ever for others."""
+    ids = table.column("row_id").to_pylist()
+    data = b"".join(hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in ids)
+    return np.frombuffer(data, np.uint64)
+
+
+class _Digest:
+    """SHA-256 of a column's values, however they are cut into chunks: which are null, how long each is, its bytes."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._nulls, self._lengths, self._bytes = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        inner = [kind.value_type.field(n) for n in range(kind.value_type.num_fields)] if pa.types.is_list(kind) else []
+        self._parts = {field.name: _Digest(field.type) for field in inner}
+
+    def update(self, values: pa.Array) -> None:
+        """The next values: texts, or lists of mappings of texts."""
+        self._nulls.update(values.is_null().to_numpy(zero_copy_only=False).tobytes())
+        lengths = pc.list_value_length(values) if self._parts else pc.binary_length(values)
+        self._lengths.update(pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+        if not self._parts:
+            self._bytes.update(b"".join(map(str.encode, filter(None, values.to_pylist()))))
+            return
+        items = values.flatten()  # of null lists nothing
+        self._bytes.update(items.is_null().to_numpy(zero_copy_only=False).tobytes())
+        for name, part in self._parts.items():
+            part.update(pc.struct_field(items, name))
+
+    def text(self) -> str:
+        """The digest so far."""
+        own = " ".join(one.hexdigest() for one in (self._nulls, self._lengths, self._bytes))
+        return own + "".join(f" {name} ({part.text()})" for name, part in self._parts.items())
+
+
+def _opened(links: Path) -> pq.ParquetFile:
+    """The file, if its head is that of a list."""
     if not links.is_file():
         raise HarmonError(f"the list of links {links} does not exist; publish or name it first")
-    with links.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def read_list(links: Path) -> pa.Table:
-    """The list, with a column `again` that is true for a row whose row_id an earlier row has."""
     try:
-        table = pq.read_table(links, columns=list(LIST_COLUMNS))
+        file = pq.ParquetFile(links, memory_map=False, pre_buffer=False, buffer_size=BUFFER)
     except (pa.ArrowException, OSError) as error:
         raise HarmonError(f"{links} is no Parquet file with the columns {', '.join(LIST_COLUMNS)}: {error}") from None
-    missing = [name for name in LIST_COLUMNS if name not in table.column_names]
-    if missing or not table.num_rows or table.column("row_id").null_count:
-        what = f"no column {', '.join(missing)}" if missing else "no rows, or rows without row_id"
-        raise HarmonError(f"the list {links} has {what}; every row of a list of links needs a row_id")
-    table = pa.table([_typed(table.column(field.name), field, links) for field in LIST_SCHEMA], schema=LIST_SCHEMA)
-    seen: set[str] = set()
-    again = []
-    for row_id in table.column("row_id").to_pylist():
-        again.append(row_id in seen)
-        seen.add(row_id)
-    return table.append_column("again", pa.array(again))
+    missing = [name for name in LIST_COLUMNS if name not in file.schema_arrow.names]
+    if missing or not file.metadata.num_rows:
+        file.close()
+        what = f"none of the columns {', '.join(missing)}" if missing else "no rows"
+        raise HarmonError(
+            f"the list {links} has {what}; it needs the columns {', '.join(LIST_COLUMNS)} and a row or more"
+        )
+    return file
 
 
 def _typed(column: pa.ChunkedArray, field: pa.Field, links: Path) -> pa.ChunkedArray:

@@ -1,16 +1,16 @@
 """A dataset as it lies on this machine: the files that an entry reads, the reader for them, and their checksums."""
 
-import json
-import logging
+import hashlib
 import os
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipelines.catalogue import Source
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, matching, patterns
+from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, left_in, matching, patterns
 from pipelines.readers.class_folders import ClassFolderReader
 from pipelines.readers.parquet_images import ParquetImageReader
 from pipelines.readers.records import ArchivedReader, RecordReader
@@ -18,10 +18,10 @@ from pipelines.readers.row import Reader
 from pipelines.readers.webdataset import WebDatasetReader
 from pipelines.storage import file_sha256
 
-CHECKSUMS = "checksums.jsonl"
+CHECKSUMS = "checksums.sqlite"
+ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz")
+PATIENCE = 60.0  # seconds to wait for another process that writes the checksums
 SCRATCH = "HARMON_SCRATCH"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,19 @@ class NativeFiles:
         }
 
     def checksums(self) -> list[list[str]]:
-        """Name and SHA-256 of every file: what a step's key says that it read."""
-        known = Checksums()
-        return [[name, known.of(self.root / name)] for name in self.names]
+        """Name and SHA-256 of every table and archive, then one digest of the files that lie loose, of which there may
+        be millions: what a step's key says that it read."""
+        tables, loose, many = set(self.tables), hashlib.sha256(), 0
+        told = []
+        with Checksums() as known:
+            for name in self.names:
+                digest = known.of(self.root / name)
+                if name in tables or name.endswith(ARCHIVES):
+                    told.append([name, digest])
+                else:
+                    loose.update(f"{digest} {name}\n".encode(errors="surrogateescape"))
+                    many += 1
+        return [*told, [f"{many} loose files", loose.hexdigest()]] if many else told
 
 
 def asked_of(source: Source, only: Sequence[str]) -> dict[str, Any]:
@@ -78,8 +88,9 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         )
     if not root.is_dir():
         raise HarmonError(f"there is no folder {root} to read {source.name} from; name the one that holds its files")
-    names = sorted(_walk(root))
+    there = sorted(_walk(root))
     for layout in source.layouts:
+        names = left_in(there, layout)
         rows = matching(names, patterns(layout) if isinstance(layout, ClassFolders) else layout.files)
         if not rows:
             continue
@@ -94,7 +105,11 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         wanted = matching(names, _reaching(patterns(layout), root))
         return NativeFiles(source, root, layout, tuple(wanted), revision, tuple(only))
     globs = " or ".join(", ".join(patterns(layout)) for layout in source.layouts)
-    raise HarmonError(f"{root} has no files of {source.name}: it is read from {globs}")
+    out = [glob for layout in source.layouts for glob in layout.without]
+    raise HarmonError(
+        f"{root} has no files of {source.name}: it is read from {globs}"
+        + (f", without {', '.join(out)}" if out else "")
+    )
 
 
 def open_reader(files: NativeFiles, scratch: Path, cap: int) -> Reader:
@@ -140,24 +155,25 @@ def scratch_folder() -> Path:
 
 
 class Checksums:
-    """SHA-256 of local files, remembered by path, size and time of change: a terabyte is not hashed twice."""
+    """SHA-256 of local files, remembered on disk by path, size and time of change: a terabyte is not hashed twice."""
 
     def __init__(self) -> None:
-        self._path = scratch_folder() / CHECKSUMS
-        self._known: dict[str, str] = {}
-        if self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, value = json.loads(line)
-                    self._known[key] = value
-                except ValueError:  # a line that a kill has torn
-                    continue
+        self._db = sqlite3.connect(scratch_folder() / CHECKSUMS, timeout=PATIENCE, isolation_level=None)
+
+    def __enter__(self) -> Self:
+        self._db.execute("PRAGMA synchronous=OFF")  # what a crash takes away is hashed again
+        self._db.execute("CREATE TABLE IF NOT EXISTS file (what BLOB PRIMARY KEY, sha256 TEXT) WITHOUT ROWID")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
 
     def of(self, path: Path) -> str:
+        """The file's SHA-256; it is read if it is new or has changed."""
         stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-        if key not in self._known:
-            self._known[key] = file_sha256(path)
-            with self._path.open("a", encoding="utf-8") as out:
-                out.write(json.dumps([key, self._known[key]]) + "\n")
-        return self._known[key]
+        what = os.fsencode(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}")
+        if (known := self._db.execute("SELECT sha256 FROM file WHERE what=?", (what,)).fetchone()) is not None:
+            return str(known[0])
+        digest = file_sha256(path)
+        self._db.execute("INSERT OR REPLACE INTO file VALUES (?,?)", (what, digest))
+        return digest

@@ -1,7 +1,8 @@
 """The images that records name by path: in zips, tars and folders, found by an index on disk.
 
-The index (SQLite) holds each member's name and place, so memory does not grow with the number of images; nothing is
-ever unpacked, so no member can be written anywhere.
+The index (SQLite) holds each member's name and place, so that memory does not grow with the number of images, but for
+a zip's own directory while that zip is indexed (about half a kilobyte a member). No image is ever unpacked to a file,
+so no member can be written anywhere.
 """
 
 import contextlib

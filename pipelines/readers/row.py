@@ -56,14 +56,19 @@ class Reader(Protocol):
 
 
 def value_of(record: Record, names: Names) -> Any:
-    """The first value that is not None among the fields of these names."""
+    """The first value among the fields of these names; None and a text without a letter are none."""
+    return found_in(record, names)[1]
+
+
+def found_in(record: Record, names: Names) -> tuple[str, Any]:
+    """That value with the name of its field; ("", None) where there is none."""
     for name in names:
         value: Any = record
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            return value
-    return None
+        if value is not None and not (isinstance(value, str) and not value.strip()):
+            return name, value
+    return "", None
 
 
 def has(record: Record, names: Names) -> bool:

@@ -9,15 +9,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.canonical import sha256_hex
-from pipelines.catalogue import Source
-from pipelines.layouts import ClassFolders, Fields, Layout, ParquetImages
+from pipelines.catalogue import Captions, Source
+from pipelines.layouts import ClassFolders, Fields, Layout, ParquetImages, matching
 from pipelines.readers.parquet_images import LABELS
-from pipelines.readers.row import Native, text_of, value_of
+from pipelines.readers.row import Native, found_in, text_of, value_of
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PLACEHOLDER = re.compile(r"\s*<image>\s*")
 PREAMBLE = re.compile(r"\A\s*This image displays:?\s*", re.IGNORECASE)
-MIDJOURNEY = re.compile(r"https?://\S+|<[^<>\s]*>|(?:(?<=\s)|\A)(?:--|—)[A-Za-z]+(?:\s+(?!--|—)[\w.:]+)?")
+ALONE = "tile|hd|testp?|creative|fast|relax|turbo|uplight|upbeta|upanime|video|beta|public|stealth|private|p|raw"
+NUMBERED = (
+    "aspect|ar|version|v|quality|q|stylize|s|chaos|c|seed|sameseed|stop|iw|width|w|height|h|repeat|r|weird|niji|cw|sw|"
+    "sref"
+)
+NUMBER = r"\s+[\d.]+(?:\s?:\s?[\d.]+)?(?![^\s,])"
+MIDJOURNEY = re.compile(
+    rf"https?://\S+|<[^<>\s]*>|(?<!\S)\u2014(?:{NUMBERED}){NUMBER}|(?<!\S)--(?:"
+    rf"(?:{NUMBERED})(?:{NUMBER}|(?!\S))|style\s+(?:raw|cute|scenic|expressive|original|4[abc])(?!\S)"
+    rf"|(?:{ALONE})(?!\S)|no(?!\S).*?(?=\s--[a-z]|\Z))",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Links, <tokens>, and the parameters of Midjourney's documentation, each with what belongs to it: nothing, a number, a
+word, and after --no everything up to the next. A telephone makes an em dash of two hyphens: before a flag and its
+number it is theirs. Anything else with dashes is prose."""
 FIRST_OF_SEVERAL, CONVERTED_QUESTION, TEXT_ROW, NO_CAPTION = (
     "first_of_several_images",
     "question_put_in",
@@ -43,6 +57,8 @@ class Sample:
     image: bytes | None
     note: str | None = None
     """One of NOTES."""
+    caption_kind: str | None = None
+    """Of what kind the entry says that the caption is, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +130,18 @@ def _sample(source: Source, layout: Layout, native: Native, row_id: str, url: st
         if rules.image_only == "reject":
             raise _Odd("no_caption", "the row has an image and no text")
         note = NO_CAPTION
-    return Sample(row_id, source.task, caption, turns, url, licence, native.image, note)
+    kind = None if caption is None else _kind(source, native.record, fields)
+    return Sample(row_id, source.task, caption, turns, url, licence, native.image, note, kind)
+
+
+def _kind(source: Source, record: Mapping[str, Any], fields: Fields) -> str:
+    """The kind of a row's caption, by the path of its image."""
+    path = value_of(record, fields.image)
+    path = path[0] if isinstance(path, list) and path else path
+    for part in source.captions.parts:
+        if isinstance(path, str) and matching([path], part.images):
+            return part.kind
+    return source.captions.kind
 
 
 def _caption(source: Source, layout: Layout, native: Native, row_id: str, turns: list[Turn] | None) -> str | None:
@@ -125,7 +152,13 @@ def _caption(source: Source, layout: Layout, native: Native, row_id: str, turns:
     caption = _text(native, fields_of(layout), "caption")
     if source.captions.from_answer and caption is None and turns:
         caption = next(turn["text"] for turn in turns if turn["role"] == "assistant")
-    return cleaned(_encodable(caption), source.captions.clean)
+    return cleaned(_encodable(caption), cleaning(source.captions, native.record, fields_of(layout)))
+
+
+def cleaning(captions: Captions, record: Mapping[str, Any], fields: Fields) -> str:
+    """How the caption of a row is cleaned, by the field that it stands in."""
+    only = captions.clean_only
+    return captions.clean if not only or found_in(record, fields.caption)[0] in only else "none"
 
 
 def cleaned(caption: str | None, how: str) -> str | None:

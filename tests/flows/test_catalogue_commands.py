@@ -103,11 +103,36 @@ def test_a_list_of_links_becomes_a_dataset_under_its_own_name(tmp_path: Path) ->
         lines = [f'{{"url": "{address}/{n}.jpg", "words": "a cat, {n}"}}' for n in range(20)]
         (tmp_path / "My Cats.jsonl").write_text("\n".join(lines))
         asked = ("download", tmp_path / "My Cats.jsonl", "--to", tmp_path / "d", "--allow", "127.0.0.1/32")
-        done = harmon(*asked, "--set", "layouts.0.fields.caption=[words]")
-    assert done.exit_code == 0, done.output
+        asked += ("--set", "layouts.0.fields.caption=[words]")
+        unlicensed = harmon(*asked)
+        assert unlicensed.exit_code == 2 and "state it with --licence" in unlicensed.stderr
+        done = harmon(*asked, "--licence", "CC-BY-4.0: see A", "--fetch", "threads=4", "--fetch", "patience=30")
+        assert done.exit_code == 0, done.output
+        assert "20 links," in done.stderr and "100.0 % fetched" in done.stderr  # how it went, live
+        again = harmon("download", tmp_path / "d", "--only", "failed")  # of a source that no catalogue knows
+        assert again.exit_code == 0 and "nothing to ask for again" in again.stdout
+    assert "my-cats: CC-BY-4.0: see A" in done.stdout
+    assert Dataset(tmp_path / "d").commits()[-1].context["fetch"]["threads"] == 4
     rows = Dataset(tmp_path / "d").whole_table("source").to_pylist()
     assert [(row["source"], row["caption"]) for row in rows] == [("my-cats", f"a cat, {n}") for n in range(20)]
     assert audit(Dataset(tmp_path / "d"), deep=True).sound
+
+
+def test_a_list_of_ones_own_whose_server_was_down_is_finished_by_asking_for_what_is_missing(tmp_path: Path) -> None:
+    web(tmp_path / "web")
+    with serve(tmp_path / "web", 0) as address:
+        pass  # and it is gone again
+    (tmp_path / "cats.txt").write_text("".join(f"{address}/{n}.jpg\n" for n in range(20)))
+    asked = ("download", tmp_path / "cats.txt", "--to", tmp_path / "d", "--allow", "127.0.0.1/32", "--engine", "native")
+    down = harmon(*asked, "--licence", "CC0-1.0", "--fetch", "retries=0")
+    assert down.exit_code == 3 and "looks like an outage" in down.stderr
+    with serve(tmp_path / "web", int(address.rpartition(":")[2])):
+        done = harmon("download", tmp_path / "d", "--only", "missing", "--fetch", "threads=2")
+    assert done.exit_code == 0 and "20 of 20 rows came now" in done.stdout, done.output
+    terms = Dataset(tmp_path / "d").commits()[-1].terms
+    assert terms == {"cats": {"licence": "CC0-1.0", "terms": "own"}}
+    assert harmon(*asked, "--licence", "CC0-1.0").exit_code == 0  # and has nothing left to do
+    assert len(Dataset(tmp_path / "d").commits()) == 2
 
 
 @pytest.mark.parametrize(
@@ -117,13 +142,26 @@ def test_a_list_of_links_becomes_a_dataset_under_its_own_name(tmp_path: Path) ->
         (("nothing.csv",), "there is no list nothing.csv"),
         (("own-folder", "--from", "no such folder"), "there is no folder"),
         (("own-folder", "--from", ".", "--files", "*.tiff"), "matches none"),
+        (("own-folder", "--from", ".", "--without", "**/*"), "has no files of own-folder"),
         (("own-folder",), "is not on the hub; name the folder"),
         (("own-folder", "--from", ".", "--set", "layouts.0.folder=x"), "did you mean 'folders'"),
         (("own-folder", "--from", ".", "--allow", "everything"), "allow"),
+        (("own-folder", "--from", ".", "--fetch", "thread=3"), "did you mean 'threads'"),
+        (("own-folder", "--from", ".", "--fetch", "threads=many"), "--fetch: threads"),
+        (("own-folder", "--from", ".", "--fetch", "threads"), "--fetch threads: write it as"),
+        (("ImageNet 1k.csv",), "'imagenet-1k', which a source of the catalogue has"),
+        (("imagenet-1k.yaml",), "rename the file"),
+        (("imagenet-1k", "--set", "restrictions=[]", "--set", "terms=open"), "its publisher's to state"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    wrong = harmon("download", *arguments, "--to", tmp_path / "d")
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = ("--licence", "CC0-1.0") if arguments[0] == "own-folder" else ()
+    for file in ("ImageNet 1k.csv", "imagenet-1k.yaml"):
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+    wrong = harmon("download", *arguments, *stated, "--to", tmp_path / "d")
     assert wrong.exit_code in (2, 3) and said in wrong.stderr and not (tmp_path / "d").exists(), wrong.output
 
 

@@ -17,10 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipelines import catalogue
+
 GOOD = 200  # sound rows of each, traps not counted
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 TURNS = pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))
 HTML = b"<!DOCTYPE html><html><body>gone</body></html>"
+
+
+def entry(name: str, *settings: str) -> catalogue.Source:
+    """An entry of the catalogue; one for a user's own data with the licence that its user has to state."""
+    own = ["licence=CC0-1.0"] if name.startswith("own-") else []
+    return catalogue.source(name, settings=[*own, *settings])
 
 
 @dataclass
@@ -151,6 +159,8 @@ def llava_onevision(root: Path) -> Miniature:
     mini.bad("image_missing")
     second += [_chat_row("text", None, chat("4", "What is 2 + 2?")) | {"image": None}]
     mini.noted("text_row")
+    (root / "ureader_kg").mkdir(parents=True)
+    (root / "ureader_kg/train-00000-of-00001.parquet").write_bytes(b"texts of other images, which nobody reads")
     parquet(root / "geo3k/train-00000-of-00001.parquet", first, CHAT_SCHEMA)
     parquet(root / "aokvqa(cauldron,llava_format)/train-00000-of-00001.parquet", second, CHAT_SCHEMA)
     return mini
@@ -281,6 +291,9 @@ def infinity_mm(root: Path) -> Miniature:
     two += [("../up.jpg", picture(1))]
     mini.bad("bad_member")
     tar(root / "stage2/7M_0712_math_plus_system_release/part/00000.tar", one)
+    bad = root / "stage2/7M_0712_math_plus_system_release_0802/part/00000.tar"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"incomplete, as its publisher said, and left out")
     tar(root / "stage3/onevision-SI/00000.tar", two)
     return mini
 
@@ -308,7 +321,9 @@ def blip3o_60k(root: Path) -> Miniature:
     def sample(n: int) -> list[tuple[str, bytes]]:
         return [(f"{n:07}.jpg", picture(n)), (f"{n:07}.txt", f"a photo of {n} mugs".encode())]
 
-    for part in ("dalle3", "geneval_train"):
+    root.mkdir(parents=True)
+    (root / "geneval_train.tar").write_bytes(b"GenEval's own templates, which nobody reads")
+    for part in ("dalle3", "journeyDB"):
         tar(root / f"{part}.tar", [m for n in range(GOOD // 2) for m in sample(n)])
     tar(
         root / "text_1.tar",

@@ -48,16 +48,15 @@ def download_step() -> Step:
 
 
 def write_images(dataset: Dataset, shards: int = SHARDS) -> None:
-    """A step that writes new shards, with rejects, telemetry, a journal and scratch."""
+    """A step that writes new shards, with rejects, telemetry and a journal."""
     run = StepRun(dataset, download_step())
     if run.committed:
         return
     for shard in run.pending(range(shards)):
-        journal, scratch = run.journal(shard), run.scratch(shard)
+        journal = run.journal(shard)
         fetched = {entry["row"] for entry in journal.entries()}
         for row in range(0, ROWS, 3):
             if row not in fetched:
-                (scratch / f"{row}").write_bytes(picture(shard, row))
                 journal.append({"row": row}, {"row": row + 1}, {"row": row + 2})
         out = run.shard(shard)
         rows = [source_row(shard, row) for row in range(ROWS - 1)]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import catalogue, fetch
+from pipelines import catalogue, fetch, url_list
 from pipelines.audit import audit
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.columns import LIST_SCHEMA
@@ -30,6 +30,7 @@ from pipelines.forget import forget
 from pipelines.loopback import serve
 from pipelines.request import Request
 from pipelines.steps import Progress
+from pipelines.url_list import cut, list_sha256, listed
 from pipelines.web import WebSettings, planted, publish
 from tests.parts import need
 
@@ -276,6 +277,57 @@ def test_a_list_without_rows_or_names_is_refused(rows: list[dict[str, object]], 
     pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), path)
     with pytest.raises(HarmonError, match=r"list\.parquet"):
         download(Dataset(tmp_path / "scenes"), SOURCE, path, WHAT)
+
+
+def few_rows(number: int) -> list[dict[str, object]]:
+    turns = [{"role": "user", "text": "One?"}, {"role": "assistant", "text": "Two."}]
+    return [
+        {"row_id": str(n % 90), "url": f"http://a.example/{n}" if n % 3 else None, "task": "text2image",
+         "conversations": turns[: n % 3] or None}
+        for n in range(number)
+    ]  # fmt: skip
+
+
+def test_a_list_written_anew_by_another_writer_is_the_same_list(tmp_path: Path) -> None:
+    rows = pa.Table.from_pylist(few_rows(100), LIST_SCHEMA)
+    first, second = tmp_path / "first.parquet", tmp_path / "second.parquet"
+    pq.write_table(rows, first)
+    pq.write_table(rows.replace_schema_metadata({"by": "another"}), second, row_group_size=7, compression="gzip")
+    assert first.read_bytes() != second.read_bytes()
+    assert download_step(SOURCE, first, WHAT).key == download_step(SOURCE, second, WHAT).key
+    for change in ({"url": "http://a.example/other"}, {"url": ""}, {"conversations": []}, {"caption": ""}):
+        changed = few_rows(100)
+        changed[3] |= change
+        pq.write_table(pa.Table.from_pylist(changed, LIST_SCHEMA), second)
+        assert download_step(SOURCE, first, WHAT).key != download_step(SOURCE, second, WHAT).key
+
+
+def test_rows_come_in_shards_and_repeated_ids_are_told_across_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(url_list, "BATCH", 7)
+    pq.write_table(pa.Table.from_pylist(few_rows(100), LIST_SCHEMA), tmp_path / "list.parquet")
+    tables = list(cut(listed(tmp_path / "list.parquet"), 16))
+    assert [table.num_rows for table in tables] == [16] * 6 + [4]
+    assert pa.concat_tables(tables).column("again").to_pylist() == [False] * 90 + [True] * 10
+    assert pa.concat_tables(tables).column("url").to_pylist() == [row["url"] for row in few_rows(100)]
+
+
+def test_a_long_list_is_never_held_in_memory(tmp_path: Path) -> None:
+    path, rows = tmp_path / "list.parquet", 100_000
+    captions = pa.array([f"{n:06}" + "x" * 1000 for n in range(rows)])
+    columns = {"row_id": pa.array(map(str, range(rows))), "caption": captions, "task": pa.array(["text"] * rows)}
+    nothing = {name: pa.nulls(rows, LIST_SCHEMA.field(name).type) for name in ("url", "conversations", "licence")}
+    table = pa.table({name: (columns | nothing)[name] for name in LIST_SCHEMA.names}, schema=LIST_SCHEMA)
+    pq.write_table(table, path, row_group_size=rows, compression="none", use_dictionary=False)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(one.num_rows for one in cut(listed(path), 1000)) == rows
+        list_sha256(path)
+    finally:
+        pa.set_memory_pool(before)
+    assert table.nbytes > 100e6 and pool.max_memory() < 60e6
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pipelines import native
 from pipelines.guard import Guard
 from pipelines.landed import Landed, LandingWriter
 from pipelines.native import Client
-from pipelines.politeness import KEPT, Hosts
+from pipelines.politeness import KEPT, Hosts, Pauses
 from pipelines.rules import FetchError, Found, Resolve, Rules, system_names
 from tests.pipelines.misbehaving import Site, misbehave, picture
 
@@ -118,6 +118,34 @@ def test_retry_after_closes_the_host_for_all_its_links(fetch: Fetch, site: Site)
     assert reasons(fetch(rules, urls)) == ["", ""]
     assert time.monotonic() - began >= 1.0
     assert site.requests["/busy/1"] == 2
+
+
+def test_a_pause_that_one_process_is_asked_for_holds_in_the_others(site: Site, tmp_path: Path) -> None:
+    """Two guards are two worker processes of img2dataset, as far as they can tell."""
+    slept: list[float] = []
+
+    def guard() -> Guard:
+        return Guard(replace(RULES, retries=0), sleep=slept.append, pauses=Pauses(tmp_path / "pauses"))
+
+    first, second = guard(), guard()
+    with pytest.raises(FetchError, match="http_429"):
+        first.open(f"http://127.0.0.1:{site.port}/busy/1")
+    began = time.monotonic()
+    second._sleep = lambda seconds: (slept.append(seconds), time.sleep(seconds))[0]
+    assert second.open(f"http://127.0.0.1:{site.port}/good/2").read() == picture("2")
+    assert 0.5 < slept[0] <= 1.0 and time.monotonic() - began > 0.5  # Retry-After: 1
+    late = guard()
+    late.open(f"http://127.0.0.1:{site.port}/good/3")
+    assert Pauses(tmp_path / "pauses").news() == [("127.0.0.1", pytest.approx(began + 1, abs=1))]
+
+
+def test_a_line_about_a_pause_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    pauses = Pauses(tmp_path / "pauses")
+    with (tmp_path / "pauses").open("ab", buffering=0) as other:
+        other.write(b"a.example\t5.0\nb.exam")
+        assert pauses.news() == [("a.example", 5.0)]
+        other.write(b"ple\t6.5\n")
+        assert pauses.news() == [("b.example", 6.5)] and pauses.news() == []
 
 
 def test_a_host_that_wants_too_long_a_pause_is_not_asked_again(fetch: Fetch, site: Site) -> None:

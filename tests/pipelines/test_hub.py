@@ -36,6 +36,7 @@ def archive(count: int) -> bytes:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     assert SOURCE.hub is not None
     files = {"dalle3.tar": archive(30), "text_1.tar": archive(20), "README.md": b"# card", "weights.bin": b"x" * 100}
+    files["geneval_train.tar"] = b"left out by the entry"
     hub = Hub(SOURCE.hub, files)
     monkeypatch.setenv("HARMON_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -99,6 +100,17 @@ def test_only_the_files_that_are_asked_for_are_fetched(hub: Hub, tmp_path: Path)
     assert is_acquired(Dataset(tmp_path / "f"), SOURCE, asked)
     assert not is_acquired(Dataset(tmp_path / "f"), SOURCE, ASKED)  # more files are asked for
     assert not is_acquired(Dataset(tmp_path / "nothing"), SOURCE, asked)
+
+
+def test_a_damaged_file_can_be_left_out_and_the_key_says_so(hub: Hub, tmp_path: Path) -> None:
+    hub.files["dalle3.tar"] = hub.files["dalle3.tar"][:20_000]
+    with pytest.raises(HarmonError, match=r"dalle3\.tar.*(damaged|cut)"):
+        acquire(Dataset(tmp_path / "d"), SOURCE, ASKED)
+    rest = catalogue.without(SOURCE, ["dalle*.tar"])
+    commit = acquire(Dataset(tmp_path / "e"), rest, ASKED)
+    assert commit.rows_out == 20 and commit.configuration["layout"]["without"] == ["geneval_train.tar", "dalle*.tar"]
+    assert is_acquired(Dataset(tmp_path / "e"), rest, ASKED)
+    assert not is_acquired(Dataset(tmp_path / "e"), SOURCE, ASKED)
 
 
 def test_a_gate_a_missing_layout_and_a_hub_that_is_away_are_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,20 +10,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import catalogue, fetch
 from pipelines.audit import audit
+from pipelines.columns import LIST_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download
 from pipelines.errors import HarmonError
 from pipelines.fetch import Engine, FetchSettings
-from pipelines.outage import is_outage
+from pipelines.guard import Guard
+from pipelines.outage import Watch, is_outage
 from pipelines.redo import redo
+from pipelines.rules import Rules
 from pipelines.steps import Progress
 from pipelines.traffic import Live, Meter, Traffic
 from tests.parts import need
-from tests.pipelines.misbehaving import KINDS, Site, misbehave, write_list
+from tests.pipelines.misbehaving import KINDS, Site, misbehave, picture, write_list
 
 KILLS = 20 if os.environ.get("HARMON_SOAK") else 3
 ROWS, SHARD = 240, 40
@@ -70,9 +75,6 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 def good_on_loopback(links: Path) -> None:
     """Names below .test need the lying name server; here the good links name the address."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pq.read_table(links)
     urls = [url.replace(url.split("/")[2].rpartition(":")[0], "127.0.0.1") for url in table["url"].to_pylist()]
     pq.write_table(table.set_column(table.column_names.index("url"), "url", pa.array(urls)), links)
@@ -211,6 +213,22 @@ OK, DEAD, NAMES = None, "dead_link", "name_server"
         ([OK] * 60 + [DEAD] * 40, True, 0.5, False),  # an old list
         ([OK] * 80 + [NAMES] * 20, True, 0.5, True),  # the name server went away towards the end
         ([OK] * 95 + [NAMES] * 5, True, 0.5, False),
+        ([OK] * 91 + [NAMES] * 9, True, 0.5, True),
+        ([NAMES] * 4, True, 0.5, True),  # few, but this side's
+        ([DEAD] * 3 + ["gone"], True, 0.5, True),
+        (["tls"] * 1000, True, 0.5, True),  # a wrong clock, or somebody in between
+        (["dropped"] * 1000, True, 0.5, True),
+        (["http_502"] * 1000, True, 0.5, True),
+        (["http_504"] * 1000, True, 0.5, True),
+        (["http_530"] * 1000, True, 0.5, True),
+        (["forbidden_address"] * 1000, True, 0.5, True),  # what a captive portal's name server says
+        (["forbidden_port"] * 10, False, 0.5, False),  # told by the link alone
+        (["forbidden_port"] * 10 + [DEAD] * 5, True, 0.5, True),
+        (["http_403"] + ["tls"] * 4, False, 0.5, False),
+        ([OK] * 60 + ["timeout"] * 40, True, 0.5, True),  # so many that may pass
+        ([OK] * 80 + ["timeout"] * 20, True, 0.5, False),
+        ([OK] * 60 + ["timeout"] * 40, True, 0.9, False),
+        ([], False, 0.5, False),
         (["http_404"] * 100, True, 0.5, False),  # an answer is an answer
         (["http_429"] * 100, True, 0.5, True),  # the host wants no more for now
         ([DEAD] * 100, False, 1.0, False),  # dead indeed, says the recipe
@@ -218,6 +236,106 @@ OK, DEAD, NAMES = None, "dead_link", "name_server"
 )
 def test_an_outage_is_told_from_dead_links(reasons: list[str | None], others: bool, share: float, outage: bool) -> None:
     assert is_outage(reasons, others, share) == outage
+
+
+def small_list(path: Path, urls: list[str]) -> Path:
+    rows = [{"row_id": str(n), "url": url, "task": "text2image"} for n, url in enumerate(urls)]
+    pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), path)
+    return path
+
+
+def test_a_few_dead_links_are_believed_where_later_shards_answer(tmp_path: Path) -> None:
+    settings = what("native").model_copy(update={"rows_per_shard": 2})
+    with misbehave() as site:
+        urls = ["http://127.0.0.1:9/1", "http://127.0.0.1:9/2"]  # the first shard, which may land before any answer
+        urls += [f"http://127.0.0.1:{site.port}/good/{n}" for n in range(4)]
+        commit = download(Dataset(tmp_path / "d"), SOURCE, small_list(tmp_path / "list.parquet", urls), settings, HOW)
+    assert (commit.rows_out, dict(commit.rejected)) == (4, {"dead_link": 2})
+
+
+def test_what_answered_in_an_earlier_run_says_nothing_about_a_few_links_now(tmp_path: Path) -> None:
+    settings, dataset = what("native").model_copy(update={"rows_per_shard": 2}), Dataset(tmp_path / "d")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_: Progress) -> None:
+        raise Stopped
+
+    with misbehave() as site:
+        links = small_list(tmp_path / "list.parquet", [f"http://127.0.0.1:{site.port}/good/{n}" for n in range(4)])
+        with pytest.raises(Stopped):
+            download(dataset, SOURCE, links, settings, HOW, stop)
+    assert len(list((tmp_path / "d").glob("steps/*/0*.json"))) == 1
+    with pytest.raises(HarmonError, match="looks like an outage"):
+        download(dataset, SOURCE, links, settings, HOW)
+    assert dataset.head is None
+
+
+def test_only_an_answer_of_this_run_says_that_others_answer() -> None:
+    watch = Watch(0.5)
+    assert watch.is_cut_off([DEAD, DEAD])
+    assert not watch.is_cut_off([OK, DEAD]) and not watch.is_cut_off([DEAD, DEAD])
+    assert watch.is_cut_off([NAMES])
+
+
+def test_canaries_alone_say_whether_a_retry_met_an_outage() -> None:
+    assert not Watch(0.5).is_cut_off([DEAD] * 100, [OK] * 6 + ["http_404", "timeout"])
+    assert not Watch(0.5).is_cut_off([NAMES] * 100, ["http_404"])
+    assert Watch(0.5).is_cut_off(["http_404"] + [DEAD] * 99, [DEAD] * 8)
+    assert Watch(0.5).is_cut_off([DEAD] * 100, [OK] * 2 + [NAMES] * 6)
+
+
+def test_an_engine_waits_while_much_has_landed_and_nobody_has_stored_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "BACKLOG", 3)
+    shards, seen = 60, []
+
+    def waiting() -> int:
+        return len(list(tmp_path.glob("land/*/out/*_stats.json")))
+
+    with misbehave() as site:
+        site.delay = 0.01
+        links = {
+            shard: fetch.write_links(
+                tmp_path / f"{shard}.links", [f"http://127.0.0.1:{site.port}/good/{shard}-{n}" for n in range(5)]
+            )
+            for shard in range(shards)
+        }
+        rules, how = Rules(allow=("127.0.0.1/32",)), HOW.model_copy(update={"processes": 1})
+        for landed in fetch.fetch(links, tmp_path / "land", rules, how, "native"):
+            while landed.shard == 0 and waiting() < 6:
+                time.sleep(0.01)
+            if landed.shard == 1:  # now it is held; what is under way may still land
+                before = waiting()
+                time.sleep(1.5)
+                assert waiting() <= before + 2 < shards - 1
+            assert landed.reasons() == [None] * 5
+            landed.drop()
+            seen.append(landed.shard)
+    assert seen == list(range(shards))
+
+
+def test_a_guard_takes_up_no_link_while_it_is_held(tmp_path: Path) -> None:
+    slept: list[float] = []
+    with misbehave() as site:
+        traffic = Traffic(tmp_path)
+        traffic.hold(True)
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            traffic.hold(len(slept) < 3)
+
+        guard = Guard(Rules(allow=("127.0.0.1/32",)), sleep=sleep, meter=Meter(tmp_path))
+        assert guard.open(f"http://127.0.0.1:{site.port}/good/1").read() == picture("1")
+    traffic.follow()
+    assert len(slept) == 3 and traffic.live().links == 1
+    assert not Meter(tmp_path).held
+    os.utime(tmp_path / "alive", (0, 0))  # the supervisor has been storing for long
+    assert Meter(tmp_path).held
+    traffic.hold(False)
+    assert not Meter(tmp_path).held
 
 
 def test_live_counts_survive_torn_lines_and_name_the_worst_hosts(tmp_path: Path) -> None:
@@ -234,6 +352,26 @@ def test_live_counts_survive_torn_lines_and_name_the_worst_hosts(tmp_path: Path)
     assert (live.links, live.pictures, live.bytes) == (6, 2, 2000)
     assert live.worst == (("b", 3, 3, "timeout"), ("c", 1, 2, "tls"))
     assert "b 3/3 timeout" in live.sentence() and "33.3 % fetched" in live.sentence()
+
+
+def test_a_silent_worker_is_killed_and_a_stranger_with_its_number_is_not(tmp_path: Path) -> None:
+    script = "sleep 60 & echo $!; wait $!; echo killed; sleep 60"
+    engine = subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True)
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert engine.stdout is not None
+        traffic = Traffic(tmp_path)
+        for worker in (int(engine.stdout.readline()), stranger.pid):
+            (tmp_path / f"{worker}.traffic").write_text("a.example\t\t1\t3\n")  # three links under way
+        traffic.follow()
+        time.sleep(0.01)
+        assert fetch._kill_silent(traffic, 0.0, engine.pid) == 2  # neither will land another shard
+        assert engine.stdout.readline() == "killed\n" and stranger.poll() is None
+    finally:
+        os.killpg(engine.pid, signal.SIGKILL)
+        stranger.kill()
+        engine.wait()
+        stranger.wait()
 
 
 def test_a_worker_is_silent_only_with_links_under_way(tmp_path: Path) -> None:

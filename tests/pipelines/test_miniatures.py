@@ -22,7 +22,7 @@ from pipelines.readers.files import local_files
 from pipelines.request import Request
 from pipelines.terms import Acceptance
 from tests.parts import need
-from tests.pipelines.miniatures import GOOD, WITH_IMAGES, WITH_LINKS, Miniature, web
+from tests.pipelines.miniatures import GOOD, WITH_IMAGES, WITH_LINKS, Miniature, entry, web
 
 SETTINGS = IngestSettings(rows_per_shard=37)
 YES = Acceptance(by="A. Tester", when=date(2026, 11, 22), what="the terms, for a test")
@@ -54,13 +54,18 @@ def accounted(dataset: Dataset, mini: Miniature) -> None:
 @pytest.mark.parametrize("name", WITH_IMAGES)
 def test_an_entry_with_images_becomes_a_sound_dataset(name: str, tmp_path: Path) -> None:
     mini = WITH_IMAGES[name](tmp_path / "native")
-    source = catalogue.source(name)
+    source = entry(name)
     dataset = Dataset(tmp_path / name)
     commit = ingest(dataset, local_files(source, tmp_path / "native"), SETTINGS, {name: YES})
     assert commit.rows_in == mini.rows and dict(commit.rejected) == mini.rejects
     accounted(dataset, mini)
     notes = Counter(dataset.whole_table(READING, ["note"]).column("note").to_pylist())
     assert Counter({note: n for note, n in notes.items() if note}) == mini.notes
+    kinds = Counter(dataset.whole_table(READING, ["caption_kind"]).column("caption_kind").to_pylist())
+    captioned = sum(row["caption"] is not None for row in dataset.whole_table("source").to_pylist())
+    assert kinds.total() - kinds[None] == captioned and kinds["short"] == (
+        GOOD // 2 if name == "mgm-pretrain" else kinds["short"]
+    )
     tasks = set(dataset.whole_table("source", ["task"]).column("task").to_pylist())
     assert tasks - {"text"} == {source.task} and ("text" in tasks) == ("text_row" in mini.notes)
     again = ingest(Dataset(tmp_path / name), local_files(source, tmp_path / "native"), SETTINGS, {name: YES})
@@ -82,7 +87,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("name", WITH_LINKS)
 def test_an_entry_of_links_becomes_a_sound_dataset(name: str, site: str, tmp_path: Path) -> None:
     mini = WITH_LINKS[name](tmp_path / "native", site)
-    source = catalogue.source(name)
+    source = entry(name)
     dataset = Dataset(tmp_path / name)
     settings = DownloadSettings(rows_per_shard=150, allow=("127.0.0.1/32",))
     files = local_files(source, tmp_path / "native")

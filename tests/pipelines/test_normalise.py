@@ -1,6 +1,7 @@
 """A picture is stored as it came where it is plain RGB, converted by a stated rule, or refused."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -67,6 +68,76 @@ def test_grey_and_palette_and_bilevel_become_rgb() -> None:
     for image in (grey, grey.convert("P"), grey.convert("1")):
         stored = normalise(encoded(image, "PNG"), LIMITS)
         assert (pixels(stored) == np.asarray(image.convert("RGB"))).all() and stored.extension == "png"
+
+
+def icc(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A small ICC profile (ICC.1:2001-04): header, table of tags, tags; the white point is D50."""
+    d50 = struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    tags = {b"wtpt": b"XYZ \0\0\0\0" + d50, b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x" + bytes(79)} | tags
+    at, table, data = 128 + 4 + 12 * len(tags), b"", b""
+    for name, body in tags.items():
+        table += name + struct.pack(">II", at + len(data), len(body))
+        data += body + bytes(-len(body) % 4)
+    head = bytes(4) + struct.pack(">I", 0x02400000) + b"mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head = head + d50 + bytes(128 - 4 - len(head) - len(d50))
+    return struct.pack(">I", at + len(data)) + head + struct.pack(">I", len(tags)) + table + data
+
+
+def curve(gamma: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+
+
+def colorant(*xyz: float) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">iii", *(round(value * 65536) for value in xyz))
+
+
+ADOBE = icc(
+    b"RGB ",
+    {
+        b"rXYZ": colorant(0.60974, 0.31111, 0.01947),
+        b"gXYZ": colorant(0.20528, 0.62567, 0.06087),
+        b"bXYZ": colorant(0.14919, 0.06322, 0.74457),
+        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve(563 / 256)),
+    },
+)  # Adobe RGB (1998), section 4.3: colorants adapted to D50, gamma 563/256
+LINEAR_GREY = icc(b"GRAY", {b"kTRC": curve(1.0)})
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "jpg")])
+def test_colours_under_a_profile_become_srgb_where_a_picture_is_encoded_again(kind: str, extension: str) -> None:
+    """An untouched picture takes its profile along; one that is reduced has none, and its numbers are sRGB's."""
+    patch = Image.new("RGB", (64, 64), (104, 128, 104))
+    data = encoded(patch, kind, quality=100, icc_profile=ADOBE)
+    assert normalise(data, LIMITS).data == data  # untouched, and its profile with it
+    small = normalise(data, Limits(short_side=16))
+    assert small.extension == extension and "icc_profile" not in Image.open(io.BytesIO(small.data)).info
+    assert np.abs(pixels(small) - srgb_of_adobe(104, 128, 104)).max() <= 3  # of 12 at stake
+    assert np.abs(srgb_of_adobe(104, 128, 104) - [104, 128, 104]).max() > 10
+    plain = normalise(encoded(patch, kind, quality=100), Limits(short_side=16))
+    assert np.abs(pixels(plain) - [104, 128, 104]).max() <= 2
+
+
+def srgb_of_adobe(*rgb: int) -> np.ndarray:
+    """Both have the white point D65, so their matrices to XYZ (Adobe RGB (1998) 4.3.5; IEC 61966-2-1) are enough."""
+    to_xyz = [[0.57667, 0.18556, 0.18823], [0.29734, 0.62736, 0.07529], [0.02703, 0.07069, 0.99134]]
+    from_xyz = [[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]
+    linear = np.array(from_xyz) @ np.array(to_xyz) @ (np.array(rgb) / 255) ** (563 / 256)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def test_a_grey_profile_is_applied_and_not_copied_into_rgb() -> None:
+    for mode, options in (("L", {}), ("LA", {}), ("L", {"transparency": 3})):
+        stored = normalise(encoded(Image.new(mode, (8, 8), (55, 255)[: len(mode)] if mode == "LA" else 55), "PNG",
+                                   icc_profile=LINEAR_GREY, **options), LIMITS)  # fmt: skip
+        assert "icc_profile" not in Image.open(io.BytesIO(stored.data)).info
+        assert np.abs(pixels(stored) - 128).max() <= 1  # 55/255 of the light is 128 in sRGB
+
+
+def test_a_profile_that_is_damaged_or_for_other_colours_is_left_out() -> None:
+    for profile in (b"no profile", ADOBE[:150], LINEAR_GREY):
+        stored = normalise(encoded(RGB.convert("P"), "PNG", icc_profile=profile), LIMITS)
+        assert (pixels(stored) == np.asarray(RGB.convert("P").convert("RGB"))).all()
+        assert "icc_profile" not in Image.open(io.BytesIO(stored.data)).info
 
 
 def test_sixteen_bits_keep_their_high_byte() -> None:

@@ -13,7 +13,7 @@ from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError, HarmonError
-from tests.pipelines.miniatures import GOOD, WITH_IMAGES, parquet, tar
+from tests.pipelines.miniatures import GOOD, WITH_IMAGES, parquet, picture, tar
 from tests.pipelines.test_miniatures import scratch
 
 __all__ = ["scratch"]  # the fixture, for this module too
@@ -75,6 +75,52 @@ def test_captions_in_tars_go_to_the_members_of_that_key(name: str, field: str, t
     (group,) = [one for one in dataset.groups() if one.startswith("caption.")]
     texts = Counter(dataset.whole_table(group).column("text").to_pylist())
     assert texts["Short, 4."] == 1 and texts[None] == GOOD // 2
+
+
+def captions(folder: Path, tars: dict[str, dict[str, str]]) -> Path:
+    for name, told in tars.items():
+        members = [(f"{key}.json", json.dumps({"re_caption": text}).encode()) for key, text in told.items()]
+        tar(folder / name, members)
+    return folder
+
+
+def images(folder: Path, tars: dict[str, list[str]]) -> Dataset:
+    for name, keys in tars.items():
+        tar(folder / "native" / name, [(f"{key}.{end}", data) for key in keys for end, data in pair(name + key)])
+    dataset = Dataset(folder / "cc12m-wds")
+    acquire(dataset, catalogue.source("cc12m-wds"), asked(folder / "native"))
+    return dataset
+
+
+def pair(text: str) -> list[tuple[str, bytes]]:
+    return [("jpg", picture(len(text))), ("txt", text.encode())]
+
+
+def test_two_captions_of_one_key_are_an_error_that_names_both_files(tmp_path: Path) -> None:
+    dataset = images(tmp_path, {"a.tar": ["000", "001"]})
+    same = captions(tmp_path / "same", {"x.tar": {"000": "A cat."}, "y.tar": {"000": "A cat."}})
+    assert acquire(dataset, catalogue.source("cc12m-recap"), asked(same)).rows_out == 1
+    differ = captions(tmp_path / "differ", {"x.tar": {"000": "A cat."}, "y.tar": {"000": "A dog."}})
+    with pytest.raises(HarmonError, match=r"x\.tar#000 and y\.tar#000 are captions of one key and differ"):
+        acquire(dataset, catalogue.source("cc12m-recap"), asked(differ))
+
+
+def test_two_rows_of_one_key_are_an_error_and_can_be_told_apart_by_their_tars(tmp_path: Path) -> None:
+    dataset = images(tmp_path, {"p/a.tar": ["000", "001"], "p/b.tar": ["000"]})
+    told = captions(tmp_path / "c", {"a.tar": {"000": "A cat."}, "b.tar": {"000": "A dog.", "009": "Nobody's."}})
+    only = captions(tmp_path / "only", {"a.tar": {"000": "A cat."}})
+    for folder, said in ((told, r"a\.tar#000 and b\.tar#000"), (only, r"p/a\.tar#000 and p/b\.tar#000 are rows")):
+        with pytest.raises(HarmonError, match=rf"{said}.*--set override\.by=tar-member"):
+            acquire(dataset, catalogue.source("cc12m-recap"), asked(folder))
+    assert len(dataset.commits()) == 1
+    by_tar = catalogue.source("cc12m-recap", settings=["override.by=tar-member"])
+    acquire(dataset, by_tar, asked(told))
+    (group,) = [one for one in dataset.groups() if one.startswith("caption.")]
+    rows = dataset.whole_table("source").column("row_id").to_pylist()
+    texts = dataset.whole_table(group).column("text").to_pylist()
+    assert dict(zip(rows, texts, strict=True)) == {
+        "p/a.tar#000": "A cat.", "p/a.tar#001": None, "p/b.tar#000": "A dog."
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["laion6m-recap", "redcaps5m-recap"])

@@ -27,7 +27,7 @@ from pipelines.readers.json_stream import read_record, read_records
 from pipelines.readers.row import Native
 from pipelines.readers.rules import Reject, Sample, cleaned, sample_of
 from pipelines.steps import Progress
-from tests.pipelines.miniatures import GOOD, WITH_IMAGES, chat, parquet, picture, tar, zipped
+from tests.pipelines.miniatures import GOOD, WITH_IMAGES, chat, entry, parquet, picture, tar, zipped
 from tests.pipelines.test_miniatures import YES, scratch
 
 __all__ = ["scratch"]  # the fixture, for this module too
@@ -191,7 +191,7 @@ def test_a_field_that_no_row_has_is_an_error_naming_file_and_field(
     """The entry guesses a name; a real file turns out to have another."""
     WITH_IMAGES[name](tmp_path / "native")
     rename(tmp_path / "native" / file, column)
-    source = catalogue.source(name)
+    source = entry(name)
     dataset = Dataset(tmp_path / "d")
     with pytest.raises(HarmonError) as caught:
         ingest(dataset, local_files(source, tmp_path / "native"), IngestSettings(), {name: YES})
@@ -224,7 +224,7 @@ def test_a_table_of_links_without_its_column_or_gate_is_an_error(tmp_path: Path)
         pq.write_table(pa.table({name: [value] for name, value in row.items()}), tmp_path / "train.parquet")
         with pytest.raises(HarmonError, match=rf"train\.parquet.*{said}"):
             download_listed(Dataset(tmp_path / "d"), local_files(source, tmp_path), DownloadSettings(), {})
-    gated = catalogue.source("own-links", settings=["layouts.0.gates=[{field: [unsafe], below: 0.5}]"])
+    gated = entry("own-links", "layouts.0.gates=[{field: [unsafe], below: 0.5}]")
     (tmp_path / "own").mkdir()
     (tmp_path / "own/a.jsonl").write_text('{"url": "http://a/1.jpg"}\n' * 3)
     with pytest.raises(HarmonError, match=r"a\.jsonl has no field unsafe.*layouts\.0\.gates\.0\.field"):
@@ -285,7 +285,7 @@ def test_a_column_of_paths_in_place_of_bytes_is_an_error(tmp_path: Path) -> None
     schema = pa.schema([("image", pa.string()), ("caption", pa.string())])
     parquet(tmp_path / "a.parquet", [{"image": "a.jpg", "caption": "x"}], schema)
     with pytest.raises(HarmonError, match=r"column image of .*a\.parquet is string"):
-        ingest(Dataset(tmp_path / "d"), local_files(catalogue.source("own-parquet"), tmp_path), IngestSettings(), {})
+        ingest(Dataset(tmp_path / "d"), local_files(entry("own-parquet"), tmp_path), IngestSettings(), {})
 
 
 # Damage and strangers
@@ -297,7 +297,7 @@ def test_a_cut_archive_is_an_error_and_not_a_short_one(cut: int, tmp_path: Path)
     for path in (tmp_path / "native/a.tar", tmp_path / "native/b.tar.gz"):
         whole = path.read_bytes()
         path.write_bytes(whole[: max(600, len(whole) - cut - (10_240 if path.suffix == ".tar" else 0))])
-        source = catalogue.source("own-webdataset")
+        source = entry("own-webdataset")
         with pytest.raises(HarmonError, match=f"{path.name}.*fetch it anew"):
             only = local_files(source, tmp_path / "native", only=(path.name,))
             ingest(Dataset(tmp_path / "d"), only, IngestSettings(), {})
@@ -402,10 +402,43 @@ def test_the_rules_for_rows_that_are_not_one_image_with_one_text() -> None:
         ("state-of-the-art fox -- really", "state-of-the-art fox -- really"),
         ("--ar 3:2", None),
         ("a < b > c", "a < b > c"),
+        ("--tile waves of paper", "waves of paper"),  # a flag that takes nothing
+        ("an owl --niji reading --s 750 a book", "an owl reading a book"),
+        ("an owl --v 5.2 --style raw reading", "an owl reading"),
+        ("an owl --ar 3:2, reading", "an owl , reading"),
+        ("an owl --no text, hats --ar 16:9", "an owl"),
+        ("an owl \u2014ar 3:2 at night", "an owl at night"),
+        ("an owl \u2014no one knew it \u2014 at night", "an owl \u2014no one knew it \u2014 at night"),
+        ("an owl --wise old bird", "an owl --wise old bird"),  # no flag that anybody knows
+        ("two --version of it", "two of it"),
     ],
 )
 def test_midjourney_prompts_lose_what_is_no_word(said: str, left: str | None) -> None:
     assert cleaned(said, "midjourney") == left
+
+
+def test_the_kind_of_a_caption_goes_by_the_path_of_its_image() -> None:
+    kinds = {}
+    for image in ("images/00453/004539375.jpg", "allava_laion/images/7.jpeg", ["images/1/2.jpg"]):
+        sample = judged({"id": "a", "image": image, "conversations": chat("A tram.")})
+        assert isinstance(sample, Sample)
+        kinds[str(image)] = sample.caption_kind
+    assert list(kinds.values()) == ["short", "dense", "short"]
+    text = judged({"id": "a", "conversations": chat("Paris.", "Where?")}, images=0)
+    assert isinstance(text, Sample) and text.caption_kind is None
+
+
+def test_only_prompts_are_cleaned_and_an_empty_field_gives_way_to_the_next() -> None:
+    source = catalogue.source("journeydb")
+
+    def caption(record: dict[str, Any]) -> str | None:
+        sample = sample_of(source, source.layouts[0], Native("f#0", {"img_path": "./1/a.jpg"} | record, 1, b"x"))
+        return sample.caption if isinstance(sample, Sample) else None
+
+    words = "A sign says <open> --no entry"
+    assert caption({"Task2": {"Caption": words}, "prompt": "a sign --v 5"}) == words
+    assert caption({"Task2": {"Caption": " "}, "prompt": "a sign --v 5"}) == "a sign"
+    assert caption({"Task2": {"Caption": ""}, "prompt": "--v 5"}) is None
 
 
 def test_preambles_are_cut_off_once() -> None:
@@ -476,7 +509,7 @@ def test_a_changed_file_is_other_work_and_an_untouched_one_is_not_hashed_twice(
     from pipelines.readers import files as module
 
     WITH_IMAGES["own-parquet"](tmp_path / "native")
-    source = catalogue.source("own-parquet")
+    source = entry("own-parquet")
     before = ingest_step(local_files(source, tmp_path / "native"), IngestSettings()).key
     with monkeypatch.context() as patch:
         patch.setattr(module, "file_sha256", lambda path: pytest.fail(f"{path} is hashed again"))
@@ -486,11 +519,26 @@ def test_a_changed_file_is_other_work_and_an_untouched_one_is_not_hashed_twice(
     assert ingest_step(local_files(source, tmp_path / "native"), IngestSettings()).key != before
 
 
+def test_images_in_folders_are_one_digest_of_the_step_and_any_change_is_another(tmp_path: Path) -> None:
+    WITH_IMAGES["own-folder"](tmp_path / "native")
+    (loose,) = local_files(entry("own-folder"), tmp_path / "native").checksums()
+    assert loose[0].endswith(" loose files") and int(loose[0].split()[0]) > 200
+    image = next((tmp_path / "native").rglob("*.jpg"))
+    image.write_bytes(image.read_bytes() + b"x")
+    (changed,) = local_files(entry("own-folder"), tmp_path / "native").checksums()
+    image.rename(image.with_name("renamed.jpg"))
+    (renamed,) = local_files(entry("own-folder"), tmp_path / "native").checksums()
+    assert len({loose[1], changed[1], renamed[1]}) == 3
+    WITH_IMAGES["llava-recap-cc3m"](tmp_path / "tables")
+    told = local_files(entry("llava-recap-cc3m"), tmp_path / "tables").checksums()
+    assert told and all(name.endswith(".parquet") for name, _ in told)
+
+
 def test_a_table_that_is_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.layouts import UrlTable
     from pipelines.readers import links
 
-    layout = catalogue.source("own-links").layouts[0]
+    layout = entry("own-links").layouts[0]
     assert isinstance(layout, UrlTable)
     monkeypatch.setattr(links, "MAX_RECORD", 1000)
     for name in ("a.txt", "a.csv"):
@@ -503,7 +551,7 @@ def test_members_that_come_twice_are_told(tmp_path: Path) -> None:
     members = [("a.jpg", picture(1)), ("a.txt", b"one"), ("a.txt", b"two"), ("b.jpg", picture(2)), ("b.txt", b"ok")]
     tar(tmp_path / "native/x.tar", members)
     dataset = Dataset(tmp_path / "d")
-    commit = ingest(dataset, local_files(catalogue.source("own-webdataset"), tmp_path / "native"), IngestSettings(), {})
+    commit = ingest(dataset, local_files(entry("own-webdataset"), tmp_path / "native"), IngestSettings(), {})
     assert commit.rejected == {"duplicate_member": 1} and commit.rows_out == 1
 
 
@@ -511,7 +559,7 @@ def test_a_csv_with_odd_quoting_is_an_error_that_names_the_line(tmp_path: Path) 
     from pipelines.layouts import UrlTable
     from pipelines.readers.links import LinkReader
 
-    layout = catalogue.source("own-links").layouts[0]
+    layout = entry("own-links").layouts[0]
     assert isinstance(layout, UrlTable)
     (tmp_path / "a.csv").write_text('url,x\nhttp://a/1.jpg,"b"c\n')
     with pytest.raises(HarmonError, match=r"a\.csv, line 2"):
@@ -526,8 +574,8 @@ def test_a_csv_with_odd_quoting_is_an_error_that_names_the_line(tmp_path: Path) 
 def test_rows_of_an_own_entry_are_named_by_file(tmp_path: Path) -> None:
     """`replace` in a copy of an entry is how a user makes one; its name enters the keys."""
     WITH_IMAGES["own-parquet"](tmp_path / "native")
-    mine: Source = catalogue.source("own-parquet").model_copy(update={"name": "cats"})
-    files = replace(local_files(catalogue.source("own-parquet"), tmp_path / "native"), source=mine)
+    mine: Source = entry("own-parquet").model_copy(update={"name": "cats"})
+    files = replace(local_files(entry("own-parquet"), tmp_path / "native"), source=mine)
     dataset = Dataset(tmp_path / "cats")
     ingest(dataset, files, IngestSettings(), {})
     row = dataset.whole_table("source").to_pylist()[0]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -14,12 +15,14 @@ from flows.catalogue_commands import download as command
 from flows.terminal import table_of
 from pipelines import catalogue, fetch
 from pipelines.audit import audit
+from pipelines.columns import LIST_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, _Log, download
 from pipelines.errors import HarmonError
 from pipelines.fetch import FetchSettings
 from pipelines.forget import forget
-from pipelines.redo import redo
+from pipelines.outage import FEW
+from pipelines.redo import CANARIES, redo, rejected_now
 from pipelines.request import Request
 from pipelines.steps import Step, StepRun
 from pipelines.traffic import Live
@@ -84,7 +87,7 @@ def test_transient_failures_come_when_the_servers_are_back_and_nothing_else_is_a
         "recovered": len(passing),
         "rejected": {},
     }
-    assert {path.split("/")[1] for path in site.requests} == set(PASSING)
+    assert {path.split("/")[1] for path in site.requests} - {"good"} == set(PASSING)  # good ones are the canaries
     assert kept(dataset) == begun.rows({None}) | passing
     assert len(dataset.whole_table("source")) == len(kept(dataset))
     assert audit(dataset, deep=True).sound
@@ -133,6 +136,57 @@ def test_a_retry_that_is_interrupted_goes_on_with_the_shards_that_are_open(
     redone = redo(begun.dataset, "failed")
     assert redone.recovered == len(begun.rows({"http_503", "timeout", "dropped"}))
     assert audit(begun.dataset, deep=True).sound
+
+
+def test_dead_links_are_told_from_an_outage_by_links_that_answered_before(begun: Begun) -> None:
+    """All that is asked again fails for good; only with the servers gone too does it stay open."""
+    dataset = begun.dataset
+    only_dead = {f"dead-{n}" for n in range(2 * FEW)}
+    dead = Dataset(dataset.root.parent / "dead")
+    rows = [row for row in pq.read_table(begun.links).to_pylist() if row["row_id"].startswith("good-")]
+    rows[5:5] = [{"row_id": one, "url": f"http://127.0.0.1:9/{one}", "task": "text2image"} for one in only_dead]
+    pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), begun.links)
+    download(dead, SOURCE, begun.links, WHAT, HOW)
+    before = dead.total_rows
+    begun.site.requests.clear()
+    redone = redo(dead, "failed")
+    assert (redone.asked, redone.recovered) == (len(only_dead), 0)
+    assert sum(times for path, times in begun.site.requests.items() if "/good/" in path) == CANARIES
+    assert dead.total_rows == before and audit(dead, deep=True).sound
+    begun.site.stop()
+    with pytest.raises(HarmonError, match="outage_share=1"):
+        redo(dead, "failed")
+    assert [commit.step for commit in dead.commits()] == ["download", "retry"]
+    believed = run(dead, "--only", "failed", "--fetch", "outage_share=1", "--json")
+    assert json.loads(believed.stdout)["asked"] == len(only_dead)
+
+
+def test_links_that_were_refused_by_a_server_serve_as_well_where_none_gave_a_picture(tmp_path: Path) -> None:
+    dataset, links = Dataset(tmp_path / "d"), tmp_path / "list.parquet"
+    with misbehave() as site:
+        urls = [f"http://127.0.0.1:{site.port}/missing/{n}" for n in range(3)]
+        urls += [f"http://127.0.0.1:9/{n}" for n in range(10)]
+        rows = [{"row_id": str(n), "url": url, "task": "text2image"} for n, url in enumerate(urls)]
+        pq.write_table(pa.Table.from_pylist(rows, LIST_SCHEMA), links)
+        with pytest.raises(HarmonError, match="looks like an outage"):
+            download(dataset, SOURCE, links, WHAT, HOW)
+        download(dataset, SOURCE, links, WHAT, HOW.model_copy(update={"outage_share": 1.0}))
+        redone = redo(dataset, "failed", how={"outage_share": 0.5})
+        assert redone.rejected == {"dead_link": 10, "http_404": 3}
+    with pytest.raises(HarmonError, match="looks like an outage"):
+        redo(dataset, "failed", how={"outage_share": 0.5})
+
+
+def test_rows_that_a_retry_asked_for_again_are_counted_once(begun: Begun) -> None:
+    first = dict(begun.dataset.commit(0).rejected)
+    assert rejected_now(begun.dataset) == first
+    redo(begun.dataset, "transient")
+    assert rejected_now(begun.dataset) == first
+    begun.site.well = True
+    redo(begun.dataset, "transient")
+    assert rejected_now(begun.dataset) == {
+        reason: count for reason, count in first.items() if reason not in {"http_503", "timeout", "dropped"}
+    }
 
 
 def test_what_was_forgotten_is_not_asked_again(begun: Begun) -> None:

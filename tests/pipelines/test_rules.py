@@ -143,6 +143,7 @@ def test_an_error_of_the_disk_is_no_reason_of_a_link() -> None:
     [(["noai"], True), (["NoIndex, nofollow"], True), (["otherbot: noai"], False), (["harmon: noai"], True),
      (["nofollow", "noimageai"], True), (["otherbot: nofollow, noai"], False), (["*: noai"], True),
      (["unavailable_after: 25 Jun 2010 15:00:00 PST, noai"], True), (["max-snippet: 5, noindex"], True),
+     (["none"], True), (["otherbot: none"], False), (["NONE , archive"], True),
      (["otherbot: nofollow, harmon: noindex"], True), (["index, follow"], False), ([""], False), ([], False)],
 )  # fmt: skip
 def test_opt_out_directives_bind_us_when_they_name_us_or_nobody(headers: list[str], out: bool) -> None:
@@ -157,6 +158,7 @@ def test_opt_out_directives_bind_us_when_they_name_us_or_nobody(headers: list[st
 
 def test_which_directives_are_obeyed_can_be_chosen() -> None:
     Rules(opt_out=("noai",)).judge(200, 10, ["noindex"], None)
+    Rules(opt_out=("noai",)).judge(200, 10, ["none"], None)
     with pytest.raises(FetchError):
         Rules(opt_out=("noindex",)).judge(200, 10, ["noindex"], None)
 

@@ -146,6 +146,22 @@ def test_progress_counts_receipts_and_rows(images: Dataset) -> None:
     assert [(p.shards_done, p.shards_total, p.rows_done) for p in seen] == [(n, 4, 5 * n) for n in (1, 2, 3, 4)]
 
 
+def test_receipts_are_not_listed_again_for_every_shard(images: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the work of a step grows with its shards, and not with their square."""
+    step, seen = Step("column", 1, {}, (Reads(images, ("source",)),)), []
+    run, other = StepRun(images, step, seen.append), StepRun(images, step)
+    listings: list[int] = []
+    monkeypatch.setattr(run, "finished", lambda: listings.append(1) or StepRun.finished(run))
+    for doer, shard in zip((other, run, run, run), run.pending(images.shard_numbers), strict=True):
+        out = doer.shard(shard)
+        out.columns("column", column(images, shard))
+        out.finish(rows_in=5)
+    assert [(p.shards_done, p.rows_done) for p in seen] == [(n, 5 * n) for n in (2, 3, 4)]  # another process's, too
+    assert len(listings) == 2
+    monkeypatch.setattr("pipelines.steps.LIST_EVERY", 0.0)
+    assert run.progress().shards_done == 4
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -274,18 +290,25 @@ def test_work_of_an_attempt_without_receipt_is_adopted(images: Dataset) -> None:
     assert again.entry("download.telemetry", 1) == before
 
 
-def test_scratch_starts_empty_and_goes_with_the_receipt(tmp_path: Path) -> None:
+def test_temporaries_of_many_shards_start_empty_and_are_gone_afterwards(tmp_path: Path) -> None:
     run = StepRun(Dataset(tmp_path / "toys"), download_step())
-    (run.scratch(0) / "file").write_bytes(b"")
-    assert (run.scratch(0) / "file").exists()
+    with pytest.raises(KeyboardInterrupt), run.together() as folder:
+        (folder / "file").write_bytes(b"")
+        raise KeyboardInterrupt
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "left by a kill").write_bytes(b"")
+    with run.together() as folder:
+        assert list(folder.iterdir()) == []
+    assert not folder.exists()
+
+
+def test_a_journal_goes_with_the_receipt(tmp_path: Path) -> None:
     run = StepRun(Dataset(tmp_path / "toys"), download_step())
-    scratch = run.scratch(0)
-    assert list(scratch.iterdir()) == []
     run.journal(0).append({"row": 1})
     out = run.shard(0)
     out.columns("source", rows(0))
     out.finish(rows_in=1)
-    assert not scratch.exists()
     assert run.journal(0).entries() == []
 
 

@@ -13,7 +13,7 @@ from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError
 from pipelines.settings import parse
-from pipelines.terms import Acceptance, accepted_in, effective_of, terms_record
+from pipelines.terms import Acceptance, accepted_in, effective_of, effective_terms, terms_record
 from tests.pipelines.miniatures import WITH_IMAGES
 from tests.pipelines.small_datasets import write_column
 from tests.pipelines.test_miniatures import scratch
@@ -72,6 +72,14 @@ def test_the_record_is_in_the_manifest_in_later_commits_and_in_the_audit(tmp_pat
 def test_half_an_acceptance_is_none(record: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"r\.yaml: terms\.imagenet-1k.*{said}"):
         accepted_in({"terms": {"imagenet-1k": record}}, "r.yaml")
+
+
+def test_a_licence_that_nobody_has_stated_is_refused_and_never_passes_for_one() -> None:
+    with pytest.raises(ConfigurationError, match="own-links is your own, and nobody has said under what licence"):
+        terms_record(catalogue.source("own-links"), {})
+    assert terms_record(catalogue.source("own-links", settings=["licence=CC0-1.0"]), {})["licence"] == "CC0-1.0"
+    made_before = effective_terms({"cats": {"licence": catalogue.UNSTATED, "terms": "own"}})
+    assert "cats: yours to state [NOT stated]" in "\n".join(made_before.lines())
 
 
 def test_what_binds_one_source_binds_the_whole() -> None:
