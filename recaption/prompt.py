@@ -109,8 +109,8 @@ class Prompt(Settings):
     version: str = Field(pattern=r"^[a-z]+(-[a-z]+)*-v[0-9]+$")
     source: str
     model: str
-    applies_to: Literal["image2text", "text2image", "images"]
-    """Rows of this task, or every row that has an image."""
+    applies_to: Literal["dense", "images"]
+    """Rows whose caption is dense (see `recaption.dense`), or every row that has an image."""
     text: str
     """With <caption> where the row's caption goes, or without it for a prompt that shows the image."""
     image: Picture | None = None
