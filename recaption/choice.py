@@ -9,6 +9,7 @@ from pipelines.dataset import Dataset
 from pipelines.manifest import IMAGES, SOURCE
 from pipelines.shards import ImageShard
 from recaption.dense import is_dense
+from recaption.judge import Judge
 from recaption.prompt import Prompt
 from recaption.recaption import Recaption
 from recaption.rows import NOT_SELECTED, Condition, is_sampled, wants
@@ -35,6 +36,7 @@ class Choice:
         self._dataset = dataset
         self._recaption = recaption
         self._asking = asking(recaption.prompt, recaption.model)
+        self._judge = Judge(recaption.prompt, self._asking)
         where = recaption.rows.where
         self._condition = Condition(dataset, where) if where else None
         self._quotas = self._cut(recaption.rows.limit) if recaption.rows.limit else {}
@@ -68,6 +70,7 @@ class Choice:
         source = self._dataset.table(SOURCE, number, columns)
         keys, sources, tasks, captions = (source.column(column).to_pylist() for column in columns)
         before = self._dataset.table(rows.base, number).to_pylist() if rows.base else [None] * len(keys)
+        today = [row and self._judge.today(row, caption) for row, caption in zip(before, captions, strict=True)]
         fulfilled = self._condition.keys(number) if self._condition else None
         works: list[str | None] = [None] * len(keys)
         standing: list[dict[str, Any] | None] = [None] * len(keys)
@@ -82,11 +85,11 @@ class Choice:
                     why = NOT_SELECTED
                 if why is None:
                     work = self._work(key, captions[row], images) if name or rows.only == "changed" else "?"
-                    if wants(rows.only, work, before[row]):
+                    if wants(rows.only, work, before[row], today[row]):
                         works[row] = work
                         quota = None if quota is None else quota - 1
                         continue
-                standing[row] = before[row] or {"key": key, "status": "failed", "reason": why, "checks": []}
+                standing[row] = today[row] or {"key": key, "status": "failed", "reason": why, "checks": []}
         return ChosenRows(keys, captions, works, standing)
 
     def _work(self, key: str, caption: str | None, images: ImageShard | None) -> str:

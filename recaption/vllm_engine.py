@@ -3,28 +3,37 @@
 One event loop in the caller's thread. It runs until something happened (an answer, a wait that ended, a server that
 came back) and stops; then answers are handed over, and requests are sent for as long as there is room. So what is in
 flight is exactly what has not been handed over, and no more is read ahead than fits.
+
+A server whose exchanges go wrong in a row is asked nothing but a question that it has answered before, until it
+answers that: so a sick server costs a handful of requests, and rows that no server survives fail alone.
 """
 
 import asyncio
+import io
 import os
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 import aiohttp
+from PIL import Image
 
 from pipelines.errors import HarmonError
 from recaption.endpoint import Absent, Busy, Endpoint, Fault, deadline
-from recaption.engines import Answer, Answered, Question
+from recaption.engines import PICTURE_THREADS, UNREADABLE, Answer, Answered, Question
 
+PROBE = "Say yes."  # what a server is asked that has answered nothing yet
 _FAULTS = 5  # of one question, until it is given up
 _TIMEOUTS = 2  # of one question: the deadline is long already
 _FIRST_WAIT = 0.25  # seconds before a question is tried again; doubles with each fault
+_FAULTS_IN_A_ROW = 5  # of one server with no answer between them: then it has to pass a probe
+_REFUSALS_IN_A_ROW = 20  # likewise
 _GREETINGS = 3  # looks at the servers when the engine is opened
-_GIVEN_UP_IN_A_ROW = 20  # questions given up with no answer between them: then it is the server
+_LOOK_EVERY = 0.25, 5.0  # seconds between looks at a server that is left out: the first, the longest
 _BUSY_SECONDS = 600.0  # a server that says nothing but "busy" is waited for this long
 
 
@@ -35,16 +44,17 @@ class _Asked:
     question: Question
     began: float
     attempts: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """Names of what went wrong; the errors themselves would hold on to the pictures that were sent."""
     failed_at: Endpoint | None = None
-    """Where it went wrong last: another endpoint gets it next, if there is one."""
+    """Where it went wrong last: another endpoint with room is preferred."""
 
 
 class VllmEngine:
     """Asks all `endpoints` at once, each as much as it takes (see `Window`); one that fails is left out until it
     is back."""
 
-    batch_rows = 1
+    batch_rows = batch_pictures = 1
 
     def __init__(
         self,
@@ -66,13 +76,18 @@ class VllmEngine:
         self._session: aiohttp.ClientSession
         self._ready: deque[_Asked] = deque()
         self._done: list[tuple[Endpoint, Question, Answer]] = []
+        self._held: list[tuple[Endpoint, _Asked, Answer]] = []
+        """Answers without a text that wait until their server has passed its probe."""
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # questions taken and not handed over
         self._last_answer = 0.0
-        self._answers = 0
-        self._given_up = 0
+        self._first: Question | None = None
+        self._answered_before: Question | None = None
+        self._refused_before = 0  # questions refused before there was a single text
+        self._probing = 0
         self._closing = False
+        self._painters = ThreadPoolExecutor(PICTURE_THREADS, "picture")
 
     @property
     def version(self) -> str:
@@ -90,6 +105,7 @@ class VllmEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._closing = True  # before the loop runs again: what ended since it stopped must not stop it now
         self._loop.run_until_complete(self._close())
+        self._painters.shutdown(cancel_futures=True)
         self._loop.close()
 
     def answers(self, lots: Iterator[Sequence[Question]]) -> Iterator[Answered]:
@@ -127,14 +143,14 @@ class VllmEngine:
         return not self._ready and self._freest() is not None
 
     def _freest(self, unlike: Endpoint | None = None) -> Endpoint | None:
-        """The endpoint with the emptiest window, other than `unlike` where another one is up."""
+        """The endpoint with the emptiest window, `unlike` only where no other has room: a question that waits for
+        a place elsewhere would hold up all behind it."""
         now = self._loop.time()
-        if unlike is not None and not any(other.up for other in self._endpoints if other is not unlike):
-            unlike = None
-        free = [endpoint for endpoint in self._endpoints if endpoint is not unlike and endpoint.room(now) > 0]
-        return min(free, key=lambda endpoint: endpoint.in_flight / endpoint.window.limit, default=None)
+        free = [endpoint for endpoint in self._endpoints if endpoint.room(now) > 0]
+        return min(free, key=lambda one: (one is unlike, one.in_flight / one.window.limit), default=None)
 
     def _send(self, asked: _Asked) -> None:
+        self._first = self._first or asked.question
         self._unanswered += 1
         self._ready.append(asked)
         self._send_again()
@@ -164,10 +180,9 @@ class VllmEngine:
     # What happens to it
 
     async def _ask(self, endpoint: Endpoint, asked: _Asked) -> None:
-        asked.attempts += 1
         sent = self._loop.time()
         try:
-            answer = await endpoint.ask(self._session, asked.question)
+            answer = await self._exchange(endpoint, asked)
         except Busy as busy:
             endpoint.in_flight -= 1
             self._hold_off(endpoint, asked, busy, sent)
@@ -175,18 +190,33 @@ class VllmEngine:
             endpoint.in_flight -= 1
             asked.attempts -= 1  # nobody has seen it
             self._ready.appendleft(asked)
-            self._lost(endpoint, str(absent))
+            self._leave_out(endpoint, str(absent), probe=False)
         except Fault as fault:
             self._failed(endpoint, asked, fault, sent)
         except HarmonError as error:
             self._failure = self._failure or error
         else:
-            endpoint.window.answered(endpoint.in_flight)
-            endpoint.rested()
-            self._answers += 1
-            self._given_up = 0
-            self._answered(endpoint, asked, answer)
+            if answer.text is not None:
+                endpoint.answered()
+                self._answered(endpoint, asked, answer)
+            elif answer is UNREADABLE:
+                self._answered(endpoint, asked, answer)
+            else:
+                self._refused(endpoint, asked, answer)
         self._wake()
+
+    async def _exchange(self, endpoint: Endpoint, asked: _Asked) -> Answer:
+        """Ask, with the image made for this once. Raises as `Endpoint.ask` does."""
+        question, image = asked.question, None
+        if question.image is not None:
+            image = await self._loop.run_in_executor(self._painters, question.image)
+            if image is None:
+                return UNREADABLE
+        asked.attempts += 1
+        answer = await endpoint.ask(self._session, question, image)
+        if answer.text is not None:  # its image is kept: by the next probe the shard that has it may be finished
+            self._answered_before = question if image is None else replace(question, image=lambda: image)
+        return answer
 
     def _answered(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
         now = self._loop.time()
@@ -199,39 +229,56 @@ class VllmEngine:
         """The server is too busy: fewer requests, after a rest. The question goes first wherever there is room."""
         now = self._loop.time()
         endpoint.window.refused(sent)
-        if now >= endpoint.rests_until:
+        if busy.after is not None or now >= endpoint.rests_until:
             endpoint.rest(now, busy.after)
             self._loop.call_at(endpoint.rests_until + 1e-3, self._wake)
         self._ready.appendleft(asked)
-        if now - self._last_answer > _BUSY_SECONDS:
-            self._failure = HarmonError(
-                f"The vLLM server at {endpoint.address} {busy} for {_BUSY_SECONDS:.0f} s and nothing else came; "
-                "see what else it serves, then rerun: finished rows are kept."
+        rested = min((max(now, one.rests_until) for one in self._endpoints if one.up), default=now)
+        if rested - self._last_answer > _BUSY_SECONDS:
+            self._failure = self._failure or HarmonError(
+                f"The vLLM server at {endpoint.address} {busy} and is to be left alone for longer than "
+                f"{_BUSY_SECONDS:.0f} s without an answer; see what else it serves, then rerun: finished rows are kept."
             )
+
+    def _refused(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
+        """The server will not answer this question; where it refuses all of them it is set up wrongly."""
+        endpoint.refusals += 1
+        if self._answered_before is None:
+            self._refused_before += 1
+            if self._refused_before >= _REFUSALS_IN_A_ROW:
+                self._failure = self._failure or HarmonError(
+                    f"The vLLM server at {endpoint.address} refused the first {self._refused_before} questions and "
+                    f"answered none; it answered {answer.detail}. See how it was started, then rerun."
+                )
+        elif endpoint.refusals >= _REFUSALS_IN_A_ROW:
+            self._leave_out(endpoint, f"refused {endpoint.refusals} questions in a row ({answer.detail})", probe=True)
+        self._without_text(endpoint, asked, answer)
 
     def _failed(self, endpoint: Endpoint, asked: _Asked, fault: Fault, sent: float) -> None:
         """Try again after a while, or give the question up: the others go on."""
-        asked.faults.append(fault)
+        asked.faults.append(fault.refusal)
         asked.failed_at = endpoint
+        endpoint.faults += 1
         if fault.refusal == "timed_out":
             endpoint.window.refused(sent)  # too much for it, or it hangs
-        timeouts = sum(one.refusal == "timed_out" for one in asked.faults)
-        if len(asked.faults) < _FAULTS and timeouts < _TIMEOUTS:
-            endpoint.in_flight -= 1
+        if endpoint.faults >= _FAULTS_IN_A_ROW:
+            self._leave_out(endpoint, str(fault), probe=True)
+        if len(asked.faults) < _FAULTS and asked.faults.count("timed_out") < _TIMEOUTS:
             wait = _FIRST_WAIT * 2 ** (len(asked.faults) - 1) * random.uniform(0.5, 1.0)
-            self._loop.call_later(wait, self._try_again, asked)
+            self._loop.call_later(wait, self._try_again, endpoint, asked)  # it keeps its place as long as it waits
             return
-        self._given_up += 1
-        if self._answers and self._given_up < _GIVEN_UP_IN_A_ROW:
-            given_up = Answer(None, fault.refusal, None, None, None, 0.0, 0, endpoint.address)
-            self._answered(endpoint, asked, given_up)
-            return
-        self._failure = self._failure or HarmonError(
-            f"The vLLM server at {endpoint.address} {fault} (tried {asked.attempts} times, and nothing else was "
-            "answered); see whether it is well, then rerun: finished rows are kept."
-        )
+        given_up = Answer(None, fault.refusal, None, None, None, 0.0, 0, endpoint.address, str(fault))
+        self._without_text(endpoint, asked, given_up)
 
-    def _try_again(self, asked: _Asked) -> None:
+    def _without_text(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
+        """The row fails alone, unless its server turns out to be sick."""
+        if endpoint.up:
+            self._answered(endpoint, asked, answer)
+        else:
+            self._held.append((endpoint, asked, answer))
+
+    def _try_again(self, endpoint: Endpoint, asked: _Asked) -> None:
+        endpoint.in_flight -= 1
         self._ready.append(asked)
         self._wake()
 
@@ -246,16 +293,18 @@ class VllmEngine:
             headers={"Authorization": f"Bearer {key}"} if key else None,
         )
         for _ in range(_GREETINGS):
-            await asyncio.gather(*(endpoint.greet(self._session) for endpoint in self._endpoints))
-            if any(endpoint.up for endpoint in self._endpoints):
+            there = await asyncio.gather(*(endpoint.is_there(self._session) for endpoint in self._endpoints))
+            if any(there):
                 break
             await asyncio.sleep(0.5)
         else:
             addresses = ", ".join(endpoint.address for endpoint in self._endpoints)
             raise HarmonError(f"No vLLM server answers at {addresses}; start it, or name others as endpoints.")
-        for endpoint in self._endpoints:
-            if not endpoint.up:
-                self._start(self._watch(endpoint))
+        for endpoint, is_there in zip(self._endpoints, there, strict=True):
+            if is_there:
+                endpoint.came_back()
+            else:
+                self._start(self._watch(endpoint, probe=False))
 
     async def _close(self) -> None:
         for task in list(self._tasks):
@@ -264,33 +313,90 @@ class VllmEngine:
         if hasattr(self, "_session"):
             await self._session.close()
 
-    def _lost(self, endpoint: Endpoint, why: str) -> None:
+    def _leave_out(self, endpoint: Endpoint, why: str, probe: bool) -> None:
+        """Ask this server nothing until it is back; `probe`: and answers what was answered before."""
+        endpoint.trouble = why
         if not endpoint.up:
             return
         endpoint.up = False
-        self._start(self._watch(endpoint))
+        self._start(self._watch(endpoint, probe))
         if not any(other.up for other in self._endpoints):
-            self._start(self._lose_patience(why))
+            self._start(self._lose_patience())
 
-    async def _watch(self, endpoint: Endpoint) -> None:
+    async def _watch(self, endpoint: Endpoint, probe: bool) -> None:
         """Wait until a server is back."""
+        wait, longest = _LOOK_EVERY
         try:
-            await endpoint.come_back(self._session)
-        except HarmonError as error:  # it is back with another model
+            while True:
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(longest, 2 * wait)
+                if await endpoint.is_there(self._session) and (not probe or await self._passes(endpoint)):
+                    break
+        except HarmonError as error:  # it is back with another model, or refuses what it had answered
             self._failure = self._failure or error
-        endpoint.window = type(endpoint.window)(endpoint.window.most)
+            self._wake()
+            return
+        endpoint.came_back()
+        for _, asked, answer in self._take_held(endpoint):
+            self._answered(endpoint, asked, answer)
         self._wake()
 
-    async def _lose_patience(self, why: str) -> None:
-        """Fail when no server comes back in time."""
-        end = self._loop.time() + self._patience
-        while self._loop.time() < end:
-            await asyncio.sleep(min(0.25, self._patience))
+    async def _passes(self, endpoint: Endpoint) -> bool:
+        """Whether it answers what was answered before, or, where nothing was, the simplest question of that kind.
+
+        If not, what it failed is asked again, of others or later. Raises HarmonError: it refuses.
+        """
+        question = self._answered_before or self._simplest()
+        self._probing += 1
+        try:
+            answer = await self._exchange(endpoint, _Asked(question, self._loop.time()))
+        except Busy:
+            return True
+        except (Absent, Fault) as problem:
+            endpoint.trouble = str(problem)
+            for _, asked, _ in self._take_held(endpoint):
+                endpoint.in_flight -= 1
+                asked.faults.clear()
+                self._ready.append(asked)
+            self._wake()
+            return False
+        finally:
+            self._probing -= 1
+        if answer.text is None:
+            raise HarmonError(
+                f"The vLLM server at {endpoint.address} {endpoint.trouble} and refuses even what has been answered "
+                f"before: it answered {answer.detail}. See how it was started, then rerun: finished rows are kept."
+            )
+        return True
+
+    def _simplest(self) -> Question:
+        """PROBE, sampled and shown an image as the questions are."""
+        assert self._first
+        return Question("", 0, PROBE, self._first.sampling, _grey if self._first.image else None)
+
+    def _take_held(self, endpoint: Endpoint) -> list[tuple[Endpoint, _Asked, Answer]]:
+        taken = [one for one in self._held if one[0] is endpoint]
+        self._held = [one for one in self._held if one[0] is not endpoint]
+        return taken
+
+    async def _lose_patience(self) -> None:
+        """Fail when no server comes back in time; while one thinks about its probe, time stands still."""
+        waited, tick = 0.0, min(0.25, self._patience)
+        while waited < self._patience:
+            await asyncio.sleep(tick)
+            waited += 0.0 if self._probing else tick
             if any(endpoint.up for endpoint in self._endpoints):
                 return
-        addresses = ", ".join(endpoint.address for endpoint in self._endpoints)
+        troubles = "; ".join(f"{endpoint.address} {endpoint.trouble}" for endpoint in self._endpoints)
         self._failure = self._failure or HarmonError(
-            f"No vLLM server is left: {addresses} accepted no connection for {self._patience:.0f} s ({why}); "
-            "see why they ended, then rerun: finished rows are kept."
+            f"No vLLM server is left, and none came back within {self._patience:.0f} s: {troubles}. "
+            "See why, then rerun: finished rows are kept."
         )
         self._wake()
+
+
+def _grey() -> bytes:
+    """The simplest image."""
+    out = io.BytesIO()
+    Image.new("RGB", (56, 56), "grey").save(out, "JPEG")
+    return out.getvalue()
