@@ -134,8 +134,8 @@ class OpenShards:
     def lots(self, size: int, engine: str) -> Iterator[Sequence[Question]]:
         """Questions in lots of at most `size`, as `Engine.answers` takes them; `engine`: its version.
 
-        Rows of like length come together. The lots of a shard depend on its rows and on captions that stood
-        already, not on how often the run was killed.
+        Rows of like length come together. A lot is answered whole or not at all, so what the lots of a shard hold
+        depends on its rows and on captions that stood already, not on how often the run was killed.
         """
         self._engine = engine
         while True:
@@ -191,8 +191,7 @@ class OpenShards:
         asked: list[list[_Subject]] = []
         for start in range(0, len(subjects), size):
             lot = subjects[start : start + size]
-            if any(subject.work not in begun and subject.work not in self._waiting for subject in lot):
-                asked.append(lot)
+            asked.append([one for one in lot if one.work not in begun and one.work not in self._waiting])
         for subject in subjects:
             waiting = self._waiting.setdefault(subject.work, _Waiting())
             waiting.subjects.append(subject)
@@ -201,7 +200,7 @@ class OpenShards:
             if len(waiting.subjects) == 1:  # else another open shard has gone on with it
                 waiting.draw = len(answers) - 1
                 self._go_on(work, waiting, answers[-1])
-        for lot in asked:
+        for lot in filter(None, asked):
             yield [self._question(subject, 0) for subject in lot]
 
     def _subjects(self, shard: _Shard) -> list[_Subject]:

@@ -75,13 +75,15 @@ class Language(Rule):
 
 
 class Checks(Settings):
-    """The rules of the checks in `recaption.checks`, by name. A check without a rule is not made."""
+    """The rules of the checks in `recaption.checks`, by name. A check without a rule is not made; those that have
+    one of themselves always are."""
 
     empty: Rule = Rule(action="reject")
     refusal: Rule | None = None
     prompt_leakage: Leakage | None = None
     repeated_text: Repeats | None = None
     wrong_language: Language | None = None
+    cut_off: Rule = Rule(action="reject")
     over_long: Length | None = None
     boilerplate: Rule | None = None
     lost_numbers: Rule | None = None
