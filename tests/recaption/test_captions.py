@@ -189,6 +189,29 @@ def test_a_model_is_known_by_its_files_and_not_by_its_path(tmp_path: Path) -> No
     assert language_model(moved).sha256 != here.sha256
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "moves"),
+    [
+        ("chat_template.json", '{"chat_template": "{{ messages }}"}', True),
+        ("additional_chat_templates/plain.jinja", "{{ messages }}", True),
+        ("added_tokens.json", '{"<|im_end|>": 7}', True),
+        ("special_tokens_map.json", '{"eos_token": "<|endoftext|>"}', True),
+        ("generation_config.json", '{"eos_token_id": [1, 99]}', True),
+        ("generation_config.json", '{"eos_token_id": EOS, "repetition_penalty": 1.05}', False),
+        ("README.md", "A model.", False),
+    ],
+)
+def test_a_model_is_known_by_every_file_that_decides_what_it_says(
+    tmp_path: Path, file: str, text: str, moves: bool
+) -> None:
+    need((QWEN / "model.safetensors").exists(), f"{QWEN} holds the tiny Qwen2.5")
+    here, changed = language_model(QWEN), shutil.copytree(QWEN, tmp_path / "changed")
+    ends = json.loads((changed / "generation_config.json").read_text())["eos_token_id"]
+    (changed / file).parent.mkdir(exist_ok=True)
+    (changed / file).write_text(text.replace("EOS", json.dumps(ends)))
+    assert (language_model(changed).sha256 != here.sha256) == moves
+
+
 def test_a_served_model_is_known_by_its_name_and_revision() -> None:
     one, other = served_model("Qwen/Qwen2.5-7B-Instruct"), served_model("Qwen/Qwen2.5-7B-Instruct", "a09a354")
     assert one.name == other.name == "qwen2.57binstruct"
