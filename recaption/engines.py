@@ -122,7 +122,7 @@ class EngineSettings(Settings):
     served_model: str | None = None
     """The name that those servers know the model by; the model's own short name where not given."""
 
-    concurrency: int = Field(default=256, ge=1)
+    concurrency: int = Field(default=640, ge=1)
     """Most requests in flight at one endpoint; how many are sent follows what the server makes of them."""
 
     deadline_seconds: float = Field(default=600.0, gt=0)
@@ -139,6 +139,18 @@ class EngineSettings(Settings):
 
     threads: int | None = Field(default=None, ge=1)
     """Threads that torch may use (transformers); None leaves them as they are."""
+
+    def gpus_used(self, told: float | None) -> float:
+        """GPUs that are paid for while it answers; `told`: what the user says of them.
+
+        A model that is started here uses what the settings give it, and none on the CPU. Of servers that run
+        already nothing is known: one GPU where the user says nothing.
+        """
+        if told is not None:
+            return told
+        if self.endpoints:
+            return 1.0
+        return float(self.gpus * (self.actors if self.engine == "vllm-offline" else 1))
 
 
 @contextmanager

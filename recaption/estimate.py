@@ -80,7 +80,8 @@ class Estimate:
         yield f"{self.chosen:,} of {self.rows:,} rows are chosen; {self.reused:,} have their caption already"
         yield f"{self.requests:,} requests, {self.tokens_in:,} tokens in, {self.tokens_out:,} tokens out"
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
-        yield f"{self.seconds / 3600:,.2f} hours at the sample's rate, {self.gpu_hours:,.2f} GPU-hours{cost}"
+        spent = f"{self.gpu_hours:,.2f} GPU-hours{cost}" if self.gpu_hours or not self.requests else "no GPU-hours: a CPU"
+        yield f"{self.seconds / 3600:,.2f} hours at the sample's rate, {spent}"
 
 
 def count(dataset: Dataset, recaption: Recaption, reuse: Sequence[Dataset] = ()) -> Counts:
@@ -145,7 +146,8 @@ def measure(dataset: Dataset, recaption: Recaption, counts: Counts, engine: Engi
 
 
 def estimate(counts: Counts, rates: Rates, gpus: float, gpu_hour_price: float | None = None) -> Estimate:
-    """What all of `counts` would take at these rates on `gpus` GPUs: those that the sample was measured on."""
+    """What all of `counts` would take at these rates on `gpus` GPUs: those that the sample was measured on; 0 where
+    it was measured on a CPU."""
     requests = round(counts.requests * rates.draws)
     seconds = requests * rates.seconds
     gpu_hours = gpus * seconds / 3600

@@ -60,7 +60,7 @@ class VllmEngine:
         self,
         endpoints: Sequence[str],
         model: str,
-        concurrency: int = 256,
+        concurrency: int = 640,
         deadline_seconds: float = 600.0,
         patience_seconds: float = 60.0,
     ) -> None:
