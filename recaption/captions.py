@@ -11,6 +11,7 @@ from recaption.known import KnownCaptions, consulted
 from recaption.ledger import Ledger
 from recaption.open_shards import OpenShards
 from recaption.recaption import Recaption
+from recaption.work import asking
 
 
 def write_captions(
@@ -37,7 +38,7 @@ def write_captions(
     folder = Ledger.folder(dataset)
     if run.committed and not folder.is_dir():
         return run.committed
-    with Ledger(folder, recaption.rows.ledger_round) as ledger:
+    with Ledger(folder, asking(recaption.prompt, recaption.model), recaption.rows.ledger_round) as ledger:
         if not run.committed and (pending := run.pending(dataset.shard_numbers)):
             _ask(run, recaption, ledger, open_engine, reuse, pending)
         sources = [] if recaption.rows.only == "all" else consulted((dataset, *reuse))

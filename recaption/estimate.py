@@ -80,7 +80,9 @@ class Estimate:
         yield f"{self.chosen:,} of {self.rows:,} rows are chosen; {self.reused:,} have their caption already"
         yield f"{self.requests:,} requests, {self.tokens_in:,} tokens in, {self.tokens_out:,} tokens out"
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
-        spent = f"{self.gpu_hours:,.2f} GPU-hours{cost}" if self.gpu_hours or not self.requests else "no GPU-hours: a CPU"
+        spent = (
+            f"{self.gpu_hours:,.2f} GPU-hours{cost}" if self.gpu_hours or not self.requests else "no GPU-hours: a CPU"
+        )
         yield f"{self.seconds / 3600:,.2f} hours at the sample's rate, {spent}"
 
 

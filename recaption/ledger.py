@@ -17,14 +17,15 @@ from typing import Self
 from pipelines.dataset import Dataset
 from pipelines.disk import remove_folder
 from pipelines.errors import HarmonError
-from pipelines.workspace import WORK
+from pipelines.workspace import ANSWERS, WORK
 from recaption.engines import Answer, Answered
+from recaption.work import Asking
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-    round INTEGER, work TEXT, draw INTEGER, text TEXT, refusal TEXT, finish_reason TEXT, tokens_in INTEGER,
+    round INTEGER, work TEXT, draw INTEGER, drawn TEXT, text TEXT, refusal TEXT, finish_reason TEXT, tokens_in INTEGER,
     tokens_out INTEGER, seconds REAL, attempts INTEGER, endpoint TEXT, detail TEXT, committed INTEGER DEFAULT 0,
-    PRIMARY KEY (round, work, draw)
+    PRIMARY KEY (round, work, draw, drawn)
 ) WITHOUT ROWID
 """
 _COLUMNS = "text, refusal, finish_reason, tokens_in, tokens_out, seconds, attempts, endpoint, detail"
@@ -32,21 +33,23 @@ _AT_ONCE = 500  # works of one query: SQLite's oldest limit of parameters is 999
 
 
 class Ledger:
-    """Answers by work and draw, in an SQLite file that any number of processes of one machine share.
+    """Answers by work, draw and how it was drawn, in an SQLite file that any processes of one machine share.
 
     A lot is there whole once `keep` has returned, and survives the death of the process. The last lots may be
     lost with the power, and are asked again then; the file stays sound (write-ahead log, synchronous=NORMAL).
     The first answer to a question stays. What a commit holds goes when the last process closes the ledger.
     """
 
-    def __init__(self, folder: Path, round: int = 0) -> None:
-        """`round`: answers of other rounds are not seen (see `Rows.ledger_round`).
+    def __init__(self, folder: Path, asking: Asking, round: int = 0) -> None:
+        """`asking`: later draws that it would draw otherwise are not seen; `round`: nor are answers of other rounds
+        (see `Rows.ledger_round`).
 
         Refusals of earlier attempts are forgotten where no other process has the ledger open: they are asked again.
 
         Raises HarmonError: the file is damaged.
         """
         self._folder = folder
+        self._asking = asking
         self._round = round
         self._path = folder / "answers.sqlite"
         self._lock: int
@@ -89,7 +92,7 @@ class Ledger:
     @staticmethod
     def folder(dataset: Dataset) -> Path:
         """Where the ledger of a dataset lies on this machine."""
-        return dataset.store.work(f"{WORK}/answers")
+        return dataset.store.work(f"{WORK}/{ANSWERS}")
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +112,13 @@ class Ledger:
 
     def keep(self, answered: Answered) -> None:
         """Add a lot of answers, all or none."""
-        rows = [(self._round, question.work, question.draw, *astuple(answer)) for question, answer in answered]
-        names = f"round, work, draw, {_COLUMNS}"
+        rows = [
+            (self._round, question.work, question.draw, self._drawn(question.work, question.draw), *astuple(answer))
+            for question, answer in answered
+        ]
+        names = f"round, work, draw, drawn, {_COLUMNS}"
         with self._plainly(), self._whole():
-            self._database.executemany(f"INSERT OR IGNORE INTO answers ({names}) VALUES ({', '.join('?' * 12)})", rows)
+            self._database.executemany(f"INSERT OR IGNORE INTO answers ({names}) VALUES ({', '.join('?' * 13)})", rows)
 
     def committed(self, works: Iterable[str]) -> None:
         """Say that a commit holds the answers of these works."""
@@ -128,15 +134,18 @@ class Ledger:
             some = wanted[start : start + _AT_ONCE]
             found: dict[str, list[Answer]] = {}
             query = (
-                f"SELECT work, draw, {_COLUMNS} FROM answers WHERE round = ? AND work IN "
+                f"SELECT work, draw, drawn, {_COLUMNS} FROM answers WHERE round = ? AND work IN "
                 f"({', '.join('?' * len(some))}) ORDER BY work, draw"
             )
             with self._plainly():
                 rows = self._database.execute(query, [self._round, *some]).fetchall()
-            for work, draw, *fields in rows:
-                if draw == len(found.setdefault(work, [])):
+            for work, draw, drawn, *fields in rows:
+                if draw == len(found.setdefault(work, [])) and drawn == self._drawn(work, draw):
                     found[work].append(Answer(*fields))
             yield from ((work, answers) for work, answers in found.items() if answers)
+
+    def _drawn(self, work: str, draw: int) -> str:
+        return self._asking.drawn(work, draw) or ""
 
     def _is_alone(self) -> bool:
         """Whether no other process has the ledger open; if so, none opens it until the lock is given up."""

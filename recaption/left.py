@@ -55,7 +55,7 @@ def left(dataset: Dataset, recaption: Recaption, reuse: Sequence[Dataset] = ()) 
     if not folder.is_dir():
         yield Left(recaption, known, None)
         return
-    with Ledger(folder, recaption.rows.ledger_round) as ledger:
+    with Ledger(folder, asking(recaption.prompt, recaption.model), recaption.rows.ledger_round) as ledger:
         yield Left(recaption, known, ledger)
 
 

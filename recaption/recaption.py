@@ -60,9 +60,7 @@ def with_base(recaption: Recaption, dataset: Dataset) -> Recaption:
     rows, groups = recaption.rows, set(caption_groups(dataset))
     if rows.base is not None and rows.base not in groups:
         known = ", ".join(sorted(groups)) or "none"
-        raise ConfigurationError(
-            f"{dataset.root} has no caption group '{rows.base}' to go on from; it has {known}."
-        )
+        raise ConfigurationError(f"{dataset.root} has no caption group '{rows.base}' to go on from; it has {known}.")
     if rows.only == "all":
         return _next_round(recaption, dataset)
     if rows.base is not None:

@@ -1,5 +1,6 @@
 """What is left to ask: the look before the bill and the run agree, and nothing that was answered is asked again."""
 
+import shutil
 import sqlite3
 import threading
 from collections import Counter
@@ -11,6 +12,8 @@ import pytest
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
+from pipelines.forget import forget
+from pipelines.request import Request
 from recaption.captions import write_captions
 from recaption.engines import Answer, Question
 from recaption.estimate import count
@@ -20,12 +23,14 @@ from recaption.prompt import Prompt, Sampling, load_prompt
 from recaption.recaption import Recaption, with_base
 from recaption.rows import Rows
 from recaption.vllm_engine import VllmEngine
+from recaption.work import asking
 from tests.recaption.captioned import DENSE, ROWS, SHARDS, FirstSentence, run_killed, write_scenes
 from tests.recaption.simulator import MODEL as SIMULATED
 from tests.recaption.simulator import Reply, completion, rewritten, simulator
 from tests.recaption.test_captions import MODEL, PROMPT, REWRITE, again, table, with_checks, write
 
 QUESTION = Question("0" * 32, 0, "message", Sampling(method="greedy", max_tokens=8))
+ASKING = asking(PROMPT, MODEL)
 ANSWER = Answer("A dog.", None, "stop", 10, 5, 0.1, 1, "here")
 
 
@@ -97,35 +102,48 @@ def test_the_ledger_goes_with_the_commit_that_holds_it_and_not_before(scenes: Da
     assert not Ledger.folder(scenes).exists()
 
 
+def test_forgetting_waits_for_the_ledger(scenes: Dataset) -> None:
+    key = scenes.whole_table("source").column("key").to_pylist()[3]
+    with pytest.raises(ConnectionError):
+        write(scenes, REWRITE, FirstSentence(3, 8))
+    for folder in Ledger.folder(scenes).parent.iterdir():
+        if folder != Ledger.folder(scenes):
+            shutil.rmtree(folder)  # of the step itself
+    with pytest.raises(HarmonError, match="keeps answers of a recaptioning"):
+        forget(scenes, Request(keys=frozenset({key})))
+    write(scenes, REWRITE, FirstSentence())
+    assert forget(scenes, Request(keys=frozenset({key})))
+
+
 def test_refusals_are_asked_again_and_texts_are_not(tmp_path: Path) -> None:
     refused = Answer(None, "refused_by_server", None, None, None, 0.1, 1, "here", "400: no images")
     other = Question("1" * 32, 0, "message", QUESTION.sampling)
-    with Ledger(tmp_path / "answers") as ledger:
+    with Ledger(tmp_path / "answers", ASKING) as ledger:
         ledger.keep([(QUESTION, ANSWER), (other, refused)])
         assert dict(ledger.answers([QUESTION.work, other.work])) == {QUESTION.work: [ANSWER], other.work: [refused]}
-    with Ledger(tmp_path / "answers") as ledger:
+    with Ledger(tmp_path / "answers", ASKING) as ledger:
         assert dict(ledger.answers([QUESTION.work, other.work])) == {QUESTION.work: [ANSWER]}
 
 
 def test_a_second_process_takes_nothing_from_under_the_first(tmp_path: Path) -> None:
     refused = Answer(None, "server_error", None, None, None, 0.1, 1, "here", "oops")
-    with Ledger(tmp_path / "answers") as first:
+    with Ledger(tmp_path / "answers", ASKING) as first:
         first.keep([(QUESTION, refused)])
-        with Ledger(tmp_path / "answers") as second:
+        with Ledger(tmp_path / "answers", ASKING) as second:
             second.committed([QUESTION.work])
         assert dict(first.answers([QUESTION.work])) == {QUESTION.work: [refused]}
     assert not (tmp_path / "answers").exists()
 
 
 def test_a_loss_of_power_leaves_the_ledger_sound_and_damage_is_told(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "answers") as ledger:
+    with Ledger(tmp_path / "answers", ASKING) as ledger:
         (synchronous,) = ledger._database.execute("PRAGMA synchronous").fetchone()
         ledger.keep([(QUESTION, ANSWER)])
     assert synchronous == 1  # NORMAL: with a write-ahead log no loss of power damages the file
     (tmp_path / "answers" / "answers.sqlite").write_bytes(b"SQLite format 3\0" + b"torn" * 1000)
-    with pytest.raises(HarmonError, match=r"ledger of answers .* cannot be used .*delete the folder and rerun"):
-        with Ledger(tmp_path / "answers") as ledger:
-            list(ledger.answers([QUESTION.work]))
+    told = pytest.raises(HarmonError, match=r"ledger of answers .* cannot be used .*delete the folder and rerun")
+    with told, Ledger(tmp_path / "answers", ASKING) as ledger:
+        list(ledger.answers([QUESTION.work]))
 
 
 def test_a_page_that_is_damaged_during_a_run_is_told(scenes: Dataset) -> None:
@@ -195,6 +213,21 @@ def test_a_later_draw_answers_only_a_prompt_that_would_draw_it_so(scenes: Datase
     engine = FirstSentence()
     write(scenes, Recaption(prompt, MODEL), engine)
     assert len(engine.asked) == asked
+
+
+def test_later_draws_of_a_killed_run_answer_only_one_that_would_draw_them_so(scenes: Dataset) -> None:
+    with pytest.raises(ConnectionError):
+        write(
+            scenes, Recaption(retried(3, 0.7), MODEL), FirstSentence(DENSE, 1, says=lambda caption, draw: "I am sorry.")
+        )
+    engine = FirstSentence(batch_rows=1, says=lambda caption, draw: "I am sorry.")
+    warmer = Recaption(retried(3, 0.9), MODEL)
+    told = count(scenes, warmer)
+    commit = write(scenes, warmer, engine)
+    assert commit.failed["refusal"] == DENSE
+    assert {question.sampling.temperature for question in engine.questions if question.draw} == {0.9}
+    assert sum(question.draw == 1 for question in engine.questions) == DENSE
+    assert told.requests == DENSE  # works; those with a first answer have their further draws left
 
 
 # What stands

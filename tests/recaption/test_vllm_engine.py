@@ -491,9 +491,9 @@ def test_a_picture_is_in_memory_only_while_it_is_in_flight() -> None:
         return Counted(b"\xff\xd8")
 
     asked = [replace(question, image=paint) for question in questions(300)]
-    with simulator(faulty(Reply(b"oops", status=500))) as server:
-        with VllmEngine([server.address], MODEL, concurrency=8) as engine:
-            answers = ask(engine, asked)
+    oops = Reply(b"oops", status=500)
+    with simulator(faulty(oops)) as server, VllmEngine([server.address], MODEL, concurrency=8) as engine:
+        answers = ask(engine, asked)
     assert said(answers) == texts(asked)
     assert made >= 3 * 300  # each time anew
     assert most <= 8 + 2  # and the one that a probe shows, and the one before it
