@@ -19,7 +19,6 @@ _SICK = frozenset({408, 409, 425, 500, 502, 504})
 _REFUSED = frozenset({400, 413, 415, 422})
 _LONGEST_REST = 10.0  # seconds that a busy server is left alone where it does not say how long
 _JITTER = 1.25  # clients that were sent away together do not come back together
-_NO_SUCH_PATH = frozenset({404, 405})
 
 
 class Busy(Exception):
@@ -79,7 +78,7 @@ class Endpoint:
             async with session.get(f"{self.address}/version", timeout=_short()) as response:
                 said = await _read(response) if response.status == 200 else b"{}"
             async with session.get(f"{self.address}/health", timeout=_short()) as response:
-                well = response.status == 200 or response.status in _NO_SUCH_PATH
+                well = response.status < 500  # not every server has the path, or shows it to everybody
         except (aiohttp.ClientError, TimeoutError, OSError, Fault):
             return False
         if status in (401, 403):

@@ -9,31 +9,27 @@ answers that: so a sick server costs a handful of requests, and rows that no ser
 """
 
 import asyncio
-import io
 import os
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
-from PIL import Image
 
 from pipelines.errors import HarmonError
 from recaption.endpoint import Absent, Busy, Endpoint, Fault, deadline
 from recaption.engines import PICTURE_THREADS, UNREADABLE, Answer, Answered, Question
+from recaption.watch import Watch
 
-PROBE = "Say yes."  # what a server is asked that has answered nothing yet
 _FAULTS = 5  # of one question, until it is given up
 _TIMEOUTS = 2  # of one question: the deadline is long already
 _FIRST_WAIT = 0.25  # seconds before a question is tried again; doubles with each fault
 _FAULTS_IN_A_ROW = 5  # of one server with no answer between them: then it has to pass a probe
 _REFUSALS_IN_A_ROW = 20  # likewise
-_GREETINGS = 3  # looks at the servers when the engine is opened
-_LOOK_EVERY = 0.25, 5.0  # seconds between looks at a server that is left out: the first, the longest
 _BUSY_SECONDS = 600.0  # a server that says nothing but "busy" is waited for this long
 
 
@@ -74,6 +70,7 @@ class VllmEngine:
         self._patience = patience_seconds
         self._loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession
+        self._watch: Watch
         self._ready: deque[_Asked] = deque()
         self._done: list[tuple[Endpoint, Question, Answer]] = []
         self._held: list[tuple[Endpoint, _Asked, Answer]] = []
@@ -82,10 +79,7 @@ class VllmEngine:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # questions taken and not handed over
         self._last_answer = 0.0
-        self._first: Question | None = None
-        self._answered_before: Question | None = None
         self._refused_before = 0  # questions refused before there was a single text
-        self._probing = 0
         self._closing = False
         self._painters = ThreadPoolExecutor(PICTURE_THREADS, "picture")
 
@@ -150,7 +144,7 @@ class VllmEngine:
         return min(free, key=lambda one: (one is unlike, one.in_flight / one.window.limit), default=None)
 
     def _send(self, asked: _Asked) -> None:
-        self._first = self._first or asked.question
+        self._watch.asked(asked.question)
         self._unanswered += 1
         self._ready.append(asked)
         self._send_again()
@@ -165,7 +159,7 @@ class VllmEngine:
         if not self._closing:
             self._loop.stop()
 
-    def _start(self, what: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, what: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -174,15 +168,15 @@ class VllmEngine:
         """A task that ends in an error nobody foresaw ends the pass with it."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = self._failure or error
-            self._wake()
+            self.fail(error)
 
     # What happens to it
 
     async def _ask(self, endpoint: Endpoint, asked: _Asked) -> None:
+        asked.attempts += 1
         sent = self._loop.time()
         try:
-            answer = await self._exchange(endpoint, asked)
+            answer = await self.exchange(endpoint, asked.question)
         except Busy as busy:
             endpoint.in_flight -= 1
             self._hold_off(endpoint, asked, busy, sent)
@@ -190,32 +184,32 @@ class VllmEngine:
             endpoint.in_flight -= 1
             asked.attempts -= 1  # nobody has seen it
             self._ready.appendleft(asked)
-            self._leave_out(endpoint, str(absent), probe=False)
+            self._watch.leave_out(endpoint, str(absent), probe=False)
         except Fault as fault:
             self._failed(endpoint, asked, fault, sent)
         except HarmonError as error:
-            self._failure = self._failure or error
+            self.fail(error)
         else:
             if answer.text is not None:
                 endpoint.answered()
                 self._answered(endpoint, asked, answer)
             elif answer is UNREADABLE:
+                asked.attempts -= 1  # nobody was asked
                 self._answered(endpoint, asked, answer)
             else:
                 self._refused(endpoint, asked, answer)
         self._wake()
 
-    async def _exchange(self, endpoint: Endpoint, asked: _Asked) -> Answer:
+    async def exchange(self, endpoint: Endpoint, question: Question) -> Answer:
         """Ask, with the image made for this once. Raises as `Endpoint.ask` does."""
-        question, image = asked.question, None
+        image = None
         if question.image is not None:
             image = await self._loop.run_in_executor(self._painters, question.image)
             if image is None:
                 return UNREADABLE
-        asked.attempts += 1
         answer = await endpoint.ask(self._session, question, image)
         if answer.text is not None:  # its image is kept: by the next probe the shard that has it may be finished
-            self._answered_before = question if image is None else replace(question, image=lambda: image)
+            self._watch.answered(question if image is None else replace(question, image=lambda: image))
         return answer
 
     def _answered(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
@@ -235,23 +229,22 @@ class VllmEngine:
         self._ready.appendleft(asked)
         rested = min((max(now, one.rests_until) for one in self._endpoints if one.up), default=now)
         if rested - self._last_answer > _BUSY_SECONDS:
-            self._failure = self._failure or HarmonError(
-                f"The vLLM server at {endpoint.address} {busy} and is to be left alone for longer than "
-                f"{_BUSY_SECONDS:.0f} s without an answer; see what else it serves, then rerun: finished rows are kept."
-            )
+            error = f"{busy} and is to be left alone for longer than {_BUSY_SECONDS:.0f} s without an answer"
+            what = "see what else it serves, then rerun: finished rows are kept"
+            self.fail(HarmonError(f"The vLLM server at {endpoint.address} {error}; {what}."))
 
     def _refused(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
         """The server will not answer this question; where it refuses all of them it is set up wrongly."""
         endpoint.refusals += 1
-        if self._answered_before is None:
+        if not self._watch.any_answer:
             self._refused_before += 1
             if self._refused_before >= _REFUSALS_IN_A_ROW:
-                self._failure = self._failure or HarmonError(
-                    f"The vLLM server at {endpoint.address} refused the first {self._refused_before} questions and "
-                    f"answered none; it answered {answer.detail}. See how it was started, then rerun."
-                )
+                error = f"refused the first {self._refused_before} questions and answered none"
+                what = f"it answered {answer.detail}. See how it was started, then rerun."
+                self.fail(HarmonError(f"The vLLM server at {endpoint.address} {error}; {what}"))
         elif endpoint.refusals >= _REFUSALS_IN_A_ROW:
-            self._leave_out(endpoint, f"refused {endpoint.refusals} questions in a row ({answer.detail})", probe=True)
+            why = f"refused {endpoint.refusals} questions in a row ({answer.detail})"
+            self._watch.leave_out(endpoint, why, probe=True)
         self._without_text(endpoint, asked, answer)
 
     def _failed(self, endpoint: Endpoint, asked: _Asked, fault: Fault, sent: float) -> None:
@@ -262,7 +255,7 @@ class VllmEngine:
         if fault.refusal == "timed_out":
             endpoint.window.refused(sent)  # too much for it, or it hangs
         if endpoint.faults >= _FAULTS_IN_A_ROW:
-            self._leave_out(endpoint, str(fault), probe=True)
+            self._watch.leave_out(endpoint, str(fault), probe=True)
         if len(asked.faults) < _FAULTS and asked.faults.count("timed_out") < _TIMEOUTS:
             wait = _FIRST_WAIT * 2 ** (len(asked.faults) - 1) * random.uniform(0.5, 1.0)
             self._loop.call_later(wait, self._try_again, endpoint, asked)  # it keeps its place as long as it waits
@@ -282,7 +275,31 @@ class VllmEngine:
         self._ready.append(asked)
         self._wake()
 
-    # Which servers are there
+    # Which servers are there (see `Watch`)
+
+    def is_back(self, endpoint: Endpoint) -> None:
+        """Rows that a well server would not answer fail alone."""
+        for _, asked, answer in self._take_held(endpoint):
+            self._answered(endpoint, asked, answer)
+        self._wake()
+
+    def is_sick(self, endpoint: Endpoint) -> None:
+        """What a sick server would not answer is asked again, of others or later."""
+        for _, asked, _ in self._take_held(endpoint):
+            endpoint.in_flight -= 1
+            asked.faults.clear()
+            self._ready.append(asked)
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """End the pass, after what has been answered is handed over."""
+        self._failure = self._failure or error
+        self._wake()
+
+    def _take_held(self, endpoint: Endpoint) -> list[tuple[Endpoint, _Asked, Answer]]:
+        taken = [one for one in self._held if one[0] is endpoint]
+        self._held = [one for one in self._held if one[0] is not endpoint]
+        return taken
 
     async def _open(self) -> None:
         key = os.environ.get("VLLM_API_KEY")
@@ -292,19 +309,8 @@ class VllmEngine:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Authorization": f"Bearer {key}"} if key else None,
         )
-        for _ in range(_GREETINGS):
-            there = await asyncio.gather(*(endpoint.is_there(self._session) for endpoint in self._endpoints))
-            if any(there):
-                break
-            await asyncio.sleep(0.5)
-        else:
-            addresses = ", ".join(endpoint.address for endpoint in self._endpoints)
-            raise HarmonError(f"No vLLM server answers at {addresses}; start it, or name others as endpoints.")
-        for endpoint, is_there in zip(self._endpoints, there, strict=True):
-            if is_there:
-                endpoint.came_back()
-            else:
-                self._start(self._watch(endpoint, probe=False))
+        self._watch = Watch(self._endpoints, self._session, self, self._start, self._patience)
+        await self._watch.greet()
 
     async def _close(self) -> None:
         for task in list(self._tasks):
@@ -312,91 +318,3 @@ class VllmEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_session"):
             await self._session.close()
-
-    def _leave_out(self, endpoint: Endpoint, why: str, probe: bool) -> None:
-        """Ask this server nothing until it is back; `probe`: and answers what was answered before."""
-        endpoint.trouble = why
-        if not endpoint.up:
-            return
-        endpoint.up = False
-        self._start(self._watch(endpoint, probe))
-        if not any(other.up for other in self._endpoints):
-            self._start(self._lose_patience())
-
-    async def _watch(self, endpoint: Endpoint, probe: bool) -> None:
-        """Wait until a server is back."""
-        wait, longest = _LOOK_EVERY
-        try:
-            while True:
-                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
-                wait = min(longest, 2 * wait)
-                if await endpoint.is_there(self._session) and (not probe or await self._passes(endpoint)):
-                    break
-        except HarmonError as error:  # it is back with another model, or refuses what it had answered
-            self._failure = self._failure or error
-            self._wake()
-            return
-        endpoint.came_back()
-        for _, asked, answer in self._take_held(endpoint):
-            self._answered(endpoint, asked, answer)
-        self._wake()
-
-    async def _passes(self, endpoint: Endpoint) -> bool:
-        """Whether it answers what was answered before, or, where nothing was, the simplest question of that kind.
-
-        If not, what it failed is asked again, of others or later. Raises HarmonError: it refuses.
-        """
-        question = self._answered_before or self._simplest()
-        self._probing += 1
-        try:
-            answer = await self._exchange(endpoint, _Asked(question, self._loop.time()))
-        except Busy:
-            return True
-        except (Absent, Fault) as problem:
-            endpoint.trouble = str(problem)
-            for _, asked, _ in self._take_held(endpoint):
-                endpoint.in_flight -= 1
-                asked.faults.clear()
-                self._ready.append(asked)
-            self._wake()
-            return False
-        finally:
-            self._probing -= 1
-        if answer.text is None:
-            raise HarmonError(
-                f"The vLLM server at {endpoint.address} {endpoint.trouble} and refuses even what has been answered "
-                f"before: it answered {answer.detail}. See how it was started, then rerun: finished rows are kept."
-            )
-        return True
-
-    def _simplest(self) -> Question:
-        """PROBE, sampled and shown an image as the questions are."""
-        assert self._first
-        return Question("", 0, PROBE, self._first.sampling, _grey if self._first.image else None)
-
-    def _take_held(self, endpoint: Endpoint) -> list[tuple[Endpoint, _Asked, Answer]]:
-        taken = [one for one in self._held if one[0] is endpoint]
-        self._held = [one for one in self._held if one[0] is not endpoint]
-        return taken
-
-    async def _lose_patience(self) -> None:
-        """Fail when no server comes back in time; while one thinks about its probe, time stands still."""
-        waited, tick = 0.0, min(0.25, self._patience)
-        while waited < self._patience:
-            await asyncio.sleep(tick)
-            waited += 0.0 if self._probing else tick
-            if any(endpoint.up for endpoint in self._endpoints):
-                return
-        troubles = "; ".join(f"{endpoint.address} {endpoint.trouble}" for endpoint in self._endpoints)
-        self._failure = self._failure or HarmonError(
-            f"No vLLM server is left, and none came back within {self._patience:.0f} s: {troubles}. "
-            "See why, then rerun: finished rows are kept."
-        )
-        self._wake()
-
-
-def _grey() -> bytes:
-    """The simplest image."""
-    out = io.BytesIO()
-    Image.new("RGB", (56, 56), "grey").save(out, "JPEG")
-    return out.getvalue()

@@ -13,7 +13,8 @@ from pipelines.errors import HarmonError
 from recaption.endpoint import MOST_REPLY_BYTES
 from recaption.engines import Answer, Question
 from recaption.prompt import Sampling
-from recaption.vllm_engine import PROBE, VllmEngine
+from recaption.vllm_engine import VllmEngine
+from recaption.watch import PROBE
 from tests.recaption.simulator import MODEL, Behaviour, Reply, completion, rewritten, simulator
 
 SAMPLING = Sampling(method="greedy", max_tokens=8)
@@ -45,7 +46,7 @@ def said(answers: dict[str, Answer]) -> dict[str, str | None]:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recaption.vllm_engine._FIRST_WAIT", 0.01)
-    monkeypatch.setattr("recaption.vllm_engine._LOOK_EVERY", (0.02, 0.1))
+    monkeypatch.setattr("recaption.watch._LOOK_EVERY", (0.02, 0.1))
     monkeypatch.setattr("recaption.endpoint._LONGEST_REST", 0.2)
 
 
