@@ -103,10 +103,10 @@ def count(dataset: Dataset, recaption: Recaption, reuse: Sequence[Dataset] = ())
             for work, key in to_ask.items():
                 order = int.from_bytes(hashlib.sha256(f"sample {work}".encode()).digest()[:8], "big")
                 entry = (-order, shard, key, work)
-                if len(drawn) < SAMPLE:
-                    heapq.heappush(drawn, entry)
-                elif entry > drawn[0] and entry not in drawn:
-                    heapq.heapreplace(drawn, entry)
+                if len(drawn) == SAMPLE and entry < drawn[0]:
+                    continue
+                if work not in {other for *_, other in drawn}:  # another shard may ask it too
+                    (heapq.heappush if len(drawn) < SAMPLE else heapq.heapreplace)(drawn, entry)
     requests = len(np.unique(np.concatenate(asked))) if asked else 0
     sample = tuple(sorted((shard, key, work) for _, shard, key, work in drawn))
     return Counts(rows, chosen, reused, requests, sample)

@@ -26,7 +26,7 @@ from recaption.vllm_engine import VllmEngine
 from tests.parts import need
 from tests.recaption.captioned import DENSE, QWEN, ROWS, SHARDS, FirstSentence, run_killed, write_scenes
 from tests.recaption.simulator import MODEL as SIMULATED
-from tests.recaption.simulator import completion, rewritten, simulator
+from tests.recaption.simulator import Reply, completion, rewritten, simulator
 from tests.recaption.tiny_qwen2_vl import drawn
 
 MODEL = LanguageModel(None, "firstsentence", "0" * 64)
@@ -377,6 +377,18 @@ def test_what_the_engine_gave_up_is_asked_again_after_a_failure(scenes: Dataset)
     commit = write(scenes, REWRITE, engine)
     assert commit.rows_out == DENSE
     assert len(engine.asked) == DENSE
+
+
+def test_why_a_server_would_not_answer_stands_in_the_telemetry(scenes: Dataset) -> None:
+    long = PROMPT.message(scenes.table("source", 0).column("caption").to_pylist()[3])
+    refusal = Reply(b"This model's maximum context length is 64 tokens", status=400)
+    rewrite = Recaption(PROMPT, served_model(SIMULATED))
+    with simulator(lambda m: refusal if m == long else completion(rewritten(m))) as server:
+        commit = write_captions(scenes, rewrite, lambda: VllmEngine([server.address], SIMULATED, concurrency=4))
+    assert commit.failed["prompt_too_long"] == 1
+    telemetry = scenes.whole_table(f"{rewrite.group}.telemetry").to_pylist()
+    details = {row["detail"] for row in telemetry}
+    assert details == {None, "400: This model's maximum context length is 64 tokens"}
 
 
 def test_a_slow_answer_holds_up_no_other_shard(tmp_path: Path) -> None:
