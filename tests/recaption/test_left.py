@@ -115,6 +115,24 @@ def test_forgetting_waits_for_the_ledger(scenes: Dataset) -> None:
     assert forget(scenes, Request(keys=frozenset({key})))
 
 
+def test_what_a_kill_right_after_the_commit_left_goes_with_the_next_run(
+    scenes: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(ledger: Ledger, works: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "committed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(scenes, REWRITE, FirstSentence())
+    assert scenes.head and scenes.head.configuration["group"] == REWRITE.group
+    assert Ledger.folder(scenes).is_dir()
+    engine = FirstSentence()
+    assert write(scenes, REWRITE, engine) == scenes.head
+    assert engine.asked == []
+    assert not Ledger.folder(scenes).exists()
+
+
 def test_refusals_are_asked_again_and_texts_are_not(tmp_path: Path) -> None:
     refused = Answer(None, "refused_by_server", None, None, None, 0.1, 1, "here", "400: no images")
     other = Question("1" * 32, 0, "message", QUESTION.sampling)

@@ -504,3 +504,24 @@ def test_an_image_that_cannot_be_had_is_not_sent() -> None:
         answers = ask(engine, asked)
         assert server.seen.requests == 0
     assert {(answer.refusal, answer.attempts) for answer in answers.values()} == {("unreadable_image", 0)}
+
+
+def test_a_server_that_asks_to_be_left_alone_for_an_hour_is_told_of_at_once() -> None:
+    busy = Reply(b"", status=503, headers=("Retry-After: 3600",))
+    began = time.monotonic()
+    with (
+        simulator(lambda m: busy) as server,
+        VllmEngine([server.address], MODEL) as engine,
+        pytest.raises(HarmonError, match="is to be left alone for longer than 600 s"),
+    ):
+        ask(engine, questions(3))
+    assert time.monotonic() - began < 5
+
+
+def test_another_server_takes_over_from_one_that_asks_to_be_left_alone() -> None:
+    busy = Reply(b"", status=503, headers=("Retry-After: 3600",))
+    asked = questions(100)
+    with simulator(lambda m: busy) as a, simulator() as b, VllmEngine([a.address, b.address], MODEL) as engine:
+        answers = ask(engine, asked)
+        assert a.seen.requests <= 64
+    assert said(answers) == texts(asked)
