@@ -46,7 +46,7 @@ class Plan:
         yield f"sum: {requests:,} requests, {hours:,.2f} GPU-hours" + (f", cost {sum(costs):,.2f}" if costs else "")
 
 
-def plan(recipe: Recipe, gpus: float, gpu_hour_price: float | None = None) -> Plan:
+def plan(recipe: Recipe, gpus: float | None, gpu_hour_price: float | None = None) -> Plan:
     """Estimate every captioning step of `recipe` from a sample of 200 rows that is asked now, and not kept.
 
     A step whose dataset does not stand yet has no estimate: what it would ask is not known before.
@@ -69,6 +69,6 @@ def plan(recipe: Recipe, gpus: float, gpu_hour_price: float | None = None) -> Pl
                 continue
             with open_engine(recipe.recaption, recaption.model, recipe.run_folder / "logs" / "vllm-plan.log") as engine:
                 rates = measure(dataset, recaption, counts, engine)
-            told = estimate(counts, rates, gpus, gpu_hour_price)
+            told = estimate(counts, rates, recipe.recaption.gpus_used(gpus), gpu_hour_price)
             steps.append(PlannedStep(title, told, f"from {rates.measured} rows measured with {rates.engine}"))
     return Plan(recipe.name, tuple(steps))

@@ -31,7 +31,8 @@ _ONLY = click.Choice(["missing", "failed", "flagged", "changed", "all"])
 @click.option("--revision", default="", help="With --model NAME: which version of that model the servers have.")
 @click.option("--engine", type=_ENGINES, help="vllm where --endpoint is given, else transformers.")
 @click.option("--endpoint", "endpoints", multiple=True, metavar="URL", help="A vLLM server that runs; may be repeated.")
-@click.option("--concurrency", default=256, show_default=True, help="Most requests in flight at one endpoint.")
+@click.option("--concurrency", default=640, show_default=True, help="Most requests in flight at one endpoint.")
+@click.option("--deadline", default=600.0, show_default=True, help="Seconds that one reply may take.")
 @click.option("--only", type=_ONLY, default="missing", show_default=True, help="Which rows, by what stands of them.")
 @click.option("--base", metavar="GROUP", help="Caption group that stands for all other rows; the newest if left out.")
 @click.option("--where", metavar="SQL", help="Rows that fulfil this condition over the columns.")
@@ -51,6 +52,7 @@ def recaption(
     engine: str | None,
     endpoints: tuple[str, ...],
     concurrency: int,
+    deadline: float,
     only: Any,
     base: str | None,
     where: str | None,
@@ -67,15 +69,16 @@ def recaption(
     from pipelines.dataset import Dataset
     from recaption.captions import write_captions
     from recaption.choice import Choice
-    from recaption.engines import open_engine
+    from recaption.engines import EngineSettings, open_engine
     from recaption.recaption import Recaption, with_base
     from recaption.rows import Rows
 
     target, others = Dataset(dataset), [Dataset(one) for one in reuse]
     if target.head is None:
         raise ConfigurationError(f"There is no dataset at {dataset}; name one that has been downloaded.")
-    language, settings = _model_and_engine(model, revision, engine, endpoints, concurrency)
-    settings = settings.model_copy(update={"actors": actors, "gpus": gpus or 0})
+    language, settings = _model_and_engine(model, revision, engine, endpoints)
+    how = {"concurrency": concurrency, "deadline_seconds": deadline, "actors": actors, "gpus": gpus or 0}
+    settings = EngineSettings.model_validate(settings.model_dump() | how)
     rows = Rows(only=only, where=where, limit=limit, sample=_share(sample), base=base)
     asked = with_base(Recaption(_prompt(prompt), language, rows), target)
     if asked.rows.base and not dry_run and not Choice(target, asked).any():
@@ -84,7 +87,8 @@ def recaption(
         return
     log = Path("runs") / "logs" / "vllm.log"
     if dry_run:
-        told = _estimate(target, asked, others, lambda: open_engine(settings, language, log), gpus or 1, gpu_price)
+        on = settings.gpus_used(gpus)
+        told = _estimate(target, asked, others, lambda: open_engine(settings, language, log), on, gpu_price)
         click.echo(json.dumps(told.to_json()) if as_json else "\n".join(told.lines()))
         return
     commit = write_captions(target, asked, lambda: open_engine(settings, language, log), _say, others)
@@ -100,11 +104,11 @@ def recaption(
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--gpus", default=1.0, show_default=True, help="GPUs that the sample's engine runs on.")
+@click.option("--gpus", type=float, help="GPUs that the sample's engine runs on; left out: as the recipe says.")
 @click.option("--gpu-price", type=float, help="Price of a GPU-hour.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override path.to.key of the recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def plan(recipe: Path, gpus: float, gpu_price: float | None, settings: tuple[str, ...], as_json: bool) -> None:
+def plan(recipe: Path, gpus: float | None, gpu_price: float | None, settings: tuple[str, ...], as_json: bool) -> None:
     """Say what RECIPE will take, from a small sample that is asked now: requests, tokens, GPU-hours, cost."""
     from flows.plan import plan as planned
     from flows.recipe import load_recipe
@@ -122,7 +126,7 @@ def _prompt(version: str) -> Any:
 
 
 def _model_and_engine(
-    model: str | None, revision: str, engine: str | None, endpoints: tuple[str, ...], concurrency: int
+    model: str | None, revision: str, engine: str | None, endpoints: tuple[str, ...]
 ) -> tuple["LanguageModel", "EngineSettings"]:
     """A folder is the model itself, and known by its files; any other name is one that the endpoints serve."""
     from recaption.engines import EngineSettings
@@ -133,7 +137,7 @@ def _model_and_engine(
     if endpoints and engine not in (None, "vllm"):
         raise ConfigurationError(f"--endpoint belongs to --engine vllm, not to {engine}; leave one of them out.")
     chosen: Any = engine or ("vllm" if endpoints else "transformers")
-    settings = EngineSettings(engine=chosen, endpoints=endpoints, concurrency=concurrency)
+    settings = EngineSettings(engine=chosen, endpoints=endpoints)
     if Path(model).is_dir():
         return language_model(model), settings
     if not endpoints:

@@ -14,7 +14,7 @@ from pipelines.drafts import Overtaken
 from pipelines.errors import HarmonError
 from pipelines.manifest import FORGET, Receipt, receipt_path, step_path
 from pipelines.request import FACTS, Request, asked
-from pipelines.workspace import DAMAGED, WORK, is_held
+from pipelines.workspace import ANSWERS, DAMAGED, WORK, is_held
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,11 @@ def _clear_work(dataset: Dataset, step_key: str) -> None:
             raise HarmonError(
                 f"{folder} keeps files that a repair of {dataset.root} set aside, and the samples may be in them; "
                 "delete it, then forget"
+            )
+        if folder.name == ANSWERS:
+            raise HarmonError(
+                f"{folder} keeps answers of a recaptioning of {dataset.root} that has not ended, and texts of the "
+                "samples may be among them; let it finish (run it again), or stop it and delete the folder, then forget"
             )
         if (step := _step_of(dataset, folder.name)) != FORGET:
             raise HarmonError(

@@ -15,6 +15,7 @@ from pipelines.canonical import canonical_json
 from pipelines.errors import HarmonError
 
 DAMAGED = "damaged"  # folder of WORK in which a repair keeps what it takes away
+ANSWERS = "answers"  # folder of WORK in which recaptionings keep answers that no commit holds yet
 WORK = ".work"  # folder of a dataset below which nothing is data
 PATIENCE = 60.0  # seconds to wait for another process that holds the shard, such as an orphan of a killed flow
 

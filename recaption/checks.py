@@ -1,9 +1,9 @@
 """Named checks of a model's answer; the prompt file says what becomes of an answer that fails one."""
 
 import functools
+import operator
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,8 @@ _REFUSAL = re.compile(
     r"^\W*(?:(?:i['’]?m|i am)\s+(?:very |really |so )?(?:sorry|afraid|unable|not able)"
     r"|(?:sorry|apologies|unfortunately)\b"
     r"|i\s+(?:cannot|can['’]?t|can not|do not|don['’]?t)\s+(?:assist|help|see|view|provide|describe|rewrite|fulfil))"
-    r"|\bas an? (?:ai|artificial intelligence|language model)\b",
+    r"|^\W*i(?:['’]?m| am)\s+(?:just |only )?an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b[^.!?]{0,30}?[,\s]i(?:['’]\w+)?\s",
     re.IGNORECASE,
 )
 _BOILERPLATE = re.compile(
@@ -45,6 +46,10 @@ _COMMON = {
     "nl": "het een en met van op zijn de aan deze onder door haar wordt naar bij",
 }
 _COMMON_WORDS = {language: frozenset(words.split()) for language, words in _COMMON.items()}
+_LANGUAGES_OF = {
+    word: tuple(language for language, words in _COMMON_WORDS.items() if word in words)
+    for word in frozenset().union(*_COMMON_WORDS.values())
+}
 _FOREIGN_LETTERS = {"LATIN": 0.2, "CJK": 0.5}  # most of them: names stay Latin in Chinese, and weigh more there
 _WORDS_TO_TELL = 6  # fewer words do not tell one European language from another
 
@@ -83,6 +88,11 @@ class Given:
     caption: str | None
     prompt: Prompt
 
+    @functools.cached_property
+    def words(self) -> list[str]:
+        """Of the answer, in lower case."""
+        return _words(self.answer)
+
 
 Check = Callable[[Given, Any], bool]  # (what it looks at, the check's own rule) -> the answer fails
 
@@ -100,7 +110,7 @@ def refuses(given: Given, rule: object) -> bool:
 def leaks_prompt(given: Given, rule: Leakage) -> bool:
     """Holds chat markup, or `words` words in a row of the instruction around the caption."""
     return bool(_CHAT_MARKUP.search(given.answer)) or not _instruction(given.prompt.text, rule.words).isdisjoint(
-        _runs(_words(given.answer), rule.words)
+        _runs(given.words, rule.words)
     )
 
 
@@ -110,28 +120,41 @@ def repeats_itself(given: Given, rule: Repeats) -> bool:
     sentences = [sentence for sentence in sentences if len(sentence) >= 3]
     if len(set(sentences)) < len(sentences):
         return True
-    words = _words(given.answer)
-    return any(_longest_streak(words, size) >= rule.times * size for size in range(1, _LONGEST_PHRASE + 1))
+    words = given.words
+    return any(
+        sum(map(operator.eq, words, words[size:])) >= rule.times * size  # cheap, and hardly ever enough
+        and _longest_streak(words, size) >= rule.times * size
+        for size in range(1, _LONGEST_PHRASE + 1)
+    )
 
 
 def is_in_wrong_language(given: Given, rule: Language) -> bool:
     """Too many letters of another script, or more of its commonest words are another language's."""
-    letters = [letter for letter in given.answer if letter.isalpha()]
     script = "CJK" if rule.language == "zh" else "LATIN"
-    foreign = sum(not unicodedata.name(letter, "").startswith(script) for letter in letters)
-    if foreign > len(letters) * _FOREIGN_LETTERS[script]:
-        return True
-    words = _words(given.answer)
+    if script == "CJK" or not given.answer.isascii():  # what is ASCII is Latin
+        letters = [letter for letter in given.answer if letter.isalpha()]
+        foreign = sum(not unicodedata.name(letter, "").startswith(script) for letter in letters)
+        if foreign > len(letters) * _FOREIGN_LETTERS[script]:
+            return True
+    words = given.words
     if rule.language == "zh" or len(words) < _WORDS_TO_TELL:
         return False
-    counts = Counter({language: sum(w in common for w in words) for language, common in _COMMON_WORDS.items()})
-    (best, most), own = counts.most_common(1)[0], counts[rule.language]
-    return best != rule.language and most >= 2 and most > own
+    counts = dict.fromkeys(_COMMON_WORDS, 0)
+    for word in words:
+        for language in _LANGUAGES_OF.get(word, ()):
+            counts[language] += 1
+    best = max(counts, key=lambda language: counts[language])
+    return best != rule.language and counts[best] >= 2 and counts[best] > counts[rule.language]
+
+
+def is_cut_off(given: Given, rule: object) -> bool:
+    """The model did not end it: the token limit did."""
+    return given.finish_reason != "stop"
 
 
 def is_over_long(given: Given, rule: Length) -> bool:
-    """More than `words` words, or cut off at the token limit."""
-    return given.finish_reason == "length" or len(_words(given.answer)) > rule.words
+    """More than `words` words."""
+    return len(given.words) > rule.words
 
 
 def is_boilerplate(given: Given, rule: object) -> bool:
@@ -146,7 +169,9 @@ def loses_numbers(given: Given, rule: object) -> bool:
 
 def invents_numbers(given: Given, rule: object) -> bool:
     """A number of the answer is not in the caption."""
-    return given.caption is not None and not numbers(given.answer) <= numbers(given.caption)
+    if given.caption is None or not (named := numbers(given.answer)):
+        return False
+    return not named <= numbers(given.caption)
 
 
 CHECKS: dict[str, Check] = {
@@ -155,6 +180,7 @@ CHECKS: dict[str, Check] = {
     "prompt_leakage": leaks_prompt,
     "repeated_text": repeats_itself,
     "wrong_language": is_in_wrong_language,
+    "cut_off": is_cut_off,
     "over_long": is_over_long,
     "boilerplate": is_boilerplate,
     "lost_numbers": loses_numbers,
@@ -165,10 +191,12 @@ CHECKS: dict[str, Check] = {
 def numbers(text: str) -> frozenset[str]:
     """The numbers in a text, in digits: 2 for "two", "2" and "02"; 3.5 for "3.5" and "3,5"."""
     digits = {number.replace(",", ".").lstrip("0") or "0" for number in _NUMBER.findall(text)}
-    return frozenset(digits | {_NUMBER_WORDS[word] for word in _words(text) if word in _NUMBER_WORDS})
+    return frozenset(digits | {_NUMBER_WORDS[word] for word in _NUMBER_WORDS.keys() & set(_words(text))})
 
 
 def _words(text: str) -> list[str]:
+    if text.isascii():  # elsewhere a letter may become two
+        return _WORD.findall(text.lower())
     return [word.lower() for word in _WORD.findall(text)]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from pipelines.dataset import Dataset
 from pipelines.manifest import IMAGES, SOURCE
 from pipelines.shards import ImageShard
+from recaption.dense import is_dense
+from recaption.judge import Judge
 from recaption.prompt import Prompt
 from recaption.recaption import Recaption
 from recaption.rows import NOT_SELECTED, Condition, is_sampled, wants
@@ -34,6 +36,7 @@ class Choice:
         self._dataset = dataset
         self._recaption = recaption
         self._asking = asking(recaption.prompt, recaption.model)
+        self._judge = Judge(recaption.prompt, self._asking)
         where = recaption.rows.where
         self._condition = Condition(dataset, where) if where else None
         self._quotas = self._cut(recaption.rows.limit) if recaption.rows.limit else {}
@@ -63,15 +66,17 @@ class Choice:
     def _choose(self, number: int, quota: int | None, name: bool) -> ChosenRows:
         """`quota`: rows that may be asked about; `name`: give each its work (else some non-empty word)."""
         prompt, rows = self._recaption.prompt, self._recaption.rows
-        source = self._dataset.table(SOURCE, number, ["key", "task", "caption"])
-        keys, tasks, captions = (source.column(column).to_pylist() for column in ("key", "task", "caption"))
+        columns = ["key", "source", "task", "caption"]
+        source = self._dataset.table(SOURCE, number, columns)
+        keys, sources, tasks, captions = (source.column(column).to_pylist() for column in columns)
         before = self._dataset.table(rows.base, number).to_pylist() if rows.base else [None] * len(keys)
+        today = [row and self._judge.today(row, caption) for row, caption in zip(before, captions, strict=True)]
         fulfilled = self._condition.keys(number) if self._condition else None
         works: list[str | None] = [None] * len(keys)
         standing: list[dict[str, Any] | None] = [None] * len(keys)
         with self._images(number) as images:
             for row, key in enumerate(keys):
-                why = _why_not(tasks[row], captions[row], prompt)
+                why = _why_not(sources[row], tasks[row], captions[row], prompt)
                 if why is None and (
                     (quota is not None and quota <= 0)
                     or (fulfilled is not None and key not in fulfilled)
@@ -80,11 +85,11 @@ class Choice:
                     why = NOT_SELECTED
                 if why is None:
                     work = self._work(key, captions[row], images) if name or rows.only == "changed" else "?"
-                    if wants(rows.only, work, before[row]):
+                    if wants(rows.only, work, before[row], today[row]):
                         works[row] = work
                         quota = None if quota is None else quota - 1
                         continue
-                standing[row] = before[row] or {"key": key, "status": "failed", "reason": why, "checks": []}
+                standing[row] = today[row] or {"key": key, "status": "failed", "reason": why, "checks": []}
         return ChosenRows(keys, captions, works, standing)
 
     def _work(self, key: str, caption: str | None, images: ImageShard | None) -> str:
@@ -104,11 +109,11 @@ class Choice:
             images.close()
 
 
-def _why_not(task: str, caption: str | None, prompt: Prompt) -> str | None:
+def _why_not(source: str, task: str, caption: str | None, prompt: Prompt) -> str | None:
     """Why a row is none for this prompt."""
     if prompt.applies_to == "images":
         if task == "text":
             return "no_image"
-    elif task != prompt.applies_to:
+    elif not is_dense(source, task):
         return "not_dense"
     return "no_caption" if prompt.reads_caption and not (caption and caption.strip()) else None

@@ -1,6 +1,5 @@
 """One OpenAI-compatible server: one exchange with it, what its failures mean, and whether it is there."""
 
-import asyncio
 import base64
 import json
 import random
@@ -9,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from pipelines.errors import HarmonError
-from recaption.engines import Answer, Question
+from recaption.engines import ENDS, Answer, Question
 from recaption.prompt import Sampling
 from recaption.window import Window
 
@@ -18,8 +17,8 @@ _CONNECT_SECONDS = 10.0
 _BUSY = frozenset({429, 503})
 _SICK = frozenset({408, 409, 425, 500, 502, 504})
 _REFUSED = frozenset({400, 413, 415, 422})
-_LOOK_EVERY = 0.25, 5.0  # seconds between looks at a server that is down: the first, the longest
-_LONGEST_REST = 10.0  # seconds that a busy server is left alone
+_LONGEST_REST = 10.0  # seconds that a busy server is left alone where it does not say how long
+_JITTER = 1.25  # clients that were sent away together do not come back together
 
 
 class Busy(Exception):
@@ -50,7 +49,14 @@ class Endpoint:
         self.model = model
         self.window = Window(most)
         self.in_flight = 0
+        """Requests under way, with those that wait to be tried again or for a verdict on the server."""
         self.up = False
+        self.faults = 0
+        """Exchanges that went wrong since its last answer."""
+        self.refusals = 0
+        """Questions that it would not answer since its last answer."""
+        self.trouble = "accepts no connection"
+        """What was wrong with it last."""
         self.version = "unknown"
         self.rests_until = 0.0
         self._rests = 0
@@ -60,8 +66,8 @@ class Endpoint:
         """Requests that it may be given now."""
         return self.window.limit - self.in_flight if self.up and now >= self.rests_until else 0
 
-    async def greet(self, session: aiohttp.ClientSession) -> None:
-        """Look whether it is there and serves the model.
+    async def is_there(self, session: aiohttp.ClientSession) -> bool:
+        """Whether it accepts connections, is in health by its own word, and serves the model.
 
         Raises:
             HarmonError: it answers, and does not serve the model, or lets nobody in.
@@ -71,9 +77,10 @@ class Endpoint:
                 status, body = response.status, await _read(response)
             async with session.get(f"{self.address}/version", timeout=_short()) as response:
                 said = await _read(response) if response.status == 200 else b"{}"
+            async with session.get(f"{self.address}/health", timeout=_short()) as response:
+                well = response.status < 500  # not every server has the path, or shows it to everybody
         except (aiohttp.ClientError, TimeoutError, OSError, Fault):
-            self.up = False
-            return
+            return False
         if status in (401, 403):
             raise HarmonError(f"The server at {self.address} answered {status}; set its key in VLLM_API_KEY.")
         served = _served(body) if status == 200 else None
@@ -83,37 +90,35 @@ class Endpoint:
                 f"{', '.join(served) or 'none'}. Name it with served_model."
             )
         self.version = _version(said)
-        self.up = status < 500
-
-    async def come_back(self, session: aiohttp.ClientSession) -> None:
-        """Look again and again, until it is there."""
-        wait, longest = _LOOK_EVERY
-        while True:
-            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
-            await self.greet(session)
-            if self.up:
-                return
-            wait = min(longest, 2 * wait)
+        return well and status < 500
 
     def rest(self, now: float, after: float | None) -> None:
-        """Leave it alone for a while: as long as it asks, else longer each time, never in step with others."""
+        """Leave it alone for a while: no shorter than it asks, else longer each time, never in step with others."""
         self._rests += 1
-        wait = after if after is not None else 0.1 * 2 ** min(self._rests, 10)
-        self.rests_until = max(self.rests_until, now + min(_LONGEST_REST, wait) * random.uniform(0.5, 1.0))
+        wait = min(_LONGEST_REST, 0.1 * 2 ** min(self._rests, 10)) / _JITTER if after is None else after
+        self.rests_until = max(self.rests_until, now + wait * random.uniform(1.0, _JITTER))
 
-    def rested(self) -> None:
-        """It has answered again."""
-        self._rests = 0
+    def answered(self) -> None:
+        """A text came: it is well."""
+        self.window.answered(self.in_flight)
+        self._rests = self.faults = self.refusals = 0
 
-    async def ask(self, session: aiohttp.ClientSession, question: Question) -> Answer:
-        """One exchange. The answer's seconds, attempts are the caller's to fill in.
+    def came_back(self) -> None:
+        """It may be asked again, as if for the first time."""
+        self.up = True
+        self.faults = self.refusals = 0
+        self.window = Window(self.window.most)
+
+    async def ask(self, session: aiohttp.ClientSession, question: Question, image: bytes | None) -> Answer:
+        """One exchange; `image`: the question's, made. The answer's seconds, attempts are the caller's to fill in.
 
         Raises:
             Busy, Absent, Fault: as they say.
             HarmonError: it does not serve the model, or lets nobody in.
         """
         try:
-            async with session.post(self._url, data=self._body(question), headers=_JSON, allow_redirects=False) as got:
+            body = self._body(question, image)
+            async with session.post(self._url, data=body, headers=_JSON, allow_redirects=False) as got:
                 status, retry_after, body = got.status, got.headers.get("Retry-After"), await _read(got)
         except aiohttp.ClientConnectorError as error:
             raise Absent(str(error)) from None
@@ -130,11 +135,13 @@ class Endpoint:
         if status in _SICK:
             raise Fault(f"answered {status}: {_words(body)}", "server_error")
         if status in _REFUSED:
-            return self._refusal("prompt_too_long" if b"maximum context length" in body else "refused_by_server")
+            reason = "prompt_too_long" if b"maximum context length" in body else "refused_by_server"
+            return Answer(None, reason, None, None, None, 0.0, 0, self.address, f"{status}: {_words(body)}")
         raise HarmonError(f"The vLLM server at {self.address} answered {status}: {_words(body)}")
 
-    def _body(self, question: Question) -> bytes:
-        return json.dumps({"model": self.model, "messages": chat(question), **sampled(question.sampling)}).encode()
+    def _body(self, question: Question, image: bytes | None) -> bytes:
+        said = {"model": self.model, "messages": chat(question.message, image), **sampled(question.sampling)}
+        return json.dumps(said).encode()
 
     def _answer(self, body: bytes) -> Answer:
         """The fields used of a chat completion, checked."""
@@ -147,33 +154,43 @@ class Endpoint:
             raise Fault("sent something that is no chat completion", "broken_reply") from None
         if not isinstance(content, str | None) or not isinstance(finish, str):
             raise Fault("sent something that is no chat completion", "broken_reply")
+        if finish not in ENDS:  # "abort", "repetition", ...: vLLM stopped, not the model
+            raise Fault(f"ended its text by '{finish}'", "unfinished")
         if content is not None and not content.isprintable():
             content = content.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8
         return Answer(content or "", None, finish, *tokens, 0.0, 0, self.address)
 
-    def _refusal(self, reason: str) -> Answer:
-        return Answer(None, reason, None, None, None, 0.0, 0, self.address)
 
-
-def chat(question: Question) -> list[dict[str, Any]]:
-    """The question as the messages of an OpenAI-compatible chat, its image as a data URI."""
-    if question.image is None:
-        return [{"role": "user", "content": question.message}]
-    data = base64.b64encode(question.image).decode("ascii")
-    image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
-    return [{"role": "user", "content": [image, {"type": "text", "text": question.message}]}]
+def chat(message: str, image: bytes | None) -> list[dict[str, Any]]:
+    """The messages of an OpenAI-compatible chat, the image as a data URI."""
+    if image is None:
+        return [{"role": "user", "content": message}]
+    data = base64.b64encode(image).decode("ascii")
+    shown = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    return [{"role": "user", "content": [shown, {"type": "text", "text": message}]}]
 
 
 def sampled(sampling: Sampling) -> dict[str, Any]:
-    """The request's fields that say how to sample; nothing is left to the model folder's own preferences."""
-    fields: dict[str, Any] = {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,  # 0: greedy
-        "repetition_penalty": 1.0,  # whatever the model's generation_config.json asks for
-    }
+    """The request's fields that say how to sample; nothing is left to the model folder's own preferences.
+
+    Qwen2.5's generation_config.json asks for top_k 20, top_p 0.8 and a repetition penalty of 1.05, and a server
+    without `--generation-config vllm` would follow it.
+    """
+    fields: dict[str, Any] = NEUTRAL | {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
     if sampling.method == "random":
         fields |= {"top_p": sampling.top_p, "seed": sampling.seed}
     return fields
+
+
+NEUTRAL: dict[str, float] = {
+    "top_p": 1.0,
+    "top_k": 0,  # all of the vocabulary
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Every field by which a model folder's preferences could change what is drawn, at the value that does nothing."""
 
 
 def deadline(seconds: float) -> aiohttp.ClientTimeout:

@@ -1,6 +1,7 @@
 """Engines: whatever answers questions with a language model, in process or over HTTP; and which one to use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,13 @@ class Question:
     message: str
     """The only user turn of the chat."""
     sampling: Sampling
-    image: bytes | None = None
-    """An encoded image at the size that the model needs, shown before the message."""
+    image: Callable[[], bytes | None] | None = None
+    """Makes the image that is shown before the message, encoded at the size that the model needs; it gives None
+    where there is none to be had, and the answer is then the refusal `unreadable_image`.
+
+    Engines call it when the question is sent and let go of the bytes with the exchange: pictures in memory are
+    those in flight, however many questions wait. Any thread may call it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,23 +39,30 @@ class Answer:
     """What came back for one question.
 
     Either `text` with how it ended, or the `refusal` that made it impossible for this question alone: one
-    word, such as `prompt_too_long`, that becomes the row's reason.
+    word, such as `prompt_too_long`, that becomes the row's reason, with the server's own words as `detail`.
     """
 
     text: str | None
     refusal: str | None
-    finish_reason: str | None  # "stop": the model ended its turn; "length": cut off at max_tokens
+    finish_reason: str | None  # "stop": the model ended its turn; "length": cut off at max_tokens; no other
     tokens_in: int | None
     tokens_out: int | None
     seconds: float
     attempts: int
     endpoint: str
+    detail: str | None = None
 
+
+UNREADABLE = Answer(None, "unreadable_image", None, None, None, 0.0, 0, "none")
+"""The answer to a question whose image cannot be had: nobody is asked."""
+
+PICTURE_THREADS = 4
+"""That make the images of questions ready to be sent."""
+
+ENDS = frozenset({"stop", "length"})
+"""How a text may end; any other finish reason is a fault of the exchange."""
 
 Answered = Sequence[tuple[Question, Answer]]
-
-GIVEN_UP = frozenset({"server_error", "timed_out", "broken_reply", "broken_off"})
-"""Refusals that say nothing of the question: another day it may be answered."""
 
 
 class Engine(Protocol):
@@ -65,6 +78,11 @@ class Engine(Protocol):
         """Questions of one lot: they are answered together, or (1) each for itself."""
         ...
 
+    @property
+    def batch_pictures(self) -> int:
+        """The same of questions that show an image: all images of a lot are in memory at a time."""
+        ...
+
     def answers(self, lots: Iterator[Sequence[Question]]) -> Iterator[Answered]:
         """Answers as they come, every question's once, in any order.
 
@@ -75,6 +93,21 @@ class Engine(Protocol):
             HarmonError: the engine cannot go on (dead server, wrong model name); nothing is lost by a rerun.
         """
         ...
+
+
+def with_images(
+    lot: Sequence[Question], threads: ThreadPoolExecutor
+) -> tuple[list[tuple[Question, bytes | None]], list[Question]]:
+    """The questions of a lot that can be asked, each with its image made; and those whose image cannot be had."""
+    images = threads.map(lambda question: question.image() if question.image else None, lot)
+    asked: list[tuple[Question, bytes | None]] = []
+    blind: list[Question] = []
+    for question, image in zip(lot, images, strict=True):
+        if question.image and image is None:
+            blind.append(question)
+        else:
+            asked.append((question, image))
+    return asked, blind
 
 
 class EngineSettings(Settings):
@@ -89,7 +122,7 @@ class EngineSettings(Settings):
     served_model: str | None = None
     """The name that those servers know the model by; the model's own short name where not given."""
 
-    concurrency: int = Field(default=256, ge=1)
+    concurrency: int = Field(default=640, ge=1)
     """Most requests in flight at one endpoint; how many are sent follows what the server makes of them."""
 
     deadline_seconds: float = Field(default=600.0, gt=0)
@@ -106,6 +139,18 @@ class EngineSettings(Settings):
 
     threads: int | None = Field(default=None, ge=1)
     """Threads that torch may use (transformers); None leaves them as they are."""
+
+    def gpus_used(self, told: float | None) -> float:
+        """GPUs that are paid for while it answers; `told`: what the user says of them.
+
+        A model that is started here uses what the settings give it, and none on the CPU. Of servers that run
+        already nothing is known: one GPU where the user says nothing.
+        """
+        if told is not None:
+            return told
+        if self.endpoints:
+            return 1.0
+        return float(self.gpus * (self.actors if self.engine == "vllm-offline" else 1))
 
 
 @contextmanager

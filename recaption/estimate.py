@@ -4,7 +4,9 @@ import hashlib
 import heapq
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from pipelines.manifest import IMAGES
 from recaption.checks import verdict
 from recaption.choice import Choice
 from recaption.engines import Engine, Question
-from recaption.known import KnownCaptions
-from recaption.pictures import picture
+from recaption.left import left
+from recaption.pictures import stored_picture
 from recaption.recaption import Recaption
 from recaption.work import asking
 
@@ -31,7 +33,7 @@ class Counts:
     chosen: int
     """Rows that it is about."""
     reused: int
-    """Of those: rows with a caption that stands already, by identical work."""
+    """Of those: rows whose work is answered already, by a caption that stands or by a run that was killed."""
     requests: int
     """What is left to ask, each work once."""
     sample: tuple[tuple[int, str, str], ...]
@@ -78,32 +80,33 @@ class Estimate:
         yield f"{self.chosen:,} of {self.rows:,} rows are chosen; {self.reused:,} have their caption already"
         yield f"{self.requests:,} requests, {self.tokens_in:,} tokens in, {self.tokens_out:,} tokens out"
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
-        yield f"{self.seconds / 3600:,.2f} hours at the sample's rate, {self.gpu_hours:,.2f} GPU-hours{cost}"
+        spent = (
+            f"{self.gpu_hours:,.2f} GPU-hours{cost}" if self.gpu_hours or not self.requests else "no GPU-hours: a CPU"
+        )
+        yield f"{self.seconds / 3600:,.2f} hours at the sample's rate, {spent}"
 
 
 def count(dataset: Dataset, recaption: Recaption, reuse: Sequence[Dataset] = ()) -> Counts:
     """Count what `recaption` would ask of `dataset`: 8 bytes of memory a row, and every image that it is about read."""
     choice = Choice(dataset, recaption)
-    known = None if recaption.rows.only == "all" else KnownCaptions((dataset, *reuse))
     rows = chosen = reused = 0
     asked: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
     drawn: list[tuple[int, int, str, str]] = []  # a heap; the largest hash stands first, negated
-    for shard in dataset.shard_numbers:
-        found = choice.shard(shard)
-        works = {work: key for work, key in zip(found.works, found.keys, strict=True) if work}
-        there = known.find(works) if known else {}
-        rows += len(found.keys)
-        chosen += sum(work is not None for work in found.works)
-        reused += sum(work in there for work in found.works if work)
-        asked.append(np.array([int(work[:16], 16) for work in works if work not in there], np.uint64))
-        for work, key in works.items():
-            if work not in there:
+    with left(dataset, recaption, reuse) as remaining:
+        for shard in dataset.shard_numbers:
+            found = choice.shard(shard)
+            to_ask = remaining.to_ask(found)
+            rows += len(found.keys)
+            chosen += sum(work is not None for work in found.works)
+            reused += sum(work not in to_ask for work in found.works if work)
+            asked.append(np.array([int(work[:16], 16) for work in to_ask], np.uint64))
+            for work, key in to_ask.items():
                 order = int.from_bytes(hashlib.sha256(f"sample {work}".encode()).digest()[:8], "big")
                 entry = (-order, shard, key, work)
-                if len(drawn) < SAMPLE:
-                    heapq.heappush(drawn, entry)
-                elif entry > drawn[0] and entry not in drawn:
-                    heapq.heapreplace(drawn, entry)
+                if len(drawn) == SAMPLE and entry < drawn[0]:
+                    continue
+                if work not in {other for *_, other in drawn}:  # another shard may ask it too
+                    (heapq.heappush if len(drawn) < SAMPLE else heapq.heapreplace)(drawn, entry)
     requests = len(np.unique(np.concatenate(asked))) if asked else 0
     sample = tuple(sorted((shard, key, work) for _, shard, key, work in drawn))
     return Counts(rows, chosen, reused, requests, sample)
@@ -115,12 +118,13 @@ def measure(dataset: Dataset, recaption: Recaption, counts: Counts, engine: Engi
     Raises:
         ConfigurationError: there is nothing to ask, or none of the sample was answered.
     """
-    questions, captions = _questions(dataset, recaption, counts)
-    size = engine.batch_rows
-    lots = (questions[start : start + size] for start in range(0, len(questions), size))
-    began = time.perf_counter()
-    answers = [one for answered in engine.answers(lots) for one in answered]
-    seconds = time.perf_counter() - began
+    with ExitStack() as opened:
+        questions, captions = _questions(dataset, recaption, counts, opened)
+        size = engine.batch_pictures if recaption.prompt.image else engine.batch_rows
+        lots = (questions[start : start + size] for start in range(0, len(questions), size))
+        began = time.perf_counter()
+        answers = [one for answered in engine.answers(lots) for one in answered]
+        seconds = time.perf_counter() - began
     given = [(question, answer) for question, answer in answers if answer.text is not None]
     if not given:
         raise ConfigurationError(f"None of the {len(questions)} sampled rows was answered; there is nothing to go by.")
@@ -144,7 +148,8 @@ def measure(dataset: Dataset, recaption: Recaption, counts: Counts, engine: Engi
 
 
 def estimate(counts: Counts, rates: Rates, gpus: float, gpu_hour_price: float | None = None) -> Estimate:
-    """What all of `counts` would take at these rates on `gpus` GPUs: those that the sample was measured on."""
+    """What all of `counts` would take at these rates on `gpus` GPUs: those that the sample was measured on; 0 where
+    it was measured on a CPU."""
     requests = round(counts.requests * rates.draws)
     seconds = requests * rates.seconds
     gpu_hours = gpus * seconds / 3600
@@ -166,8 +171,10 @@ def nothing(counts: Counts) -> Estimate:
     return Estimate(counts.rows, counts.chosen, counts.reused, 0, 0, 0, 0.0, 0.0, None)
 
 
-def _questions(dataset: Dataset, recaption: Recaption, counts: Counts) -> tuple[list[Question], dict[str, str | None]]:
-    """The sample's questions, and the caption of each work."""
+def _questions(
+    dataset: Dataset, recaption: Recaption, counts: Counts, opened: ExitStack
+) -> tuple[list[Question], dict[str, str | None]]:
+    """The sample's questions, and the caption of each work. `opened` closes the shards that images are read from."""
     prompt, ask = recaption.prompt, asking(recaption.prompt, recaption.model)
     questions: list[Question] = []
     captions: dict[str, str | None] = {}
@@ -175,13 +182,10 @@ def _questions(dataset: Dataset, recaption: Recaption, counts: Counts) -> tuple[
         source = dataset.table("source", shard, ["key", "caption"])
         texts = dict(zip(*(source.column(name).to_pylist() for name in ("key", "caption")), strict=True))
         images = dataset.images(shard) if prompt.image and dataset.entry(IMAGES, shard) else None
+        if images:
+            opened.callback(images.close)
         for _, key, work in (one for one in counts.sample if one[0] == shard):
             captions[work] = texts[key]
-            stored = images.find(key) if images else None
-            shown = picture(stored.data, prompt.image) if stored and prompt.image else None
-            if shown is None and prompt.image:
-                continue
+            shown = partial(stored_picture, images, key, prompt.image) if prompt.image else None
             questions.append(ask.question(work, 0, texts[key] if prompt.reads_caption else None, shown))
-        if images:
-            images.close()
     return questions, captions

@@ -1,8 +1,9 @@
 """Captions that stand already, found by the work that made them: nothing is asked twice."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pipelines.dataset import Dataset
 
 CAPTIONS = "caption."  # how the names of caption groups begin
 _TABLES = 4  # kept in memory: works that are asked about together mostly stand together
-_COLUMNS = ["work", "text", "finish_reason", "tokens_in", "tokens_out"]
+_COLUMNS = ["work", "text", "finish_reason", "tokens_in", "tokens_out", "draw", "drawn"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,18 @@ class Known:
     finish_reason: str
     tokens_in: int | None
     tokens_out: int | None
+    draw: int
+    drawn: str | None
+    """How a later draw than the first was sampled (`Asking.drawn`)."""
     dataset: str
+    content_hash: str
     group: str
 
 
 @dataclass(frozen=True)
 class _Place:
     dataset: Dataset
+    content_hash: str
     group: str
     shard: int
 
@@ -41,14 +47,15 @@ class KnownCaptions:
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
         starts, rows = [], []
         for dataset in datasets:
-            for group in caption_groups(dataset):
+            content_hash = dataset.head.content_hash if dataset.head else ""
+            for group in _reusable_groups(dataset):
                 for entry in dataset.entries(group):
                     table = dataset.table(group, entry.shard, ["work", "status"])
                     works, states = (table.column(name).to_pylist() for name in ("work", "status"))
                     there = [row for row, state in enumerate(states) if state == "ok" and works[row]]
                     starts.append(np.array([int(works[row][:16], 16) for row in there], np.uint64))
                     rows.append(np.array(there, np.uint64) | np.uint64(len(self._places) << 32))
-                    self._places.append(_Place(dataset, group, entry.shard))
+                    self._places.append(_Place(dataset, content_hash, group, entry.shard))
         start = np.concatenate(starts) if starts else np.empty(0, np.uint64)
         order = np.argsort(start, kind="stable")  # the first dataset named comes first
         self._starts = start[order]
@@ -57,8 +64,8 @@ class KnownCaptions:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def find(self, works: Iterable[str]) -> dict[str, Known]:
-        """Those of `works` that have a caption."""
+    def find(self, works: Iterable[str], stands: Callable[[str, Known], bool]) -> dict[str, Known]:
+        """Those of `works` that have a caption which stands."""
         wanted = list(works)
         at = np.searchsorted(self._starts, np.array([int(work[:16], 16) for work in wanted], np.uint64))
         candidates: list[tuple[int, int, str]] = []
@@ -71,7 +78,7 @@ class KnownCaptions:
                 candidates.append((row >> 32, row & 0xFFFFFFFF, work))
         found: dict[str, Known] = {}
         for place, row, work in sorted(candidates):
-            if work not in found and (known := self._read(place, row, work)) is not None:
+            if work not in found and (known := self._read(place, row, work)) and stands(work, known):
                 found[work] = known
         return found
 
@@ -80,7 +87,8 @@ class KnownCaptions:
         said = self._table(place).slice(row, 1).to_pylist()[0]
         if said.pop("work") != work:
             return None
-        return Known(**said, dataset=self._places[place].dataset.name, group=self._places[place].group)
+        where = self._places[place]
+        return Known(**said, dataset=where.dataset.name, content_hash=where.content_hash, group=where.group)
 
     def _table(self, place: int) -> pa.Table:
         if place not in self._tables:
@@ -90,6 +98,24 @@ class KnownCaptions:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(place)
         return self._tables[place]
+
+
+def consulted(datasets: Sequence[Dataset]) -> list[dict[str, Any]]:
+    """What is looked through for captions that stand: each dataset at its commit, each caption group by its hash."""
+    told: list[dict[str, Any]] = []
+    for dataset in datasets:
+        groups = {group: dataset.group_hash(group) for group in _reusable_groups(dataset)}
+        if (head := dataset.head) and groups:
+            told.append(
+                {"dataset": dataset.name, "commit": head.number, "content_hash": head.content_hash, "groups": groups}
+            )
+    return told
+
+
+def _reusable_groups(dataset: Dataset) -> list[str]:
+    """Caption groups that say of each text which draw it is."""
+    head = dataset.head
+    return [group for group in caption_groups(dataset) if head and "draw" in head.schemas[group]]
 
 
 def caption_groups(dataset: Dataset) -> Iterator[str]:

@@ -9,14 +9,17 @@ from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
 from pipelines.storage import file_sha256
 
-# Files of a Hugging Face model folder that decide its output. generation_config.json is left out: every
-# engine is told to sample as the prompt says and not as the folder prefers (Qwen2.5 ships a repetition
-# penalty of 1.05 there).
+# Files of a Hugging Face model folder that decide its output. Of generation_config.json only the tokens that end a
+# turn count: every engine is told to sample as the prompt says and not as the folder prefers (Qwen2.5 ships a
+# repetition penalty of 1.05 there).
 _DECIDING = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
     "vocab.json",
     "merges.txt",
     "preprocessor_config.json",
@@ -54,8 +57,24 @@ def language_model(folder: str | Path, name: str | None = None) -> LanguageModel
             f"{folder} has no tokenizer.json beside its weights; save the model's tokenizer there."
         )
     files = [*weights, *(folder / file for file in _DECIDING if (folder / file).is_file())]
-    digest = sha256_hex(canonical_json({file.name: file_sha256(file) for file in files}))
+    decides: dict[str, Any] = {file.name: file_sha256(file) for file in files}
+    for template in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        decides[f"additional_chat_templates/{template.name}"] = file_sha256(template)
+    if ends := _end_tokens(folder / "generation_config.json"):
+        decides["eos_token_id"] = ends
+    digest = sha256_hex(canonical_json(decides))
     return LanguageModel(folder=folder, name=_short(name or folder.name), sha256=digest)
+
+
+def _end_tokens(path: Path) -> list[int]:
+    """The tokens that end a turn by a generation_config.json; none where it is absent or names none."""
+    if not path.is_file():
+        return []
+    try:
+        named = json.loads(path.read_text()).get("eos_token_id")
+    except (ValueError, AttributeError):
+        raise ConfigurationError(f"{path} is no JSON object; download the model's folder again.") from None
+    return sorted(named) if isinstance(named, list) else [] if named is None else [named]
 
 
 def served_model(name: str, revision: str = "") -> LanguageModel:

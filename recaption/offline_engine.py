@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,11 +18,12 @@ from typing import Any, Self
 from pipelines.errors import ConfigurationError, HarmonError
 from recaption import offline_worker
 from recaption.endpoint import chat, sampled
-from recaption.engines import Answer, Answered, Question
+from recaption.engines import ENDS, PICTURE_THREADS, UNREADABLE, Answer, Answered, Question, with_images
 from recaption.language_model import LanguageModel, context_length, local_folder
 from recaption.server import vllm_environment, vllm_python
 
 LOT = 1024
+PICTURES = 128  # of one lot: some 70 MB of base64
 _AHEAD = 2  # lots at each actor: one is answered, one waits, so that it never idles
 
 
@@ -29,6 +31,7 @@ class OfflineEngine:
     """Ray actors that answer lots; Ray is started here if nobody has."""
 
     batch_rows = LOT
+    batch_pictures = PICTURES
 
     def __init__(self, model: LanguageModel, actors: int, gpus: int, log: Path) -> None:
         """`gpus`: of each actor, over which the tensors are split; 0: on the CPU in float32. `log`: vLLM's output."""
@@ -91,9 +94,15 @@ class OfflineEngine:
                 if (lot := next(lots, None)) is None:
                     more = False
                 elif lot:
-                    busy = [worker for worker, _ in under_way.values()]
-                    worker = min(self._workers, key=busy.count)
-                    under_way[worker.answer.remote([_spoken(question) for question in lot])] = worker, lot
+                    with ThreadPoolExecutor(PICTURE_THREADS) as threads:
+                        asked, blind = with_images(lot, threads)
+                    if blind:
+                        yield [(question, UNREADABLE) for question in blind]
+                    if asked:
+                        busy = [worker for worker, _ in under_way.values()]
+                        worker = min(self._workers, key=busy.count)
+                        said = [_spoken(question, image) for question, image in asked]
+                        under_way[worker.answer.remote(said)] = worker, [question for question, _ in asked]
                 else:
                     break
             if not under_way:
@@ -144,15 +153,18 @@ class _Worker:
         return json.loads(line)
 
 
-def _spoken(question: Question) -> dict[str, Any]:
-    return {"messages": chat(question), "sampling": sampled(question.sampling)}
+def _spoken(question: Question, image: bytes | None) -> dict[str, Any]:
+    return {"messages": chat(question.message, image), "sampling": sampled(question.sampling)}
 
 
 def _answer(said: dict[str, Any]) -> Answer:
+    finish = said.get("finish_reason")
+    if finish is not None and finish not in ENDS:
+        return Answer(None, "unfinished", None, None, None, said["seconds"], 1, "ray", f"ended its text by '{finish}'")
     return Answer(
         said.get("text"),
         said.get("refusal"),
-        said.get("finish_reason"),
+        finish,
         said.get("tokens_in"),
         said.get("tokens_out"),
         said["seconds"],

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,18 +13,17 @@ import pyarrow as pa
 from pipelines.manifest import IMAGES, TELEMETRY
 from pipelines.shards import ImageShard
 from pipelines.steps import ShardOutput, StepRun
-from recaption.checks import Verdict, verdict
 from recaption.choice import Choice, ChosenRows
 from recaption.engines import Answer, Answered, Question
+from recaption.judge import Judge
 from recaption.known import Known, KnownCaptions
 from recaption.ledger import Ledger
-from recaption.pictures import picture
+from recaption.left import Left
+from recaption.pictures import stored_picture
 from recaption.recaption import Recaption
 from recaption.work import asking
 
 OPEN_ROWS = 1 << 16  # no further shard is opened while those open hold this many rows: memory stays flat
-PICTURES_AHEAD = 32  # made ready while others are under way
-PICTURE_THREADS = 4
 
 CAPTION_SCHEMA = pa.schema(
     [
@@ -32,8 +32,10 @@ CAPTION_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("reason", pa.string()),
         ("finish_reason", pa.string()),
-        ("tokens_in", pa.int32()),
+        ("tokens_in", pa.int32()),  # of all draws
         ("tokens_out", pa.int32()),
+        ("draw", pa.int32()),  # which draw the text is: 0 the first, sampled as the prompt says
+        ("drawn", pa.string()),  # names how a later one was sampled; null for the first
         ("checks", pa.list_(pa.string())),  # names of the checks that the answer failed
         ("work", pa.string()),  # names what was asked, wherever it was asked (recaption.work)
     ]
@@ -45,7 +47,9 @@ TELEMETRY_SCHEMA = pa.schema(
         ("seconds", pa.float32()),  # from the first request to the answer that stands, waits included
         ("attempts", pa.int32()),  # requests; 0 where the caption stood already
         ("endpoint", pa.string()),
+        ("detail", pa.string()),  # the server's own words where it would not answer
         ("reused", pa.string()),  # dataset and group that had the caption
+        ("reused_content", pa.string()),  # content hash of that dataset when it was read
     ]
 )
 
@@ -99,13 +103,12 @@ class OpenShards:
         self._run = run
         self._prompt = recaption.prompt
         self._group = recaption.group
-        self._only_flagged = recaption.rows.only == "flagged"
         self._asking = asking(recaption.prompt, recaption.model)
+        self._judge = Judge(recaption.prompt, self._asking)
         self._ledger = ledger
-        self._known = known
+        self._left = Left(recaption, known, ledger)
         self._engine = "none"
         self._reader = ThreadPoolExecutor(1, "shard-reader")
-        self._painters = ThreadPoolExecutor(PICTURE_THREADS, "picture")
         self._pending = iter(zip(pending, _ahead(self._reader, Choice(run.dataset, recaption).shard, pending, 1)))
         self._unasked: deque[_Shard] = deque()
         self._open: dict[int, _Shard] = {}
@@ -116,8 +119,7 @@ class OpenShards:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for pool in (self._reader, self._painters):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.shutdown(wait=True, cancel_futures=True)
         for shard in self._open.values():
             if shard.images:
                 shard.images.close()
@@ -132,8 +134,8 @@ class OpenShards:
     def lots(self, size: int, engine: str) -> Iterator[Sequence[Question]]:
         """Questions in lots of at most `size`, as `Engine.answers` takes them; `engine`: its version.
 
-        Rows of like length come together. The lots of a shard depend on its rows and on captions that stood
-        already, not on how often the run was killed.
+        Rows of like length come together. A lot is answered whole or not at all, so what the lots of a shard hold
+        depends on its rows and on captions that stood already, not on how often the run was killed.
         """
         self._engine = engine
         while True:
@@ -154,7 +156,7 @@ class OpenShards:
         for question, answer in answered:
             waiting = self._waiting.get(question.work)
             if waiting is not None and waiting.draw == question.draw:  # else asked along with its lot, and had before
-                self._go_on(question.work, waiting, answer, question.image)
+                self._go_on(question.work, waiting, answer)
 
     # Opening a shard
 
@@ -170,7 +172,7 @@ class OpenShards:
         works = dict.fromkeys(work for work in rows.works if work)
         output = self._run.shard(number)
         images = self._images(number) if works else None
-        shard = _Shard(number, rows, output, images, self._find_known(works, rows))
+        shard = _Shard(number, rows, output, images, self._left.known(rows))
         shard.waits_for = set(works) - shard.known.keys()
         self._open[number] = shard
         if shard.waits_for:
@@ -183,23 +185,13 @@ class OpenShards:
         has_images = self._prompt.image and self._run.dataset.entry(IMAGES, number)
         return self._run.dataset.images(number) if has_images else None
 
-    def _find_known(self, works: Iterable[str], rows: ChosenRows) -> dict[str, Known]:
-        """Captions that stood before this run and pass the checks of now."""
-        found = self._known.find(works) if self._known else {}
-        captions = dict(zip(rows.works, rows.captions, strict=True))
-        judged = {work: self._judge(one, captions[work]) for work, one in found.items()}
-        if self._only_flagged:  # those are asked because of their flags
-            return {work: one for work, one in found.items() if not judged[work].failed}
-        return {work: one for work, one in found.items() if judged[work].reason is None}
-
     def _lots_of(self, shard: _Shard, size: int) -> Iterator[Sequence[Question]]:
         subjects = self._subjects(shard)
         begun = dict(self._ledger.answers(subject.work for subject in subjects))
         asked: list[list[_Subject]] = []
         for start in range(0, len(subjects), size):
             lot = subjects[start : start + size]
-            if any(subject.work not in begun and subject.work not in self._waiting for subject in lot):
-                asked.append(lot)
+            asked.append([one for one in lot if one.work not in begun and one.work not in self._waiting])
         for subject in subjects:
             waiting = self._waiting.setdefault(subject.work, _Waiting())
             waiting.subjects.append(subject)
@@ -207,13 +199,9 @@ class OpenShards:
             waiting = self._waiting[work]
             if len(waiting.subjects) == 1:  # else another open shard has gone on with it
                 waiting.draw = len(answers) - 1
-                self._go_on(work, waiting, answers[-1], None)
-        if self._prompt.image is None:
-            yield from map(self._lot_of, asked)
-        else:
-            for ready in _ahead(self._painters, self._lot_of, asked, PICTURES_AHEAD):
-                if readable := self._readable(ready):
-                    yield readable
+                self._go_on(work, waiting, answers[-1])
+        for lot in filter(None, asked):
+            yield [self._question(subject, 0) for subject in lot]
 
     def _subjects(self, shard: _Shard) -> list[_Subject]:
         """What the shard asks about, each work once, the shortest captions first."""
@@ -225,46 +213,21 @@ class OpenShards:
         order = sorted(firsts.items(), key=lambda item: (len(rows.captions[item[1]] or ""), item[1]))
         return [_Subject(work, rows.keys[row], rows.captions[row], shard) for work, row in order]
 
-    def _go_on(self, work: str, waiting: _Waiting, answer: Answer, image: bytes | None) -> None:
+    def _go_on(self, work: str, waiting: _Waiting, answer: Answer) -> None:
         """Ask again after this answer, if a check says so, or settle the work."""
         subject = waiting.subjects[0]
-        if self._wants_more(answer, waiting.draw, subject.caption):
+        if self._judge.wants_more(answer, waiting.draw, subject.caption):
             waiting.draw += 1
-            self._again.append(self._question(subject, waiting.draw, image))
+            self._again.append(self._question(subject, waiting.draw))
             return
         for one in self._waiting.pop(work).subjects:
             self._settle(one.shard, work)
 
-    def _lot_of(self, subjects: Sequence[_Subject]) -> list[Question]:
-        return [self._question(subject, 0, None) for subject in subjects]
-
-    def _question(self, subject: _Subject, draw: int, image: bytes | None) -> Question:
-        size = self._prompt.image
-        if size and image is None and subject.shard.images and (stored := subject.shard.images.find(subject.key)):
-            image = picture(stored.data, size)
+    def _question(self, subject: _Subject, draw: int) -> Question:
         caption = subject.caption if self._prompt.reads_caption else None
-        return self._asking.question(subject.work, draw, caption, image)
-
-    def _readable(self, lot: Sequence[Question]) -> Sequence[Question]:
-        """The questions that can be asked; one without its image is answered here."""
-        if not self._prompt.image:
-            return lot
-        if blind := [question for question in lot if question.image is None]:
-            nothing = Answer(None, "unreadable_image", None, None, None, 0.0, 0, "none")
-            self.take([(question, nothing) for question in blind])
-        return [question for question in lot if question.image is not None]
-
-    # Judging
-
-    def _judge(self, answer: Answer | Known, caption: str | None) -> Verdict:
-        caption = caption if self._prompt.reads_caption else None
-        return verdict((answer.text or "").strip(), answer.finish_reason or "", caption, self._prompt)
-
-    def _wants_more(self, answer: Answer, draw: int, caption: str | None) -> bool:
-        """Whether another draw is due after this one."""
-        if answer.refusal or self._prompt.retry is None or draw >= self._prompt.retry.times:
-            return False
-        return self._judge(answer, caption).ask_again
+        size, images = self._prompt.image, subject.shard.images  # open until the question is answered
+        shown = partial(stored_picture, images, subject.key, size) if size else None
+        return self._asking.question(subject.work, draw, caption, shown)
 
     # Finishing a shard
 
@@ -284,11 +247,12 @@ class OpenShards:
                 captions.append(standing or {})
                 telemetry.append({"key": key})
             elif known := shard.known.get(work):
-                captions.append({"key": key, "work": work} | self._row(known, None, caption))
-                telemetry.append({"key": key, "attempts": 0, "reused": f"{known.dataset}/{known.group}"})
+                captions.append({"key": key, "work": work} | self._judge.reused(known, caption))
+                source = {"reused": f"{known.dataset}/{known.group}", "reused_content": known.content_hash}
+                telemetry.append({"key": key, "attempts": 0} | source)
             else:
                 answers = given[work]
-                captions.append({"key": key, "work": work} | self._row(answers[-1], answers[-1].refusal, caption))
+                captions.append({"key": key, "work": work} | self._judge.answered(work, answers, caption))
                 telemetry.append({"key": key, "engine": self._engine} | _spent(answers))
         shard.output.columns(self._group, _table(captions, CAPTION_SCHEMA))
         shard.output.columns(self._group + TELEMETRY, _table(telemetry, TELEMETRY_SCHEMA))
@@ -297,19 +261,6 @@ class OpenShards:
             shard.images.close()
         shard.output.finish(len(rows.keys))
 
-    def _row(self, answer: Answer | Known, refusal: str | None, caption: str | None) -> dict[str, Any]:
-        judged = None if refusal else self._judge(answer, caption)
-        reason = refusal or (judged.reason if judged else None)
-        return {
-            "text": None if reason else (answer.text or "").strip(),
-            "status": "failed" if reason else "ok",
-            "reason": reason,
-            "finish_reason": answer.finish_reason,
-            "tokens_in": answer.tokens_in,
-            "tokens_out": answer.tokens_out,
-            "checks": list(judged.failed) if judged else [],
-        }
-
 
 def _spent(answers: Sequence[Answer]) -> dict[str, Any]:
     """What all draws of one work took; the last one stands."""
@@ -317,6 +268,7 @@ def _spent(answers: Sequence[Answer]) -> dict[str, Any]:
         "seconds": sum(answer.seconds for answer in answers),
         "attempts": sum(answer.attempts for answer in answers),
         "endpoint": answers[-1].endpoint,
+        "detail": answers[-1].detail,
     }
 
 

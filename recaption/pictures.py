@@ -6,6 +6,7 @@ import math
 from PIL import Image, ImageOps
 
 from pipelines.normalise import BROKEN
+from pipelines.shards import ImageShard
 from recaption.prompt import Picture
 
 MOST_PIXELS = 1 << 28  # of an image that is decoded at all: 1 GB of RGB with a copy
@@ -33,6 +34,12 @@ def picture(data: bytes, size: Picture) -> bytes | None:
     out = io.BytesIO()
     upright.resize(fitting, Image.Resampling.BICUBIC, reducing_gap=2.0).save(out, "JPEG", quality=size.quality)
     return out.getvalue()
+
+
+def stored_picture(images: ImageShard | None, key: str, size: Picture) -> bytes | None:
+    """`picture` of the image of this key in a shard that is open; None also where there is none."""
+    stored = images.find(key) if images else None
+    return picture(stored.data, size) if stored else None
 
 
 def fitting_size(width: int, height: int, size: Picture) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A versioned prompt: its text, the model it is meant for, how to sample, and what an answer must pass."""
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -11,6 +12,11 @@ from pipelines.settings import Settings, parse, read_yaml
 
 PROMPTS = Path(__file__).parent / "prompts"
 PLACE = "<caption>"
+# What a tokenizer of a chat model reads as one token that steers it: <|im_end|> (Qwen), <|eot_id|> (Llama), </s>, ...
+_LIVE = re.compile(
+    r"<(?=[|\uff5c])|\[(?=/?INST\])"
+    r"|<(?=/?(?:s|bos|eos|pad|unk|think|tool_call|tool_response|start_of_turn|end_of_turn)>)"
+)
 
 Action = Literal["reject", "retry", "flag"]
 
@@ -69,13 +75,15 @@ class Language(Rule):
 
 
 class Checks(Settings):
-    """The rules of the checks in `recaption.checks`, by name. A check without a rule is not made."""
+    """The rules of the checks in `recaption.checks`, by name. A check without a rule is not made; those that have
+    one of themselves always are."""
 
     empty: Rule = Rule(action="reject")
     refusal: Rule | None = None
     prompt_leakage: Leakage | None = None
     repeated_text: Repeats | None = None
     wrong_language: Language | None = None
+    cut_off: Rule = Rule(action="reject")
     over_long: Length | None = None
     boilerplate: Rule | None = None
     lost_numbers: Rule | None = None
@@ -109,8 +117,8 @@ class Prompt(Settings):
     version: str = Field(pattern=r"^[a-z]+(-[a-z]+)*-v[0-9]+$")
     source: str
     model: str
-    applies_to: Literal["image2text", "text2image", "images"]
-    """Rows of this task, or every row that has an image."""
+    applies_to: Literal["dense", "images"]
+    """Rows whose caption is dense (see `recaption.dense`), or every row that has an image."""
     text: str
     """With <caption> where the row's caption goes, or without it for a prompt that shows the image."""
     image: Picture | None = None
@@ -157,13 +165,18 @@ class Prompt(Settings):
         return self.version.rpartition("-v")[0]
 
     def message(self, caption: str | None) -> str:
-        """The user's turn; `caption` is put in place as it stands."""
-        return self.text if caption is None else self.text.replace(PLACE, caption)
+        """The user's turn; `caption` is put in place as `without_control_tokens` has it."""
+        return self.text if caption is None else self.text.replace(PLACE, without_control_tokens(caption))
 
     @property
     def reads_caption(self) -> bool:
         """Whether the row's own caption is part of the question."""
         return PLACE in self.text
+
+
+def without_control_tokens(text: str) -> str:
+    """`text` with a space inside whatever would end the user's turn or steer the model: words of strangers are read."""
+    return _LIVE.sub(r"\g<0> ", text)
 
 
 def load_prompt(version: str, folder: Path = PROMPTS) -> Prompt:

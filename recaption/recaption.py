@@ -1,5 +1,6 @@
 """What a recaptioning computes: the prompt, the model and the rows, which name the column group that holds it."""
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from recaption.language_model import LanguageModel
 from recaption.prompt import Prompt
 from recaption.rows import Rows
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,18 @@ def with_base(recaption: Recaption, dataset: Dataset) -> Recaption:
     """The same with the newest caption group that it goes on from, where its rows name none.
 
     What is missing goes on from the same prompt, word for word; what failed, was flagged or changed may go on
-    from any version of the prompt. `all` needs none.
+    from any version of the prompt. `all` needs none, and gets the number of its round.
 
     Raises:
         ConfigurationError: the rows need an earlier group and there is none, or the one they name is none.
     """
     rows, groups = recaption.rows, set(caption_groups(dataset))
-    if rows.base is not None:
-        if rows.base not in groups:
-            known = ", ".join(sorted(groups)) or "none"
-            raise ConfigurationError(
-                f"{dataset.root} has no caption group '{rows.base}' to go on from; it has {known}."
-            )
-        return recaption
+    if rows.base is not None and rows.base not in groups:
+        known = ", ".join(sorted(groups)) or "none"
+        raise ConfigurationError(f"{dataset.root} has no caption group '{rows.base}' to go on from; it has {known}.")
     if rows.only == "all":
+        return _next_round(recaption, dataset)
+    if rows.base is not None:
         return recaption
     for commit in reversed(dataset.commits()):
         group = commit.configuration.get("group")
@@ -76,6 +75,15 @@ def with_base(recaption: Recaption, dataset: Dataset) -> Recaption:
             "caption it first, or name a group with --base."
         )
     return recaption
+
+
+def _next_round(recaption: Recaption, dataset: Dataset) -> Recaption:
+    """The same in the first round that is not committed: a killed round goes on, a finished one is not the last."""
+    committed = {canonical_json(commit.configuration) for commit in dataset.commits()}
+    rounds = (
+        replace(recaption, rows=recaption.rows.model_copy(update={"round": number})) for number in itertools.count()
+    )
+    return next(one for one in rounds if canonical_json(one.step(dataset).configuration) not in committed)
 
 
 def _is_before(commit: Commit, recaption: Recaption) -> bool:

@@ -26,9 +26,9 @@ class Rows(Settings):
     """Rows that are asked about. Every other row keeps what `base` has of it, or says `not_selected`."""
 
     only: Only = "missing"
-    """missing: rows of which `base` has not asked; failed: those that have no caption there though a model was
-    asked; flagged: those with a caption that fails a check; changed: those that would be asked otherwise now;
-    all: every one, asked afresh."""
+    """missing: rows of which `base` has not asked; failed: those without a caption that passes today's checks,
+    though a model was asked; flagged: those with a caption that fails one of them; changed: those that would be
+    asked otherwise now; all: every one, asked afresh."""
     where: str | None = None
     """A condition in SQL over the columns of `source`; those of another group as "group".column."""
     limit: int | None = Field(default=None, ge=1)
@@ -37,6 +37,13 @@ class Rows(Settings):
     """This share of all rows, told by their keys: always the same ones."""
     base: str | None = None
     """The caption group that stands for the other rows."""
+    round: int = Field(default=0, ge=0)
+    """Of `all`: how many such runs have been committed before, so that each asks afresh and a killed one goes on."""
+
+    @property
+    def ledger_round(self) -> int:
+        """Whose answers this run goes on from: those of any other, or (`all`) those of its own round alone."""
+        return self.round + 1 if self.only == "all" else 0
 
 
 def is_sampled(key: str, share: float) -> bool:
@@ -44,16 +51,17 @@ def is_sampled(key: str, share: float) -> bool:
     return int(key[:13], 16) < share * 16**13
 
 
-def wants(only: Only, work: str, before: Mapping[str, Any] | None) -> bool:
-    """Whether a row is asked about; `before`: its row in the base group, None without one."""
-    if before is None or only == "all":
+def wants(only: Only, work: str, before: Mapping[str, Any] | None, today: Mapping[str, Any] | None) -> bool:
+    """Whether a row is asked about; `before`: its row in the base group, None without one; `today`: that row by
+    today's checks."""
+    if before is None or today is None or only == "all":
         return True
     if before["reason"] in UNASKED:
         return only in ("missing", "changed")
     if only == "failed":
-        return bool(before["status"] == "failed")
+        return bool(today["status"] == "failed")
     if only == "flagged":
-        return before["status"] == "ok" and bool(before["checks"])
+        return before["status"] == "ok" and bool(today["checks"])
     return only == "changed" and before["work"] != work
 
 

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from transformers import (
 )
 
 from pipelines.errors import ConfigurationError
-from recaption.engines import Answer, Answered, Question
+from recaption.engines import PICTURE_THREADS, UNREADABLE, Answer, Answered, Question, with_images
 from recaption.language_model import LanguageModel, context_length, local_folder, sees_images
 from recaption.prompt import Sampling
 
+PICTURES = 16  # of one lot: a million pixels are 24 MB of patches
 Encoded = dict[str, torch.Tensor]
 
 
@@ -66,16 +68,27 @@ class TransformersEngine:
     def batch_rows(self) -> int:
         return self._batch_rows
 
+    @property
+    def batch_pictures(self) -> int:
+        return min(PICTURES, self._batch_rows)
+
     def answers(self, lots: Iterator[Sequence[Question]]) -> Iterator[Answered]:
         """A lot's answers together, as `Engine.answers` says; every lot is answered before the next is taken."""
-        for lot in lots:
-            if lot:
-                yield list(zip(lot, self._answer(lot), strict=True))
+        with ThreadPoolExecutor(PICTURE_THREADS) as threads:
+            for lot in lots:
+                asked, blind = with_images(lot, threads)
+                answers = self._answer(asked) if asked else []
+                if lot:
+                    yield [
+                        *((question, UNREADABLE) for question in blind),
+                        *((question, answer) for (question, _), answer in zip(asked, answers, strict=True)),
+                    ]
 
-    def _answer(self, lot: Sequence[Question]) -> list[Answer]:
+    def _answer(self, asked: Sequence[tuple[Question, bytes | None]]) -> list[Answer]:
         """One answer per question; without room for `max_tokens` after it, a refusal: `prompt_too_long`."""
         started = time.perf_counter()
-        encoded = [self._encode(question) for question in lot]
+        lot = [question for question, _ in asked]
+        encoded = [self._encode(question.message, image) for question, image in asked]
         fits = [
             _length(one) + question.sampling.max_tokens <= self._context
             for one, question in zip(encoded, lot, strict=True)
@@ -87,20 +100,20 @@ class TransformersEngine:
         seconds = (time.perf_counter() - started) / len(lot)
         return [self._as_answer(_length(one), written.get(row), seconds) for row, one in enumerate(encoded)]
 
-    def _encode(self, question: Question) -> Encoded:
+    def _encode(self, message: str, shown: bytes | None) -> Encoded:
         """What the model is given of one question, each tensor with a first dimension of 1 or of image patches."""
-        if question.image is None:
-            chat: list[dict[str, Any]] = [{"role": "user", "content": question.message}]
+        if shown is None:
+            chat: list[dict[str, Any]] = [{"role": "user", "content": message}]
         elif self._processor is None:
             raise ConfigurationError("This model sees no images; name a vision-language model such as Qwen2-VL.")
         else:
-            content = [{"type": "image"}, {"type": "text", "text": question.message}]
+            content = [{"type": "image"}, {"type": "text", "text": message}]
             chat = [{"role": "user", "content": content}]
         template = self._processor or self._tokenizer
         text = template.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        if question.image is None:
+        if shown is None:
             return dict(self._tokenizer(text, add_special_tokens=False, return_tensors="pt"))
-        with Image.open(io.BytesIO(question.image)) as image:
+        with Image.open(io.BytesIO(shown)) as image:
             return dict(self._processor(text=[text], images=[image.convert("RGB")], return_tensors="pt"))
 
     def _generate(self, prompts: Sequence[Encoded], sampling: Sampling) -> list[list[int]]:

@@ -3,28 +3,33 @@
 One event loop in the caller's thread. It runs until something happened (an answer, a wait that ended, a server that
 came back) and stops; then answers are handed over, and requests are sent for as long as there is room. So what is in
 flight is exactly what has not been handed over, and no more is read ahead than fits.
+
+A server whose exchanges go wrong in a row is asked nothing but a question that it has answered before, until it
+answers that: so a sick server costs a handful of requests, and rows that no server survives fail alone.
 """
 
 import asyncio
 import os
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 
 from pipelines.errors import HarmonError
 from recaption.endpoint import Absent, Busy, Endpoint, Fault, deadline
-from recaption.engines import Answer, Answered, Question
+from recaption.engines import PICTURE_THREADS, UNREADABLE, Answer, Answered, Question
+from recaption.watch import Watch
 
 _FAULTS = 5  # of one question, until it is given up
 _TIMEOUTS = 2  # of one question: the deadline is long already
 _FIRST_WAIT = 0.25  # seconds before a question is tried again; doubles with each fault
-_GREETINGS = 3  # looks at the servers when the engine is opened
-_GIVEN_UP_IN_A_ROW = 20  # questions given up with no answer between them: then it is the server
+_FAULTS_IN_A_ROW = 5  # of one server with no answer between them: then it has to pass a probe
+_REFUSALS_IN_A_ROW = 20  # likewise
 _BUSY_SECONDS = 600.0  # a server that says nothing but "busy" is waited for this long
 
 
@@ -35,22 +40,23 @@ class _Asked:
     question: Question
     began: float
     attempts: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """Names of what went wrong; the errors themselves would hold on to the pictures that were sent."""
     failed_at: Endpoint | None = None
-    """Where it went wrong last: another endpoint gets it next, if there is one."""
+    """Where it went wrong last: another endpoint with room is preferred."""
 
 
 class VllmEngine:
     """Asks all `endpoints` at once, each as much as it takes (see `Window`); one that fails is left out until it
     is back."""
 
-    batch_rows = 1
+    batch_rows = batch_pictures = 1
 
     def __init__(
         self,
         endpoints: Sequence[str],
         model: str,
-        concurrency: int = 256,
+        concurrency: int = 640,
         deadline_seconds: float = 600.0,
         patience_seconds: float = 60.0,
     ) -> None:
@@ -64,15 +70,18 @@ class VllmEngine:
         self._patience = patience_seconds
         self._loop = asyncio.new_event_loop()
         self._session: aiohttp.ClientSession
+        self._watch: Watch
         self._ready: deque[_Asked] = deque()
         self._done: list[tuple[Endpoint, Question, Answer]] = []
+        self._held: list[tuple[Endpoint, _Asked, Answer]] = []
+        """Answers without a text that wait until their server has passed its probe."""
         self._failure: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unanswered = 0  # questions taken and not handed over
         self._last_answer = 0.0
-        self._answers = 0
-        self._given_up = 0
+        self._refused_before = 0  # questions refused before there was a single text
         self._closing = False
+        self._painters = ThreadPoolExecutor(PICTURE_THREADS, "picture")
 
     @property
     def version(self) -> str:
@@ -90,6 +99,7 @@ class VllmEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._closing = True  # before the loop runs again: what ended since it stopped must not stop it now
         self._loop.run_until_complete(self._close())
+        self._painters.shutdown(cancel_futures=True)
         self._loop.close()
 
     def answers(self, lots: Iterator[Sequence[Question]]) -> Iterator[Answered]:
@@ -127,14 +137,14 @@ class VllmEngine:
         return not self._ready and self._freest() is not None
 
     def _freest(self, unlike: Endpoint | None = None) -> Endpoint | None:
-        """The endpoint with the emptiest window, other than `unlike` where another one is up."""
+        """The endpoint with the emptiest window, `unlike` only where no other has room: a question that waits for
+        a place elsewhere would hold up all behind it."""
         now = self._loop.time()
-        if unlike is not None and not any(other.up for other in self._endpoints if other is not unlike):
-            unlike = None
-        free = [endpoint for endpoint in self._endpoints if endpoint is not unlike and endpoint.room(now) > 0]
-        return min(free, key=lambda endpoint: endpoint.in_flight / endpoint.window.limit, default=None)
+        free = [endpoint for endpoint in self._endpoints if endpoint.room(now) > 0]
+        return min(free, key=lambda one: (one is unlike, one.in_flight / one.window.limit), default=None)
 
     def _send(self, asked: _Asked) -> None:
+        self._watch.asked(asked.question)
         self._unanswered += 1
         self._ready.append(asked)
         self._send_again()
@@ -149,7 +159,7 @@ class VllmEngine:
         if not self._closing:
             self._loop.stop()
 
-    def _start(self, what: "asyncio._CoroutineLike[None]") -> None:
+    def _start(self, what: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -158,8 +168,7 @@ class VllmEngine:
         """A task that ends in an error nobody foresaw ends the pass with it."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._failure = self._failure or error
-            self._wake()
+            self.fail(error)
 
     # What happens to it
 
@@ -167,7 +176,7 @@ class VllmEngine:
         asked.attempts += 1
         sent = self._loop.time()
         try:
-            answer = await endpoint.ask(self._session, asked.question)
+            answer = await self.exchange(endpoint, asked.question)
         except Busy as busy:
             endpoint.in_flight -= 1
             self._hold_off(endpoint, asked, busy, sent)
@@ -175,18 +184,33 @@ class VllmEngine:
             endpoint.in_flight -= 1
             asked.attempts -= 1  # nobody has seen it
             self._ready.appendleft(asked)
-            self._lost(endpoint, str(absent))
+            self._watch.leave_out(endpoint, str(absent), probe=False)
         except Fault as fault:
             self._failed(endpoint, asked, fault, sent)
         except HarmonError as error:
-            self._failure = self._failure or error
+            self.fail(error)
         else:
-            endpoint.window.answered(endpoint.in_flight)
-            endpoint.rested()
-            self._answers += 1
-            self._given_up = 0
-            self._answered(endpoint, asked, answer)
+            if answer.text is not None:
+                endpoint.answered()
+                self._answered(endpoint, asked, answer)
+            elif answer is UNREADABLE:
+                asked.attempts -= 1  # nobody was asked
+                self._answered(endpoint, asked, answer)
+            else:
+                self._refused(endpoint, asked, answer)
         self._wake()
+
+    async def exchange(self, endpoint: Endpoint, question: Question) -> Answer:
+        """Ask, with the image made for this once. Raises as `Endpoint.ask` does."""
+        image = None
+        if question.image is not None:
+            image = await self._loop.run_in_executor(self._painters, question.image)
+            if image is None:
+                return UNREADABLE
+        answer = await endpoint.ask(self._session, question, image)
+        if answer.text is not None:  # its image is kept: by the next probe the shard that has it may be finished
+            self._watch.answered(question if image is None else replace(question, image=lambda: image))
+        return answer
 
     def _answered(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
         now = self._loop.time()
@@ -199,43 +223,83 @@ class VllmEngine:
         """The server is too busy: fewer requests, after a rest. The question goes first wherever there is room."""
         now = self._loop.time()
         endpoint.window.refused(sent)
-        if now >= endpoint.rests_until:
+        if busy.after is not None or now >= endpoint.rests_until:
             endpoint.rest(now, busy.after)
             self._loop.call_at(endpoint.rests_until + 1e-3, self._wake)
         self._ready.appendleft(asked)
-        if now - self._last_answer > _BUSY_SECONDS:
-            self._failure = HarmonError(
-                f"The vLLM server at {endpoint.address} {busy} for {_BUSY_SECONDS:.0f} s and nothing else came; "
-                "see what else it serves, then rerun: finished rows are kept."
-            )
+        rested = min((max(now, one.rests_until) for one in self._endpoints if one.up), default=now)
+        if rested - self._last_answer > _BUSY_SECONDS:
+            error = f"{busy} and is to be left alone for longer than {_BUSY_SECONDS:.0f} s without an answer"
+            what = "see what else it serves, then rerun: finished rows are kept"
+            self.fail(HarmonError(f"The vLLM server at {endpoint.address} {error}; {what}."))
+
+    def _refused(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
+        """The server will not answer this question; where it refuses all of them it is set up wrongly."""
+        endpoint.refusals += 1
+        if not self._watch.any_answer:
+            self._refused_before += 1
+            if self._refused_before >= _REFUSALS_IN_A_ROW:
+                error = f"refused the first {self._refused_before} questions and answered none"
+                what = f"it answered {answer.detail}. See how it was started, then rerun."
+                self.fail(HarmonError(f"The vLLM server at {endpoint.address} {error}; {what}"))
+        elif endpoint.refusals >= _REFUSALS_IN_A_ROW:
+            why = f"refused {endpoint.refusals} questions in a row ({answer.detail})"
+            self._watch.leave_out(endpoint, why, probe=True)
+        self._without_text(endpoint, asked, answer)
 
     def _failed(self, endpoint: Endpoint, asked: _Asked, fault: Fault, sent: float) -> None:
         """Try again after a while, or give the question up: the others go on."""
-        asked.faults.append(fault)
+        asked.faults.append(fault.refusal)
         asked.failed_at = endpoint
+        endpoint.faults += 1
         if fault.refusal == "timed_out":
             endpoint.window.refused(sent)  # too much for it, or it hangs
-        timeouts = sum(one.refusal == "timed_out" for one in asked.faults)
-        if len(asked.faults) < _FAULTS and timeouts < _TIMEOUTS:
-            endpoint.in_flight -= 1
+        if endpoint.faults >= _FAULTS_IN_A_ROW:
+            self._watch.leave_out(endpoint, str(fault), probe=True)
+        if len(asked.faults) < _FAULTS and asked.faults.count("timed_out") < _TIMEOUTS:
             wait = _FIRST_WAIT * 2 ** (len(asked.faults) - 1) * random.uniform(0.5, 1.0)
-            self._loop.call_later(wait, self._try_again, asked)
+            self._loop.call_later(wait, self._try_again, endpoint, asked)  # it keeps its place as long as it waits
             return
-        self._given_up += 1
-        if self._answers and self._given_up < _GIVEN_UP_IN_A_ROW:
-            given_up = Answer(None, fault.refusal, None, None, None, 0.0, 0, endpoint.address)
-            self._answered(endpoint, asked, given_up)
-            return
-        self._failure = self._failure or HarmonError(
-            f"The vLLM server at {endpoint.address} {fault} (tried {asked.attempts} times, and nothing else was "
-            "answered); see whether it is well, then rerun: finished rows are kept."
-        )
+        given_up = Answer(None, fault.refusal, None, None, None, 0.0, 0, endpoint.address, str(fault))
+        self._without_text(endpoint, asked, given_up)
 
-    def _try_again(self, asked: _Asked) -> None:
+    def _without_text(self, endpoint: Endpoint, asked: _Asked, answer: Answer) -> None:
+        """The row fails alone, unless its server turns out to be sick."""
+        if endpoint.up:
+            self._answered(endpoint, asked, answer)
+        else:
+            self._held.append((endpoint, asked, answer))
+
+    def _try_again(self, endpoint: Endpoint, asked: _Asked) -> None:
+        endpoint.in_flight -= 1
         self._ready.append(asked)
         self._wake()
 
-    # Which servers are there
+    # Which servers are there (see `Watch`)
+
+    def is_back(self, endpoint: Endpoint) -> None:
+        """Rows that a well server would not answer fail alone."""
+        for _, asked, answer in self._take_held(endpoint):
+            self._answered(endpoint, asked, answer)
+        self._wake()
+
+    def is_sick(self, endpoint: Endpoint) -> None:
+        """What a sick server would not answer is asked again, of others or later."""
+        for _, asked, _ in self._take_held(endpoint):
+            endpoint.in_flight -= 1
+            asked.faults.clear()
+            self._ready.append(asked)
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """End the pass, after what has been answered is handed over."""
+        self._failure = self._failure or error
+        self._wake()
+
+    def _take_held(self, endpoint: Endpoint) -> list[tuple[Endpoint, _Asked, Answer]]:
+        taken = [one for one in self._held if one[0] is endpoint]
+        self._held = [one for one in self._held if one[0] is not endpoint]
+        return taken
 
     async def _open(self) -> None:
         key = os.environ.get("VLLM_API_KEY")
@@ -245,17 +309,8 @@ class VllmEngine:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Authorization": f"Bearer {key}"} if key else None,
         )
-        for _ in range(_GREETINGS):
-            await asyncio.gather(*(endpoint.greet(self._session) for endpoint in self._endpoints))
-            if any(endpoint.up for endpoint in self._endpoints):
-                break
-            await asyncio.sleep(0.5)
-        else:
-            addresses = ", ".join(endpoint.address for endpoint in self._endpoints)
-            raise HarmonError(f"No vLLM server answers at {addresses}; start it, or name others as endpoints.")
-        for endpoint in self._endpoints:
-            if not endpoint.up:
-                self._start(self._watch(endpoint))
+        self._watch = Watch(self._endpoints, self._session, self, self._start, self._patience)
+        await self._watch.greet()
 
     async def _close(self) -> None:
         for task in list(self._tasks):
@@ -263,34 +318,3 @@ class VllmEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_session"):
             await self._session.close()
-
-    def _lost(self, endpoint: Endpoint, why: str) -> None:
-        if not endpoint.up:
-            return
-        endpoint.up = False
-        self._start(self._watch(endpoint))
-        if not any(other.up for other in self._endpoints):
-            self._start(self._lose_patience(why))
-
-    async def _watch(self, endpoint: Endpoint) -> None:
-        """Wait until a server is back."""
-        try:
-            await endpoint.come_back(self._session)
-        except HarmonError as error:  # it is back with another model
-            self._failure = self._failure or error
-        endpoint.window = type(endpoint.window)(endpoint.window.most)
-        self._wake()
-
-    async def _lose_patience(self, why: str) -> None:
-        """Fail when no server comes back in time."""
-        end = self._loop.time() + self._patience
-        while self._loop.time() < end:
-            await asyncio.sleep(min(0.25, self._patience))
-            if any(endpoint.up for endpoint in self._endpoints):
-                return
-        addresses = ", ".join(endpoint.address for endpoint in self._endpoints)
-        self._failure = self._failure or HarmonError(
-            f"No vLLM server is left: {addresses} accepted no connection for {self._patience:.0f} s ({why}); "
-            "see why they ended, then rerun: finished rows are kept."
-        )
-        self._wake()

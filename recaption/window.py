@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 _GROWTH = 1.25  # once doubling has stopped helping
 _WORTH = 1.05  # a larger window has to bring this many times the answers a second to stay
-_FULL = 0.9  # of the window in use: enough to judge it, since a request that waits to be retried leaves a hole
+_FULL = 0.9  # of the window in use: enough to judge it, since a request that goes elsewhere leaves a hole
 _PAUSE = 16  # rounds at a standing window before a larger one is tried again
 
 

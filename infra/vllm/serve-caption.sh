@@ -1,8 +1,19 @@
 #!/bin/sh
 # Qwen2-VL-72B-Instruct on eight A100-80G: sh infra/vllm/serve-caption.sh [MODEL] [more flags]     (flags: README.md)
+# It listens on this machine alone; HOST=0.0.0.0 with a VLLM_API_KEY lets others in.
 set -eu
 model=${1:-Qwen/Qwen2-VL-72B-Instruct}
 [ $# -eq 0 ] || shift
+host=${HOST:-127.0.0.1}
+case "$host" in
+127.* | localhost | ::1) ;;
+*)
+    if [ -z "${VLLM_API_KEY:-}" ]; then
+        echo "HOST=$host lets others in: set VLLM_API_KEY here and where harmon recaption runs." >&2
+        exit 2
+    fi
+    ;;
+esac
 exec "${PYTHON:-python3}" -m vllm.entrypoints.openai.api_server \
     --model "$model" \
     --served-model-name Qwen/Qwen2-VL-72B-Instruct \
@@ -15,4 +26,5 @@ exec "${PYTHON:-python3}" -m vllm.entrypoints.openai.api_server \
     --limit-mm-per-prompt '{"image": 1, "video": 0}' \
     --mm-processor-kwargs '{"min_pixels": 3136, "max_pixels": 1003520}' \
     --generation-config vllm \
+    --host "$host" \
     --port 8000 "$@"

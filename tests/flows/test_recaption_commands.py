@@ -11,6 +11,7 @@ from flows.cli import main
 from flows.recipe import load_recipe
 from flows.work import _entries, caption_groups_of, selection_of, work_of
 from pipelines.dataset import Dataset
+from recaption.engines import EngineSettings
 from recaption.estimate import Counts, Rates, estimate
 from tests.parts import need
 from tests.recaption.captioned import DENSE, QWEN, ROWS, SHARDS, write_scenes
@@ -122,6 +123,36 @@ def test_an_estimate_is_the_sample_times_the_rest() -> None:
     assert told.gpu_hours == pytest.approx(8 * 11_000 / 3600)
     assert told.cost == pytest.approx(1.5 * told.gpu_hours)
     assert "1,100,000 requests" in "\n".join(told.lines())
+
+
+def test_a_model_on_the_cpu_costs_no_gpu_hours(scenes: Dataset) -> None:
+    need((QWEN / "model.safetensors").exists(), f"{QWEN} holds the tiny Qwen2.5")
+    asked = ["--prompt", "rewrite-v1", "--model", str(QWEN), "--dry-run", "--limit", "4", "--gpu-price", "2"]
+    told = json.loads(run(str(scenes.root), *asked, "--json").stdout)
+    assert told["seconds"] > 0
+    assert (told["requests"], told["gpu_hours"], told["cost"]) == (4, 0, 0)
+    assert "no GPU-hours" in run(str(scenes.root), *asked).stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "told", "gpus"),
+    [
+        (EngineSettings(), None, 0),
+        (EngineSettings(engine="vllm", gpus=8), None, 8),
+        (EngineSettings(engine="vllm-offline", gpus=2, actors=4), None, 8),
+        (EngineSettings(engine="vllm", endpoints=("http://a:8000",)), None, 1),
+        (EngineSettings(engine="vllm", endpoints=("http://a:8000",)), 8.0, 8),
+    ],
+)
+def test_gpus_are_those_of_the_engine(settings: EngineSettings, told: float | None, gpus: float) -> None:
+    assert settings.gpus_used(told) == gpus
+
+
+def test_the_deadline_of_a_reply_can_be_set(scenes: Dataset) -> None:
+    with simulator(lambda message: completion(rewritten(message), after=0.5)) as server:
+        arguments = ["--prompt", "rewrite-v1", "--limit", "2", "--deadline", "0.2"]
+        done = run(str(scenes.root), "--model", MODEL, "--endpoint", server.address, "--json", *arguments)
+    assert json.loads(done.stdout)["failed"]["timed_out"] == 2
 
 
 def test_a_recipes_plan_sums_what_can_be_known(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class FirstSentence:
         batch_rows: int = 8,
         says: Callable[[str, int], str] = lambda caption, draw: caption.partition(".")[0] + ".",
     ) -> None:
-        self.batch_rows = batch_rows
+        self.batch_rows = self.batch_pictures = batch_rows
         self.asked: list[str] = []
         self.questions: list[Question] = []
         self._says = says

@@ -58,6 +58,8 @@ class Seen:
     now: int = 0
     most: int = 0
     """In flight: at this moment, and at most."""
+    health: int = 200
+    """Status of /health, for a test to set."""
 
 
 class Connection(asyncio.Protocol):
@@ -96,6 +98,8 @@ class Connection(asyncio.Protocol):
             return self.write(Reply(json.dumps({"data": [{"id": MODEL}]}).encode()))
         if path == "/version":
             return self.write(Reply(b'{"version": "0.0-simulated"}'))
+        if path == "/health":
+            return self.write(Reply(b"", status=self.seen.health))
         if path == "/seen":
             return self.write(Reply(json.dumps({"requests": self.seen.requests, "most": self.seen.most}).encode()))
         assert (method, path) == ("POST", "/v1/chat/completions"), line

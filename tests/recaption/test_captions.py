@@ -26,7 +26,7 @@ from recaption.vllm_engine import VllmEngine
 from tests.parts import need
 from tests.recaption.captioned import DENSE, QWEN, ROWS, SHARDS, FirstSentence, run_killed, write_scenes
 from tests.recaption.simulator import MODEL as SIMULATED
-from tests.recaption.simulator import completion, rewritten, simulator
+from tests.recaption.simulator import Reply, completion, rewritten, simulator
 from tests.recaption.tiny_qwen2_vl import drawn
 
 MODEL = LanguageModel(None, "firstsentence", "0" * 64)
@@ -187,6 +187,29 @@ def test_a_model_is_known_by_its_files_and_not_by_its_path(tmp_path: Path) -> No
     template = json.loads((moved / "tokenizer_config.json").read_text())
     (moved / "tokenizer_config.json").write_text(json.dumps(template | {"model_max_length": 7}))
     assert language_model(moved).sha256 != here.sha256
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "moves"),
+    [
+        ("chat_template.json", '{"chat_template": "{{ messages }}"}', True),
+        ("additional_chat_templates/plain.jinja", "{{ messages }}", True),
+        ("added_tokens.json", '{"<|im_end|>": 7}', True),
+        ("special_tokens_map.json", '{"eos_token": "<|endoftext|>"}', True),
+        ("generation_config.json", '{"eos_token_id": [1, 99]}', True),
+        ("generation_config.json", '{"eos_token_id": EOS, "repetition_penalty": 1.05}', False),
+        ("README.md", "A model.", False),
+    ],
+)
+def test_a_model_is_known_by_every_file_that_decides_what_it_says(
+    tmp_path: Path, file: str, text: str, moves: bool
+) -> None:
+    need((QWEN / "model.safetensors").exists(), f"{QWEN} holds the tiny Qwen2.5")
+    here, changed = language_model(QWEN), shutil.copytree(QWEN, tmp_path / "changed")
+    ends = json.loads((changed / "generation_config.json").read_text())["eos_token_id"]
+    (changed / file).parent.mkdir(exist_ok=True)
+    (changed / file).write_text(text.replace("EOS", json.dumps(ends)))
+    assert (language_model(changed).sha256 != here.sha256) == moves
 
 
 def test_a_served_model_is_known_by_its_name_and_revision() -> None:
@@ -354,6 +377,18 @@ def test_what_the_engine_gave_up_is_asked_again_after_a_failure(scenes: Dataset)
     commit = write(scenes, REWRITE, engine)
     assert commit.rows_out == DENSE
     assert len(engine.asked) == DENSE
+
+
+def test_why_a_server_would_not_answer_stands_in_the_telemetry(scenes: Dataset) -> None:
+    long = PROMPT.message(scenes.table("source", 0).column("caption").to_pylist()[3])
+    refusal = Reply(b"This model's maximum context length is 64 tokens", status=400)
+    rewrite = Recaption(PROMPT, served_model(SIMULATED))
+    with simulator(lambda m: refusal if m == long else completion(rewritten(m))) as server:
+        commit = write_captions(scenes, rewrite, lambda: VllmEngine([server.address], SIMULATED, concurrency=4))
+    assert commit.failed["prompt_too_long"] == 1
+    telemetry = scenes.whole_table(f"{rewrite.group}.telemetry").to_pylist()
+    details = {row["detail"] for row in telemetry}
+    assert details == {None, "400: This model's maximum context length is 64 tokens"}
 
 
 def test_a_slow_answer_holds_up_no_other_shard(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.scenes import make_scene, short_caption
 from recaption.checks import CHECKS, numbers, verdict
-from recaption.prompt import Checks, Prompt, load_prompt
+from recaption.prompt import PROMPTS, Checks, Prompt, load_prompt
 
 PROMPT = load_prompt("rewrite-v1")
 SHORT = load_prompt("caption-short-v1")
@@ -40,9 +40,14 @@ def ruled(**rules: Any) -> Prompt:
         ("A dog and a dog and a dog and a dog and a dog.", "stop", ["repeated_text"]),
         ("so so so so bright", "stop", ["repeated_text"]),
         ("A dog sits still. It rains. A dog sits still.", "stop", ["repeated_text"]),
-        ("A dog sits in the", "length", ["over_long"]),
+        ("As an AI assistant I can't see it.", "stop", ["refusal"]),
+        ("I am an AI and have no eyes.", "stop", ["refusal"]),
+        ("A hologram portrayed as an AI assistant.", "stop", []),
+        ("A woman dressed as an AI from a film, in neon light.", "stop", []),
+        ("A dog sits in the", "length", ["cut_off"]),
+        ("A dog sits.", "abort", ["cut_off"]),
         (" ".join(f"word{n}" for n in range(71)), "stop", ["over_long"]),
-        ("the red the red the red the red the red", "length", ["repeated_text", "over_long"]),
+        ("the red the red the red the red the red", "length", ["repeated_text", "cut_off"]),
         ("Un chien brun dort dans la forêt sous les arbres.", "stop", ["wrong_language"]),
         ("Ein brauner Hund schläft unter den Bäumen und träumt.", "stop", ["wrong_language"]),
         ("一只狗在森林里睡觉。", "stop", ["wrong_language"]),
@@ -84,6 +89,12 @@ def test_a_caption_in_another_language_passes_where_that_is_asked_for() -> None:
     assert failed("一只名叫 Rex 的狗在森林里睡觉。", prompt=chinese) == []
     assert failed("A dog sleeps in the forest.", prompt=chinese) == ["wrong_language"]
     assert failed("Un chien brun dort dans la forêt sous les arbres.", prompt=french) == []
+
+
+@pytest.mark.parametrize("version", sorted(path.stem for path in PROMPTS.glob("*.yaml")))
+def test_a_text_that_was_cut_off_passes_no_prompt(version: str) -> None:
+    assert verdict("A dog sits in the", "length", None, load_prompt(version)).reason == "cut_off"
+    assert verdict("A dog sits in the", "length", None, ruled()).reason == "cut_off"  # one that does not name it
 
 
 def test_captions_of_scenes_pass() -> None:

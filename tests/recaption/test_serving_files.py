@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from recaption.engines import EngineSettings
 from recaption.prompt import load_prompt
 from recaption.server import vllm_environment, vllm_python
 from tests.parts import need, need_shared
@@ -29,15 +30,21 @@ print(sorted(set(lines[-1]) - fields))
 """
 
 
-def script_flags(server: str, tmp_path: Path) -> list[str]:
-    """What the shell script hands to python, as it would run."""
+def script(server: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """The shell script with a python that prints what it is handed."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done\n')
     python.chmod(0o755)
     command = ["sh", str(FOLDER / f"serve-{server}.sh")]
-    said = subprocess.run(
-        command, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin"}, capture_output=True, check=True
+    return subprocess.run(
+        command, env={"PYTHON": str(python), "PATH": "/usr/bin:/bin", **environment}, capture_output=True
     )
+
+
+def script_flags(server: str, tmp_path: Path) -> list[str]:
+    """What the shell script hands to python, as it would run."""
+    said = script(server, tmp_path)
+    assert said.returncode == 0, said.stderr
     return said.stdout.decode().split("\0")[2:-1]
 
 
@@ -77,7 +84,7 @@ def as_mapping(flags: list[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_script_pod_and_application_start_the_same_engine(server: str, tmp_path: Path) -> None:
-    places = {"model", "served_model_name", "port"}
+    places = {"model", "served_model_name", "host", "port"}
     script, pod = (as_mapping(flags) for flags in (script_flags(server, tmp_path), pod_flags(server)))
     assert {k: v for k, v in script.items() if k not in places} == engine(server)
     assert {k: v for k, v in pod.items() if k not in places} == engine(server)
@@ -106,6 +113,44 @@ def test_images_are_bounded_as_the_prompt_bounds_them() -> None:
     bounds = engine("caption")["mm_processor_kwargs"]
     assert all(size and bounds["min_pixels"] <= size.min_pixels for size in sizes)
     assert bounds["max_pixels"] == max(size.max_pixels for size in sizes if size)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_lets_nobody_in_by_default(server: str, tmp_path: Path) -> None:
+    assert as_mapping(script_flags(server, tmp_path))["host"] == "127.0.0.1"
+    refused = script(server, tmp_path, HOST="0.0.0.0")
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    assert b"set VLLM_API_KEY" in refused.stderr
+    opened = script(server, tmp_path, HOST="0.0.0.0", VLLM_API_KEY="secret").stdout.decode().split("\0")
+    assert opened[opened.index("--host") + 1] == "0.0.0.0"
+    assert "secret" not in opened  # arguments are read by every user of the machine
+    assert yaml.safe_load((FOLDER / f"{server}-app.yaml").read_text())["http_options"]["host"] == "127.0.0.1"
+
+
+def test_pods_need_the_key_and_are_reached_by_clients_alone() -> None:
+    found = kubernetes()
+    policy = found["NetworkPolicy", "vllm"]["spec"]
+    (wanted,) = policy["podSelector"]["matchExpressions"]
+    assert wanted["values"] == [f"vllm-{server}" for server in SERVERS]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert [set(rule) for rule in policy["ingress"]] == [{"from", "ports"}]
+    for server in SERVERS:
+        (container,) = found["Deployment", f"vllm-{server}"]["spec"]["template"]["spec"]["containers"]
+        (key,) = (one["valueFrom"]["secretKeyRef"] for one in container["env"] if one["name"] == "VLLM_API_KEY")
+        assert key == {"name": "vllm", "key": "VLLM_API_KEY"}  # not optional: without it the Pod does not start
+        probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+        assert all(probe["timeoutSeconds"] >= 5 for probe in probes)  # a busy server answers late, and is well
+
+
+def test_one_client_asks_enough_for_another_replica() -> None:
+    from flows.recaption_commands import recaption
+
+    (option,) = (one for one in recaption.params if one.name == "concurrency")
+    assert option.default == EngineSettings().concurrency
+    for server in SERVERS:
+        (config,) = application(server)["args"]["llm_configs"]
+        target = config["deployment_config"]["autoscaling_config"]["target_ongoing_requests"]
+        assert EngineSettings().concurrency > max(target, engine(server)["max_num_seqs"])
 
 
 def test_replicas_are_added_before_requests_queue() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,10 @@ def ask(
     images: Sequence[bytes] | None = None,
 ) -> list[Answer]:
     shown: Sequence[bytes | None] = images or [None] * len(messages)
-    lot = [Question(f"{n}", 0, m, sampling, image) for n, (m, image) in enumerate(zip(messages, shown, strict=True))]
+    lot = [
+        Question(f"{n}", 0, message, sampling, None if image is None else partial(bytes, image))
+        for n, (message, image) in enumerate(zip(messages, shown, strict=True))
+    ]
     (answered,) = engine.answers(iter([lot]))
     assert [question for question, _ in answered] == lot
     return [answer for _, answer in answered]

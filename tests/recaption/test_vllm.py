@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_qwen2_vl_sees_what_the_embedded_engine_sees(tmp_path: Path) -> None:
     size = Picture(min_pixels=28 * 28, max_pixels=28 * 28 * 16)
     sampling = Sampling(method="greedy", max_tokens=8)
     questions = [
-        Question(f"{n:032x}", 0, "Describe this image.", sampling, picture(drawn(n, (160 + 7 * n, 120)), size))
+        Question(f"{n:032x}", 0, "Describe this image.", sampling, partial(picture, drawn(n, (160 + 7 * n, 120)), size))
         for n in range(16)
     ]
     with open_engine(EngineSettings(threads=1), model, tmp_path / "none.log") as engine:
