@@ -1,7 +1,7 @@
 """How many to keep: by count, share or quantile of a number, exactly, in bounded memory over any number of shards.
 
-The cut is found by a radix selection over 64-bit orders (a score's 32 bits, then 32 bits of the row's random place),
-16 bits a pass. Memory is 512 KiB a source with a quota of its own, and never depends on the number of rows.
+The cut is found by a radix selection over 64-bit orders (a score's 32 bits, then 32 bits of the row's draw among equal
+scores), 16 bits a pass. Memory is 512 KiB a source with a quota of its own, and never depends on the number of rows.
 """
 
 import re
@@ -92,11 +92,11 @@ def _count(text: str) -> int:
     return round(float(match[1]) * UNITS[match[2]])
 
 
-def orders(scores: NDArray[np.float32], places: Orders) -> Orders:
-    """One number for each row that is larger for a higher score, and among equal scores for an earlier place."""
+def orders(scores: NDArray[np.float32], ties: Orders) -> Orders:
+    """One number for each row that is larger for a higher score, and among equal scores for a smaller tie."""
     bits = (scores + np.float32(0)).view(np.uint32)  # adding makes -0 equal 0
     flipped = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-    return flipped.astype(np.uint64) << np.uint64(32) | ~places >> np.uint64(32)
+    return flipped.astype(np.uint64) << np.uint64(32) | ~ties >> np.uint64(32)
 
 
 def score_of(order: int) -> float:

@@ -17,7 +17,7 @@ from filtering.repeats import Losers, Piece, losers
 from filtering.rows import Drop, ShardRows, shards_of
 from filtering.rules import Check
 from filtering.selection import Selection
-from filtering.shuffle import places_of
+from filtering.shuffle import ties_of
 from filtering.spread import Spread
 from pipelines.charts import Passage
 from pipelines.dataset import Dataset
@@ -115,10 +115,19 @@ class Plan:
             scores, sources = rows.numbers(take.group, take.column), rows.values(SOURCE, "source")
             for row in left:
                 cut = self.cut.get(sources[row] if sources[row] in take.quotas else "")
-                told = f"{scores[row]:.6g} < the cut, {cut:.6g}" if cut is not None else f"{scores[row]:.6g}, none kept"
-                told = "no value" if np.isnan(scores[row]) else told
-                found[row] = Drop(self.reasons[codes[row]], f"{take.column} {told}")
+                found[row] = Drop(self.reasons[codes[row]], f"{take.column} {_beside(scores[row], cut)}")
         return found
+
+
+def _beside(score: float, cut: float | None) -> str:
+    """A score that did not stay beside the cut, both as float32, which is how they were compared."""
+    if np.isnan(score):
+        return "no value"
+    if cut is None:
+        return f"{np.float32(score)!s}, none kept"
+    if np.float32(score) == np.float32(cut):
+        return f"{np.float32(score)!s} is the cut, and the draw among equal scores went to others"
+    return f"{np.float32(score)!s} < the cut, {np.float32(cut)!s}"
 
 
 def plan(datasets: Sequence[Dataset], selection: Selection) -> Plan:
@@ -227,7 +236,7 @@ def _take(made: Plan) -> None:
             return np.zeros(0, np.uint64)
         keys = rows.column(SOURCE, "key").filter(left).to_pylist()
         scores = rows.numbers(take.group, take.column)[left].astype(np.float32)
-        return orders(scores, places_of(keys, made.selection.seed))
+        return orders(scores, ties_of(keys, made.selection.seed))
 
     present = np.zeros(len(names), np.int64)
     for number, rows in shards_of(made.datasets):

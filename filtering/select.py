@@ -32,7 +32,7 @@ from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.workspace import WORK, Workspace
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 def select_step(datasets: Sequence[Dataset], selection: Selection) -> Step:

@@ -27,7 +27,17 @@ Places = NDArray[np.uint64]
 
 def places_of(keys: Iterable[str], seed: int) -> Places:
     """Where each row stands in the shuffled order: the first eight bytes of sha256(seed, key)."""
-    start = hashlib.sha256(f"{seed}\n".encode())
+    return _drawn(keys, f"{seed}\n")
+
+
+def ties_of(keys: Iterable[str], seed: int) -> Places:
+    """The order among equal scores. A draw of its own: ties broken by place would crowd their winners into the first
+    shards."""
+    return _drawn(keys, f"tie\n{seed}\n")
+
+
+def _drawn(keys: Iterable[str], before: str) -> Places:
+    start = hashlib.sha256(before.encode())
     digests = []
     for key in keys:
         one = start.copy()

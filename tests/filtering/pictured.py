@@ -17,7 +17,7 @@ from pipelines.canonical import sample_key
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.scenes import dense_caption, make_scene, render
-from pipelines.steps import Step, StepRun
+from pipelines.steps import Reads, Step, StepRun
 
 
 @dataclass(frozen=True)
@@ -119,4 +119,15 @@ def write_captions(dataset: Dataset, group: str) -> None:
         }
         output.columns(group, pa.table(columns))
         output.finish(len(keys))
+    run.commit()
+
+
+def write_scores(dataset: Dataset, group: str, scores: Sequence[float | None]) -> None:
+    """A group with the same scores in every shard."""
+    run = StepRun(dataset, Step("score", 1, {"group": group}, (Reads(dataset, ("source",)),)))
+    for shard in run.pending(dataset.shard_numbers):
+        output = run.shard(shard)
+        keys = dataset.table("source", shard).column("key")
+        output.columns(group, pa.table({"key": keys, "score": pa.array(scores, pa.float32())}))
+        output.finish(len(scores))
     run.commit()

@@ -121,7 +121,7 @@ def test_the_target_share_is_met_and_the_best_stay(inputs: list[Dataset], chosen
     assert sorted(kept, reverse=True) == passing[: len(kept)]
     below = [row for row in chosen.rejects().to_pylist() if row["reason"] == "below_cut"]
     assert len(below) == len(passing) - len(kept)
-    assert below[0]["detail"].endswith(f" < the cut, {min(kept):.6g}")
+    assert below[0]["detail"].endswith(f" < the cut, {np.float32(min(kept))!s}")
 
 
 def test_quotas_hold_by_source(inputs: list[Dataset], tmp_path: Path) -> None:
