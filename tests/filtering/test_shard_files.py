@@ -303,6 +303,43 @@ def test_the_external_shuffle_gives_back_every_row_in_order(
     assert reader.rows(len(places), len(places) + 5) is None
 
 
+def test_a_partition_that_grew_too_large_is_split_however_wide_its_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows are narrow and few are announced, so that one partition is begun for all."""
+    monkeypatch.setattr("filtering.shuffle.WAITING", 1 << 12)
+    monkeypatch.setattr("filtering.shuffle.PARTITION", 1 << 12)
+    draw, writer = np.random.default_rng(0), Writer(tmp_path / "shuffle", 10)
+    for start in range(0, 20_000, 500):
+        places = draw.integers(0, 2**64, 500, np.uint64)
+        rows = {PLACE: places, ROW: np.arange(start, start + 500), "text": ["x" * (100 if start else 1)] * 500}
+        writer.add(pa.table(rows))
+    writer.close()
+    parts = list((tmp_path / "shuffle").glob("*.arrow"))
+    assert len(parts) > 256
+    for part in parts:
+        with pa.OSFile(str(part)) as source:
+            assert pa.ipc.open_file(source).read_all().nbytes <= 3 << 12
+    table = Reader(tmp_path / "shuffle").rows(0, 20_000)
+    assert table is not None
+    found = table[PLACE].to_numpy()
+    assert (found == np.sort(found)).all()
+    assert sorted(table[ROW].to_pylist()) == list(range(20_000))
+
+
+def test_partitions_are_on_the_disk_before_their_list_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    writer = Writer(tmp_path / "shuffle", 3)
+    writer.add(pa.table({PLACE: np.arange(3, dtype=np.uint64), ROW: np.arange(3)}))
+    monkeypatch.setattr("os.fsync", noted)
+    writer.close()
+    assert synced == ["000.arrow", "parts.part", "shuffle"]
+
+
 def test_a_stock_webdataset_reader_and_data_loader_train_from_the_shards(chosen: Dataset) -> None:
     """The documented example (docs/filtering.md) as it stands there."""
     from tests.filtering.stock_loader import train
