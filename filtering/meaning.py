@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from filtering.rows import shards_of
 from filtering.shuffle import PLACE, ROW, Reader, Writer
 from filtering.stars import SEMANTIC, Rows, Stars
+from filtering.vectors import Vectors, stored, unit
 from pipelines.dataset import Dataset
 
 CLUSTER_ROWS = 500  # rows that a cluster should have: comparing costs so many products a row and probe
@@ -28,8 +29,6 @@ MOST_SAMPLED = 1 << 17  # rows: 384 MiB of 768 numbers
 ITERATIONS = 4
 BLOCK = 4096  # rows of a cluster in memory at a time, and as many that they are compared with
 CHUNK = 512  # of which so many are compared at once
-
-Vectors = NDArray[np.float32]
 
 
 def join_same_meaning(
@@ -70,31 +69,15 @@ def join_same_meaning(
 # Rows with an embedding
 
 
-def _halves(column: pa.ChunkedArray) -> tuple[NDArray[np.float16], Rows]:
-    """Embeddings [M, D] of the rows that have one, and the numbers of those rows."""
-    there = np.flatnonzero(np.asarray(column.is_valid(), dtype=bool))
-    if not len(there):
-        return np.zeros((0, 1), np.float16), there
-    values: NDArray[Any] = column.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return values.astype(np.float16).reshape(len(there), -1), there
-
-
-def _unit(vectors: NDArray[Any]) -> Vectors:
-    wide = vectors.astype(np.float32)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    found: Vectors = np.divide(wide, np.where(lengths == 0, 1, lengths), dtype=np.float32)
-    return found
-
-
 def _free(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: str) -> Iterator[tuple[Vectors, Rows]]:
     """Normalised embeddings and places of the rows that have joined none, shard by shard."""
     first = 0
     for _, shard in shards_of(datasets):
-        halves, there = _halves(shard.column(group, "embedding"))
+        halves, there = stored(shard.column(group, "embedding"))
         place = places[first + there]
         free = stars.free(place)
         if free.any():
-            yield _unit(halves[free]), place[free]
+            yield unit(halves[free]), place[free]
         first += len(shard)
 
 
@@ -103,7 +86,7 @@ def _join_equal(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: 
     a cluster. They are known by 64 bits of a hash."""
     digests, place, first = [], [], 0
     for _, shard in shards_of(datasets):
-        halves, there = _halves(shard.column(group, "embedding"))
+        halves, there = stored(shard.column(group, "embedding"))
         free = stars.free(places[first + there])
         raw = b"".join(hashlib.blake2b(one.tobytes(), digest_size=8).digest() for one in halves[free])
         digests.append(np.frombuffer(raw, np.uint64))
@@ -210,4 +193,4 @@ def _loaded(reader: Reader, start: int, stop: int) -> tuple[Rows, Vectors]:
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0)
     halves = column.flatten().to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
-    return table.column(ROW).to_numpy(), _unit(halves)
+    return table.column(ROW).to_numpy(), unit(halves)

@@ -37,6 +37,7 @@ STEP_VERSION = 3
 
 def select_step(datasets: Sequence[Dataset], selection: Selection) -> Step:
     """The step that writes the selected rows of `datasets`."""
+    selection = selection.named(datasets)
     reads = tuple(Reads(dataset, _read_groups(dataset, selection)) for dataset in datasets)
     return Step("select", STEP_VERSION, selection.configuration(), reads)
 
@@ -58,6 +59,7 @@ def select(
         ConfigurationError: a rule's group is absent from a dataset with images, a carried one from all.
         HarmonError: no row passes.
     """
+    selection = selection.named(datasets)
     _check_groups(datasets, selection)
     run = StepRun(target, select_step(datasets, selection), on_progress)
     if run.committed:

@@ -1,6 +1,6 @@
 """What a selection is told: rules, how many to keep, and how the survivors are written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,9 +11,11 @@ from filtering.cut import Take
 from filtering.decontamination import Decontamination
 from filtering.expression import parse_condition
 from filtering.geometry import Geometry
+from filtering.groups import full_name
 from filtering.resize import Resize
 from filtering.rows import ShardRows
 from filtering.rules import Addresses, Captions, Check, FileTypes, HashList, Threshold
+from pipelines.dataset import Dataset
 from pipelines.manifest import SOURCE
 from pipelines.settings import Settings
 
@@ -94,6 +96,16 @@ class Selection(Settings):
         """Group and column of every number that a threshold or the cut looks at."""
         looked = [(threshold.group, threshold.column) for threshold in self.thresholds]
         return tuple(dict.fromkeys([*looked, *([(self.take.group, self.take.column)] if self.take else [])]))
+
+    def named(self, datasets: Sequence[Dataset]) -> "Selection":
+        """With the whole names of the groups that thresholds and the cut read: `aesthetic` may stand for the one
+        group that begins so.
+
+        Raises ConfigurationError where several do.
+        """
+        looked = [one.model_copy(update={"group": full_name(datasets, one.group)}) for one in self.thresholds]
+        take = self.take and self.take.model_copy(update={"group": full_name(datasets, self.take.group)})
+        return self.model_copy(update={"thresholds": tuple(looked), "take": take})
 
     def configuration(self) -> dict[str, Any]:
         """What decides the result: files by their contents, not by where they lie."""

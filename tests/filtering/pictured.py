@@ -43,14 +43,14 @@ TINY_CLIP = {
 }
 
 
-def tiny_clip(folder: Path) -> Path:
+def tiny_clip(folder: Path, seed: int = 0) -> Path:
     """Weights, in `folder`, of the network that open_clip then knows as `tiny-stand-in`; as wide as ViT-L/14's."""
     import open_clip
     import torch
 
     (folder / "tiny-stand-in.json").write_text(json.dumps(TINY_CLIP))
     open_clip.add_model_config(folder / "tiny-stand-in.json")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.save(open_clip.create_model("tiny-stand-in").state_dict(), folder / "weights.pt")
     return folder / "weights.pt"
 
