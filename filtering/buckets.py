@@ -9,6 +9,8 @@ from pydantic import Field
 
 from pipelines.settings import Settings
 
+BUCKET = "bucket"  # the column group, and its name in the view
+
 
 class Buckets(Settings):
     """Every bucket has about a resolution squared pixels, and sides that are multiples of `multiple`."""

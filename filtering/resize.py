@@ -6,8 +6,17 @@ from typing import NamedTuple
 from PIL import Image
 from pydantic import Field
 
+from filtering.buckets import BUCKET
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
+
+OF_BYTES = ("header", "hash", "pdq", "latents", BUCKET)
+"""Column groups that say something of a picture's very bytes or size, and nothing true of a smaller one."""
+
+
+def is_of_bytes(group: str) -> bool:
+    """Whether a column group is no longer true of a picture that was made smaller."""
+    return group.partition(".")[0] in OF_BYTES
 
 
 class Resized(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from filtering.buckets import Buckets
 from filtering.cut import Take
@@ -12,7 +12,7 @@ from filtering.decontamination import Decontamination
 from filtering.expression import parse_condition
 from filtering.geometry import Geometry
 from filtering.groups import full_name
-from filtering.resize import Resize
+from filtering.resize import Resize, is_of_bytes
 from filtering.rows import ShardRows
 from filtering.rules import Addresses, Captions, Check, FileTypes, HashList, Threshold
 from pipelines.dataset import Dataset
@@ -77,13 +77,20 @@ class Selection(Settings):
             raise ValueError("shares are not negative, and one is above 0")
         return shares
 
+    @model_validator(mode="after")
+    def _carries_what_stays_true(self) -> "Selection":
+        if self.resize and (stale := [group for group in self.carry if is_of_bytes(group)]):
+            raise ValueError(f"{', '.join(stale)} would be false of pictures that are made smaller; carry it not")
+        return self
+
     @property
     def groups(self) -> tuple[str, ...]:
-        """Every column group that is carried into the new dataset."""
+        """Every column group that is carried into the new dataset; with a resize none that speaks of the old bytes."""
         captions = (name for name in self.caption_shares if name != SOURCE)
         scores = (t.group for t in self.thresholds if t.group != SOURCE)
         taken = (self.take.group,) if self.take and self.take.group != SOURCE else ()
-        return tuple(dict.fromkeys((*self.carry, *captions, *scores, *taken)))
+        found = dict.fromkeys((*self.carry, *captions, *scores, *taken))
+        return tuple(group for group in found if self.resize is None or not is_of_bytes(group))
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -31,6 +31,11 @@ class Row:
     text: bool = False
 
     @property
+    def extension(self) -> str:
+        """As the download sniffs it."""
+        return "webp" if (self.data or b"")[8:12] == b"WEBP" else "jpg"
+
+    @property
     def picture(self) -> bytes:
         """The encoded picture."""
         return self.data if self.data is not None else jpeg(self.scene, self.size)
@@ -81,7 +86,8 @@ def write_rows(root: Path, rows: Sequence[Row], rows_per_shard: int = 5) -> Data
         table = [source_row(dataset.name, row) for row in shards[number]]
         for row, values in zip(shards[number], table, strict=True):
             if not row.text:
-                output.images().add(values["key"], row.picture, "jpg", {"caption": values["caption"]})
+                view = {name: values[name] for name in ("caption", "width", "height")}
+                output.images().add(values["key"], row.picture, row.extension, view)
         output.columns("source", pa.Table.from_pylist(table, SOURCE_SCHEMA))
         output.finish(len(table))
     run.commit({dataset.name: {"licence": "CC0-1.0", "terms": "open"}})

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from filtering.buckets import Buckets
+from filtering.buckets import BUCKET, Buckets
 from filtering.captions import CHOSEN
 from filtering.clarity import GROUP, score_clarity
 from filtering.cut import Take
@@ -27,7 +27,6 @@ from filtering.resize import Resize
 from filtering.rules import Addresses, Captions, FileTypes, HashList, Threshold
 from filtering.select import select
 from filtering.selection import Selection
-from filtering.shard_files import BUCKET
 from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
@@ -183,6 +182,47 @@ def test_a_resize_makes_large_pictures_smaller_and_leaves_the_others_alone(tmp_p
     assert rows["large"]["bytes"] == len(large.data)
     assert small.data == jpeg(2, (90, 100))
     assert audit(target, deep=True, decode=1.0).sound
+
+
+def test_what_is_said_of_a_picture_that_was_made_smaller_is_true_of_it(tmp_path: Path) -> None:
+    sizes = {"large": (300, 200), "webp": (400, 200), "small": (90, 100)}
+    out = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(3, sizes["webp"]))).save(out, "WEBP")
+    rows = [
+        Row(name, n, size, out.getvalue() if name == "webp" else None) for n, (name, size) in enumerate(sizes.items())
+    ]
+    dataset = write_rows(tmp_path / "toys", rows)
+    write_headers(dataset)
+    score_clarity(dataset)
+    at_first, then = Dataset(tmp_path / "first"), Dataset(tmp_path / "then")
+    buckets = Buckets(resolutions=(96, 192), multiple=16)
+    threshold = Threshold(group="header", column="width", at_least=1)
+    select([dataset], at_first, Selection(geometry=Geometry(min_side=1), buckets=buckets, thresholds=(threshold,)))
+    rules = Selection(
+        geometry=Geometry(min_side=1), buckets=buckets, thresholds=(threshold,), resize=Resize(shorter_side=100)
+    )
+    select([at_first], then, rules)
+    assert "header" in at_first.groups()
+    assert "header" not in then.groups()
+    bucket = {row["key"]: [row["width"], row["height"]] for row in then.whole_table(BUCKET).to_pylist()}
+    seen = 0
+    for row in then.whole_table("source").to_pylist():
+        image = then.images(0).find(row["key"])
+        assert image
+        picture = Image.open(io.BytesIO(image.data))
+        size = np.array([float(side) for side in picture.size])[:, None]
+        assert image.view["bucket"] == bucket[row["key"]] == buckets.assign(*size)[0].tolist()
+        assert (row["width"], row["height"]) == picture.size
+        if "width" in image.view:
+            seen += 1
+            assert (image.view["width"], image.view["height"]) == picture.size
+        if row["row_id"] != "small":
+            assert row["bytes"] == len(image.data)
+            assert (row["ext"], image.extension, picture.format) == ("jpg", "jpg", "JPEG")
+            assert "header" not in image.view.get("scores", {})
+    assert seen == 3
+    with pytest.raises(ValueError, match="hash would be false"):
+        Selection(resize=Resize(shorter_side=100), carry=("hash", "clarity"))
 
 
 def test_a_picture_that_cannot_be_made_smaller_is_a_clear_error(tmp_path: Path) -> None:
