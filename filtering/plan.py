@@ -1,7 +1,8 @@
 """Which rows a selection keeps, and why each other leaves: decided before anything is written.
 
-Memory: one byte a row, 8 bytes a row while equal rows are looked for (at most 128 MiB), 24 bytes for each row that has
-an equal, and 512 KiB for each column that is counted. Columns are read shard by shard, once for every pass.
+Memory: one byte a row, at most 200 MiB while equal rows are looked for (filtering.repeats), 16 bytes for each row that
+gives way to an equal and 24 for each that it gives way to, and 512 KiB for each column that is counted. Columns are
+read shard by shard, once for every pass.
 """
 
 from collections.abc import Iterator, Sequence
