@@ -29,6 +29,8 @@ class Row:
     size: tuple[int, int] = (128, 128)  # width, height
     data: bytes | None = None
     text: bool = False
+    turn: str | None = None
+    """What the user says: of a text `Hello` where nothing else is given."""
 
     @property
     def extension(self) -> str:
@@ -98,8 +100,10 @@ def source_row(source: str, row: Row) -> dict[str, Any]:
     """Values of the `source` columns."""
     identity = {"key": sample_key(source, row.name), "source": source, "row_id": row.name}
     if row.text:
-        return identity | {"task": "text", "conversations": [{"role": "user", "text": "Hello"}]}
+        return identity | {"task": "text", "conversations": [{"role": "user", "text": row.turn or "Hello"}]}
+    turns = [{"role": "user", "text": row.turn}, {"role": "assistant", "text": "Yes."}] if row.turn else None
     return identity | {
+        "conversations": turns,
         "task": "image2text",
         "url": f"http://127.0.0.1/{row.name}",
         "width": row.size[0],

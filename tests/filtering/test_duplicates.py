@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filtering.decontamination import LIST_SCHEMA, Decontamination, is_geneval
+from filtering.decontamination import LIST_SCHEMA, Decontamination
 from filtering.duplicates import Duplicates, duplicates_group, mark_duplicates
+from filtering.geneval import OBJECTS, is_geneval
 from filtering.geometry import Geometry
 from filtering.phash import BandedIndex, digits, numbers, phash, write_hashes
 from filtering.plan import plan
@@ -357,6 +358,11 @@ def test_a_hash_is_written_with_sixteen_digits_and_read_back() -> None:
         "a photo of a dog right of a tennis racket",
         "a photo of a carrot left of an orange",
         "Generate an image: a photo of a purple wine glass and a black apple",
+        "a photo of three knifes",
+        "a photo of two benches",
+        "a photo of a computer mouse and a tv remote",
+        "a photo of an orange cow and a purple sandwich",
+        '"A photo of a hair drier."',
     ],
 )
 def test_geneval_prompts_are_known_by_their_wording(caption: str) -> None:
@@ -372,10 +378,54 @@ def test_geneval_prompts_are_known_by_their_wording(caption: str) -> None:
         "a painting of a dog",
         "",
         "a photo of a man, smiling",
+        "a photo of a dog on a beach",
+        "a photo of a cat in a box",
+        "a photo of a little girl",
+        "a photo of a beautiful sunset",
+        "a photo of a big dog",
+        "a photo of two women",
+        "a photo of two people",
+        "a photo of a wooden chair and a table",
+        "a photo of a bird above the sea",
+        "a photo of a red house",
     ],
 )
 def test_other_captions_are_no_geneval_prompts(caption: str) -> None:
     assert not is_geneval(caption)
+
+
+def test_every_object_of_geneval_is_known() -> None:
+    assert len(set(OBJECTS)) == 80
+    for name in OBJECTS:
+        article = "an" if name[0] in "aeiou" else "a"
+        assert is_geneval(f"a photo of {article} {name}")
+        assert is_geneval(f"a photo of two {name}{'es' if name.endswith('s') else 's'}")  # as GenEval makes plurals
+        assert is_geneval(f"a photo of a green {name} and {article} {name}")
+
+
+def test_conversations_are_decontaminated_and_a_question_about_another_picture_is_not(tmp_path: Path) -> None:
+    said = {
+        "geneval": "Generate an image: a photo of a red bench",
+        "prompt": "What is the capital\nof France?",
+        "question": "How many dogs are there?",
+        "harmless": "Hello",
+        "vqa": "<image>\nHow many dogs are there?",
+        "vqa prompt": "<image>\nWhat is the capital of France?\nAnswer the question using a single word or phrase.",
+    }
+    items = [
+        {"benchmark": "toy", "item": "1", "prompt": "what is the capital of France"},
+        {"benchmark": "vqa", "item": "2", "prompt": "How many dogs are there?", "sha256": "0" * 64},
+    ]
+    pq.write_table(pa.Table.from_pylist(items, LIST_SCHEMA), tmp_path / "list.parquet")
+    rows = [Row(name, n, text="vqa" not in name, turn=turn) for n, (name, turn) in enumerate(said.items())]
+    dataset = write_rows(tmp_path / "toys", rows)
+    rules = Selection(geometry=OPEN, decontaminate=Decontamination(lists=(tmp_path / "list.parquet",)))
+    assert left(dataset, rules) == {
+        "geneval": ("geneval_template", said["geneval"]),
+        "prompt": ("evaluation_prompt", "the prompt of toy 1"),
+        "question": ("evaluation_prompt", "the prompt of vqa 2"),
+        "vqa prompt": ("evaluation_prompt", "the prompt of toy 1"),
+    }
 
 
 def test_captions_are_compared_with_prompts_in_every_named_version(tmp_path: Path, benchmark_list: Path) -> None:
