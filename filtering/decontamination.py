@@ -56,6 +56,16 @@ class Decontamination(Settings):
         """Of each list, which stand for the lists in step keys."""
         return [file_sha256(path) for path in self.lists if read_list(path) is not None]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Column groups that a dataset with images has to have."""
+        return (GROUP,) if self._index[0].num_rows else ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Column groups that it reads besides `source`, where they stand."""
+        return (*self.needs, *(group for group in self.captions if group != SOURCE))
+
     def checks(self, rows: ShardRows) -> Iterator[Check]:
         """Checks of images against sha256 and phash, then of captions and turns against prompts and templates."""
         yield from self._images(rows)
@@ -78,6 +88,8 @@ class Decontamination(Settings):
 
     def _images(self, rows: ShardRows) -> Iterator[Check]:
         items, pictures = self._items, rows.pictures
+        if not pictures.any():
+            return  # a dataset of text has no hashes
         known = items.filter(pc.is_valid(items["sha256"]))
         if known.num_rows:
             own = rows.column(SOURCE, "sha256")

@@ -27,7 +27,7 @@ from filtering.rows import shards_of
 from filtering.stars import KINDS, Rows, Stars
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
-from pipelines.manifest import SOURCE, Commit
+from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.settings import Settings
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 
@@ -73,7 +73,8 @@ def duplicates_step(datasets: Sequence[Dataset], settings: Duplicates) -> Step:
     """The step that compares all rows of `datasets` with each other; it writes a group to each of them."""
     others = sorted({column for name in settings.prefer for d in datasets for column in _group_of(d, name)})
     wanted = tuple(dict.fromkeys((SOURCE, *settings.groups, *others)))
-    return Step("duplicates", STEP_VERSION, settings.model_dump(mode="json"), tuple(Reads(d, wanted) for d in datasets))
+    reads = tuple(Reads(data, tuple(group for group in wanted if data.entries(group))) for data in datasets)
+    return Step("duplicates", STEP_VERSION, settings.model_dump(mode="json"), reads)
 
 
 def duplicates_group(datasets: Sequence[Dataset], settings: Duplicates) -> str:
@@ -93,12 +94,12 @@ def mark_duplicates(
     dataset, `probes` times, while they are compared.
 
     Raises:
-        ConfigurationError: a dataset lacks one of the groups.
+        ConfigurationError: a dataset with images lacks one of the groups, or all datasets do.
     """
-    for dataset in datasets:
-        for group in settings.groups:
-            if not dataset.entries(group):
-                raise ConfigurationError(f"{dataset.root} has no column group '{group}'; run the step that writes it.")
+    for group in settings.groups:
+        lacking = [dataset for dataset in datasets if not dataset.entries(group)]
+        if pictured := [dataset for dataset in lacking if dataset.entries(IMAGES) or len(lacking) == len(datasets)]:
+            raise ConfigurationError(f"{pictured[0].root} has no column group '{group}'; run the step that writes it.")
     step = duplicates_step(datasets, settings)
     runs = [StepRun(dataset, step, on_progress) for dataset in datasets]
     found = [run.committed for run in runs]

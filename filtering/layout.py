@@ -1,9 +1,11 @@
 """All rows of a selection, laid out once in their shuffled order: what goes into which shard."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,11 @@ from filtering.selection import Selection
 from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written, places_of
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
+from pipelines.disk import make_folder
 from pipelines.errors import HarmonError
 from pipelines.manifest import IMAGES, SOURCE
 
+NOTES = "notes.json"
 DATASET, SHARD, MEMBER = "dataset", "shard", "member"
 """Columns of a laid out row: where its picture lies."""
 
@@ -29,6 +33,8 @@ class Layout:
     kept: int
     dropped: int
     rows_per_shard: int
+    notes: Mapping[str, Any]
+    """What the commit says of the plan: the cuts, and where pictures were short, by source with a quota."""
 
     @property
     def shards(self) -> int:
@@ -55,9 +61,12 @@ def lay_out(datasets: Sequence[Dataset], target: Dataset, selection: Selection, 
             raise HarmonError(
                 f"None of {made.rows} rows passes the selection for {target.root} ({reasons}); relax its rules."
             )
+        make_folder(folder)
+        (folder / NOTES).write_text(json.dumps({"cut": made.cut, "short": made.short}))
         _write_rows(made, Writer(kept, made.kept), Writer(dropped, made.rows - made.kept))
     rows = selection.rows_per_shard if selection.shard_bytes is None else _rows_of(datasets, selection.shard_bytes)
-    return Layout(folder, len(Reader(kept)), len(Reader(dropped)), rows)
+    notes = json.loads((folder / NOTES).read_text())
+    return Layout(folder, len(Reader(kept)), len(Reader(dropped)), rows, notes)
 
 
 def _rows_of(datasets: Sequence[Dataset], shard_bytes: int) -> int:

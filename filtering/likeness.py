@@ -44,7 +44,8 @@ def _gathered(datasets: Sequence[Dataset], places: Rows) -> tuple[Hashes, NDArra
     """Hash, logarithm of width by height, and place of every row that has a hash, the best first."""
     hashes, shapes, place, first = [], [], [], 0
     for _, shard in shards_of(datasets):
-        texts = shard.values(GROUP, "phash")
+        # a dataset of text has no hashes
+        texts = shard.values(GROUP, "phash") if shard.has(GROUP) else [None] * len(shard)
         there = np.flatnonzero([text is not None for text in texts])
         hashes.append(numbers([texts[row] for row in there]))
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from filtering.rows import shards_of
+from filtering.rows import ShardRows, shards_of
 from filtering.shuffle import PLACE, ROW, Reader, Writer
 from filtering.stars import SEMANTIC, Rows, Stars
-from filtering.vectors import Vectors, stored, unit
+from filtering.vectors import Halves, Vectors, stored, unit
 from pipelines.dataset import Dataset
 
 CLUSTER_ROWS = 500  # rows that a cluster should have: comparing costs so many products a row and probe
@@ -69,11 +69,17 @@ def join_same_meaning(
 # Rows with an embedding
 
 
+def _stored(shard: ShardRows, group: str) -> tuple[Halves, Rows]:
+    if not shard.has(group):  # a dataset of text
+        return np.zeros((0, 0), np.float16), np.zeros(0, np.int64)
+    return stored(shard.column(group, "embedding"))
+
+
 def _free(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: str) -> Iterator[tuple[Vectors, Rows]]:
     """Normalised embeddings and places of the rows that have joined none, shard by shard."""
     first = 0
     for _, shard in shards_of(datasets):
-        halves, there = stored(shard.column(group, "embedding"))
+        halves, there = _stored(shard, group)
         place = places[first + there]
         free = stars.free(place)
         if free.any():
@@ -86,7 +92,7 @@ def _join_equal(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: 
     a cluster. They are known by 64 bits of a hash."""
     digests, place, first = [], [], 0
     for _, shard in shards_of(datasets):
-        halves, there = stored(shard.column(group, "embedding"))
+        halves, there = _stored(shard, group)
         free = stars.free(places[first + there])
         raw = b"".join(hashlib.blake2b(one.tobytes(), digest_size=8).digest() for one in halves[free])
         digests.append(np.frombuffer(raw, np.uint64))

@@ -19,6 +19,7 @@ from filtering.phash import GROUP as HASH
 from filtering.phash import hash_step, write_hashes
 from filtering.preprocess import Resizer
 from filtering.probe import load_probe, probe_step, score_probe
+from filtering.rows import sources_of
 from filtering.selection import Selection
 from filtering.shipped import CLIP, Shipped, has_embeddings_of, shipped_step, write_shipped
 from filtering.similarity import score_similarity, similarity_group, similarity_step
@@ -115,13 +116,10 @@ def make_columns(
     columns = _columns(recipe.columns)
     for dataset in datasets:
         for column in columns:
-            if dataset.entries(column.group) and not column.stands(dataset):
+            if dataset.entries(column.group) and column.wanted(dataset):
                 check_free(dataset, column.group, column.step(dataset))
     commits = [
-        column.write(dataset, on_progress)
-        for dataset in datasets
-        for column in columns
-        if not (dataset.entries(column.group) and column.stands(dataset))
+        column.write(dataset, on_progress) for dataset in datasets for column in columns if column.wanted(dataset)
     ]
     if recipe.duplicates is not None:
         commits += mark_duplicates(datasets, recipe.compared(datasets), on_progress)
@@ -132,7 +130,8 @@ def missing_groups(recipe: FilterRecipe, datasets: Sequence[Dataset]) -> dict[st
     """Column groups that the recipe would make first, by dataset."""
     found = {}
     for dataset in datasets:
-        lacking = [column.group for column in _columns(recipe.columns) if not dataset.entries(column.group)]
+        columns = _columns(recipe.columns)
+        lacking = [one.group for one in columns if one.wanted(dataset) and not dataset.entries(one.group)]
         if lacking:
             found[str(dataset.root)] = list(dict.fromkeys(lacking))
     return found
@@ -151,6 +150,12 @@ class _Column:
     write: Callable[[Dataset, ProgressCallback | None], Commit]
     stands: Callable[[Dataset], bool] = _no
     """Whether the group that a dataset has is as good as what `write` would make, though another step made it."""
+    sources: tuple[str, ...] = ()
+    """Sources without which a dataset does not get it; empty: every dataset does."""
+
+    def wanted(self, dataset: Dataset) -> bool:
+        """Whether a dataset is to have it from `write`."""
+        return not self.stands(dataset) and (not self.sources or bool(sources_of(dataset) & set(self.sources)))
 
 
 def _columns(columns: Columns) -> list[_Column]:
@@ -173,6 +178,7 @@ def _columns(columns: Columns) -> list[_Column]:
                 partial(shipped_step, settings=shipped, clip=clip),
                 _told(write_shipped, settings=shipped, clip=clip),
                 partial(has_embeddings_of, clip=clip) if shipped.embeds and clip else _no,
+                shipped.sources,
             )
         )
     return made + (_embedded(embed, embed.model) if embed else [])

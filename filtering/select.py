@@ -19,16 +19,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from filtering.expression import WORDS, names_in, parse_condition, resolve
+from filtering.inputs import read_groups
 from filtering.layout import Layout, lay_out
-from filtering.rows import ShardRows
 from filtering.selection import Selection
 from filtering.shard_files import Shards
 from pipelines.children import PR_SET_PDEATHSIG
-from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
-from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.manifest import IMAGES, SOURCE, Commit
+from pipelines.errors import HarmonError
+from pipelines.manifest import Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.workspace import WORK, Workspace
 
@@ -38,7 +36,7 @@ STEP_VERSION = 3
 def select_step(datasets: Sequence[Dataset], selection: Selection) -> Step:
     """The step that writes the selected rows of `datasets`."""
     selection = selection.named(datasets)
-    reads = tuple(Reads(dataset, _read_groups(dataset, selection)) for dataset in datasets)
+    reads = tuple(Reads(dataset, read_groups(dataset, selection)) for dataset in datasets)
     return Step("select", STEP_VERSION, selection.configuration(), reads)
 
 
@@ -56,11 +54,11 @@ def select(
     the shards; it does not change a byte.
 
     Raises:
-        ConfigurationError: a rule's group is absent from a dataset with images, a carried one from all.
+        ConfigurationError: a rule's group is absent from a dataset with images, a carried one from all; no row comes
+            from a source that is named.
         HarmonError: no row passes.
     """
     selection = selection.named(datasets)
-    _check_groups(datasets, selection)
     run = StepRun(target, select_step(datasets, selection), on_progress)
     if run.committed:
         run.clean()
@@ -76,7 +74,7 @@ def select(
         for shard in pending:
             shards.write(run.shard(shard), shard)
     work.discard()
-    return run.commit()
+    return run.commit(notes=layout.notes)
 
 
 # Several processes
@@ -132,45 +130,3 @@ def _write_some(shards: Sequence[int]) -> None:
     run, writer = _writer
     for shard in shards:
         writer.write(run.shard(shard), shard)
-
-
-# What a selection needs of its inputs
-
-
-def _read_groups(dataset: Dataset, selection: Selection) -> tuple[str, ...]:
-    """Every group of a dataset that decides the result."""
-    named = list(names_in(parse_condition(selection.where))) if selection.where else []
-    numbers = dataset.shard_numbers
-    resolved = [
-        resolve(ShardRows(dataset, numbers[0]), name)[0]
-        for name in [*named, *selection.prefer]
-        if numbers and _is_group(name)
-    ]
-    rules = [one.group for one in (selection.captions,) if one]
-    rules += [f"language.{one.group}" for one in (selection.captions,) if one and one.languages]
-    hashed = selection.hash_lists or (selection.decontaminate and selection.decontaminate.lists)
-    near = [selection.duplicates] if selection.duplicates else []
-    compared = list(selection.decontaminate.captions) if selection.decontaminate else []
-    asked = [SOURCE, IMAGES, *selection.groups, *resolved, *rules, *(["hash"] if hashed else []), *near, *compared]
-    return tuple(group for group in dict.fromkeys(asked) if dataset.entries(group))
-
-
-def _is_group(name: str) -> bool:
-    """Whether a name of a condition is a column group's, rather than a measure made from `source`."""
-    return name not in WORDS and name not in SOURCE_SCHEMA.names
-
-
-def _check_groups(datasets: Sequence[Dataset], selection: Selection) -> None:
-    for group in selection.groups:
-        if not any(dataset.entries(group) for dataset in datasets):
-            names = ", ".join(str(dataset.root) for dataset in datasets)
-            raise ConfigurationError(f"None of {names} has the column group '{group}' that the selection carries.")
-    needed = [threshold.group for threshold in selection.thresholds]
-    needed += [selection.take.group] if selection.take else []
-    for group in needed:
-        for dataset in datasets:
-            if dataset.entries(IMAGES) and not dataset.entries(group):
-                raise ConfigurationError(
-                    f"{dataset.root} has images but no column group '{group}' for the threshold; "
-                    "run the step that writes it first."
-                )

@@ -1,8 +1,8 @@
 """What a selection is told: rules, how many to keep, and how the survivors are written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,17 +13,10 @@ from filtering.expression import parse_condition
 from filtering.geometry import Geometry
 from filtering.groups import full_name
 from filtering.resize import Resize, is_of_bytes
-from filtering.rows import ShardRows
-from filtering.rules import Addresses, Captions, Check, FileTypes, HashList, Threshold
+from filtering.rules import Addresses, Captions, FileTypes, HashList, Rule, Threshold
 from pipelines.dataset import Dataset
 from pipelines.manifest import SOURCE
 from pipelines.settings import Settings
-
-
-class Rule(Protocol):
-    """Judges each row by itself."""
-
-    def checks(self, rows: ShardRows) -> Iterator[Check]: ...
 
 
 class Selection(Settings):
@@ -97,6 +90,13 @@ class Selection(Settings):
         """The rules on images, in the order in which they are judged."""
         some = (self.geometry, self.file_types, self.captions, self.addresses, *self.hash_lists, *self.thresholds)
         return tuple(rule for rule in some if rule is not None)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source that is named, by a rule or a quota."""
+        named = [name for rule in self.rules for name in rule.sources]
+        named += [*self.take.sources, *self.take.quotas] if self.take else []
+        return tuple(dict.fromkeys(named))
 
     @property
     def measured(self) -> tuple[tuple[str, str], ...]:

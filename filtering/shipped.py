@@ -40,10 +40,12 @@ class Shipped(Settings):
     would make: they are written once they verify, and not computed."""
     columns: tuple[str, ...]
     """Numeric columns that go along; `embedding` is a list of numbers, kept as fp16."""
-    on: str = "row_id"
+    id: str = "row_id"
     """Column of the file with what `by` holds."""
     by: str = Field(default="row_id", pattern=r"^(row_id|url|sha256|key)$")
     """Column of `source` that it is joined with."""
+    sources: tuple[str, ...] = ()
+    """Sources that it is of: datasets without rows of them do not get the columns. Empty: all datasets."""
 
     @property
     def embeds(self) -> bool:
@@ -152,11 +154,11 @@ def _cosine(one: Vectors, other: Vectors) -> float:
 
 def _check(settings: Shipped) -> None:
     names = pq.read_schema(settings.file).names
-    if missing := [name for name in (settings.on, *settings.columns) if name not in names]:
+    if missing := [name for name in (settings.id, *settings.columns) if name not in names]:
         raise ConfigurationError(f"{settings.file} has no column {', '.join(missing)}; it has {', '.join(names)}.")
-    ids = pq.read_table(settings.file, columns=[settings.on]).column(0)
+    ids = pq.read_table(settings.file, columns=[settings.id]).column(0)
     if len(pc.unique(ids)) != len(ids):
-        raise ConfigurationError(f"{settings.file} names some samples twice in its column {settings.on}.")
+        raise ConfigurationError(f"{settings.file} names some samples twice in its column {settings.id}.")
 
 
 def _joined(database: duckdb.DuckDBPyConnection, dataset: Dataset, shard: int, settings: Shipped) -> pa.Table:
@@ -165,8 +167,8 @@ def _joined(database: duckdb.DuckDBPyConnection, dataset: Dataset, shard: int, s
     database.register("wanted", wanted)
     names = ", ".join(f"shipped.{_quoted(name)}" for name in settings.columns)
     joined = database.sql(
-        f"SELECT wanted.key AS key, {names}, shipped.{_quoted(settings.on)} IS NOT NULL AS there FROM wanted "
-        f"LEFT JOIN read_parquet(?) AS shipped ON wanted.{_quoted(settings.by)} = shipped.{_quoted(settings.on)} "
+        f"SELECT wanted.key AS key, {names}, shipped.{_quoted(settings.id)} IS NOT NULL AS there FROM wanted "
+        f"LEFT JOIN read_parquet(?) AS shipped ON wanted.{_quoted(settings.by)} = shipped.{_quoted(settings.id)} "
         "ORDER BY wanted.place",
         params=[str(settings.file)],
     )

@@ -82,6 +82,7 @@ def _ask(
                     "dropped": counts,
                     "alone": made.alone,
                     "cut": made.cut,
+                    "short": made.short,
                     "kept_by_source": made.kept_by_source,
                     "sheet": str(path),
                     "page": str(page) if page else None,
@@ -97,6 +98,7 @@ def _ask(
 def _do(
     names: tuple[str, ...], recipe: Path | None, where: str | None, target: str | None, workers: int, as_json: bool
 ) -> None:
+    from filtering.plan import shortfalls
     from filtering.recipe import make_columns
     from filtering.select import select
     from harmon.training.launch import local_ray
@@ -122,14 +124,17 @@ def _do(
         with local_ray(embed.actors[1] * embed.threads) if embed and embed.actors else nullcontext():
             make_columns(told, opened, progress)
         commit = select(opened, written, told.filled(opened), progress, workers)
+    short = commit.context.get("short", {})
     if as_json:
         said = {"dataset": str(written.root), "commit": commit.number, "content_hash": commit.content_hash}
-        counts = {"rows": commit.rows_in, "kept": commit.rows_out, "dropped": dict(commit.rejected)}
+        counts = {"rows": commit.rows_in, "kept": commit.rows_out, "dropped": dict(commit.rejected), "short": short}
         click.echo(json.dumps(said | counts))
         return
     click.echo(f"{written.root}: {commit.rows_out:,} of {commit.rows_in:,} rows in {len(written.shard_numbers)} shards")
     for reason, number in sorted(commit.rejected.items(), key=lambda one: -one[1]):
         click.echo(f"  {reason}: {number:,} left")
+    for line in shortfalls(short):
+        click.echo(f"  {line}")
 
 
 def _opened(names: tuple[str, ...]) -> "list[Dataset]":

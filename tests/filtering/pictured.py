@@ -134,10 +134,14 @@ def write_captions(dataset: Dataset, group: str) -> None:
 
 def write_scores(dataset: Dataset, group: str, scores: Sequence[float | None]) -> None:
     """A group with the same scores in every shard."""
+    write_column(dataset, group, "score", pa.array(scores, pa.float32()))
+
+
+def write_column(dataset: Dataset, group: str, name: str, values: pa.Array) -> None:
+    """A group of one column besides the key, with the same values in every shard."""
     run = StepRun(dataset, Step("score", 1, {"group": group}, (Reads(dataset, ("source",)),)))
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
-        keys = dataset.table("source", shard).column("key")
-        output.columns(group, pa.table({"key": keys, "score": pa.array(scores, pa.float32())}))
-        output.finish(len(scores))
+        output.columns(group, pa.table({"key": dataset.table("source", shard).column("key"), name: values}))
+        output.finish(len(values))
     run.commit()

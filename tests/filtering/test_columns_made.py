@@ -57,7 +57,7 @@ def write_texts(dataset: Dataset, group: str, texts: list[str | None]) -> None:
 def test_shipped_scores_become_a_column_and_a_threshold(tmp_path: Path) -> None:
     dataset = write_rows(tmp_path / "toys", [Row("a"), Row("b", 1), Row("c", 2)], 2)
     pq.write_table(pa.table({"uid": ["b", "zzz", "a"], "watermark": [0.9, 0.1, 0.2]}), tmp_path / "list.parquet")
-    shipped = Shipped(file=tmp_path / "list.parquet", group="shipped.toys", columns=("watermark",), on="uid")
+    shipped = Shipped(file=tmp_path / "list.parquet", group="shipped.toys", columns=("watermark",), id="uid")
     recipe = FilterRecipe(
         columns=Columns(shipped=(shipped,), hash=True),
         selection=Selection(
