@@ -22,7 +22,7 @@ from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.storage import file_sha256
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ARCHITECTURE = "ViT-L-14-quickgelu"  # OpenAI's CLIP ViT-L/14 was trained with QuickGELU
 EMBED = "embed"
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
@@ -112,7 +112,7 @@ class ClipEmbedder:
         self._tokenizer: Any = open_clip.get_tokenizer(clip.name)
 
     def pixels(self, data: bytes) -> NDArray[np.uint8]:
-        """A picture as the network reads it, [side, side, 3]. Raises OSError or ValueError for what is none."""
+        """A picture as the network reads it, [side, side, 3]. Raises Undecodable for what is none."""
         return pixels(data, self.side, self._clip.resizer)
 
     def embed(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

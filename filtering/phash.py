@@ -9,7 +9,6 @@ differs in at most d // 4. So a table of each band, probed with every 16-bit pat
 """
 
 import hashlib
-import io
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations
@@ -20,13 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
+from filtering.decode import Undecodable, decoded
 from filtering.measured import write_measured
 from pipelines.dataset import Dataset
 from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 
 GROUP = "hash"
-STEP_VERSION = 1
+STEP_VERSION = 2
 SIDE, LOW = 32, 8
 BANDS, BAND_BITS = 4, 16
 PATTERNS = 1 << BAND_BITS
@@ -39,10 +39,8 @@ Hashes = NDArray[np.uint64]
 
 
 def phash(data: bytes) -> int:
-    """The hash of an encoded picture. Raises OSError or ValueError for what is none."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("L", (DRAFT, DRAFT))
-        grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    """The hash of an encoded picture. Raises Undecodable for what is none."""
+    grey = decoded(data, "L", DRAFT).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     low = dctn(np.asarray(grey, np.float64))[:LOW, :LOW]
     bits = (low > np.median(low)).reshape(-1)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
@@ -72,11 +70,11 @@ def write_hashes(dataset: Dataset, on_progress: ProgressCallback | None = None) 
 def _row(key: str, data: bytes | None) -> dict[str, str | None]:
     if data is None:
         return {"key": key, "status": "failed", "reason": "no_image"}
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()  # of the bytes, whatever they are
     try:
-        found = digits(phash(data))
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return {"key": key, "status": "failed", "reason": "undecodable"}
-    return {"key": key, "phash": found, "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(), "status": "ok"}
+        return {"key": key, "phash": digits(phash(data)), "md5": md5, "status": "ok"}
+    except Undecodable:
+        return {"key": key, "md5": md5, "status": "failed", "reason": "undecodable"}
 
 
 class BandedIndex:
