@@ -52,7 +52,8 @@ class Selection(Settings):
     """None: the original bytes."""
     rows_per_shard: int = Field(default=1000, ge=1)
     shard_bytes: int | None = Field(default=None, ge=1 << 20)
-    """About how large a shard is to be instead: rows a shard follow from the mean size of the inputs' pictures."""
+    """About how large a shard is to be instead: rows a shard follow from the mean size of the pictures that stay, as
+    they are written."""
     seed: int = 0
     """Of the global shuffle, of the caption's draw, and of the order among equal scores."""
 

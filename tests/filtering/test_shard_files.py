@@ -32,7 +32,7 @@ from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from tests.filtering import victims
-from tests.filtering.pictured import Row, jpeg, write_captions, write_rows
+from tests.filtering.pictured import Row, encoded, jpeg, write_captions, write_rows
 
 KILLS = 100 if os.environ.get("HARMON_SOAK") else 10
 CAPTION = "caption.rewrite-v1-tiny-00000000"
@@ -235,12 +235,21 @@ def test_a_picture_that_cannot_be_made_smaller_is_a_clear_error(tmp_path: Path) 
         )
 
 
-def test_a_target_size_decides_the_rows_of_a_shard(inputs: list[Dataset], tmp_path: Path) -> None:
-    target = Dataset(tmp_path / "target")
-    select(inputs, target, Selection(geometry=Geometry(min_side=1), shard_bytes=1 << 20))
-    head = inputs[0].head
-    assert head
-    assert len(target.shard_numbers) == 1  # everything together is smaller than a mebibyte
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_target_size_is_that_of_the_pictures_that_stay_as_they_are_written(tmp_path: Path, resize: bool) -> None:
+    """Of 120 pictures a third is large, and leaves or is made smaller."""
+    draw = np.random.default_rng(0)
+    sizes = [(256, 192) if n % 3 == 0 else (128, 96) for n in range(120)]
+    noise = [encoded(draw.integers(0, 256, (height, width, 3))) for width, height in sizes]
+    rows = [Row(f"r{n}", n, size, data) for n, (size, data) in enumerate(zip(sizes, noise, strict=True))]
+    dataset, target = write_rows(tmp_path / "toys", rows, 40), Dataset(tmp_path / "target")
+    geometry = Geometry(min_side=1, max_pixels=None if resize else 128 * 96)
+    small = Resize(shorter_side=96) if resize else None
+    select([dataset], target, Selection(geometry=geometry, shard_bytes=1 << 20, resize=small))
+    assert target.head
+    tars = [entry.bytes for entry in target.head.files if entry.group == "images"]
+    assert len(tars) > 1
+    assert all(abs(one / (1 << 20) - 1) < 0.1 for one in tars[:-1])
 
 
 def test_every_rule_says_why_a_row_left(tmp_path: Path) -> None:
