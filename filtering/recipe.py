@@ -133,7 +133,10 @@ def missing_groups(recipe: FilterRecipe, datasets: Sequence[Dataset]) -> dict[st
         columns = _columns(recipe.columns)
         lacking = [one.group for one in columns if one.wanted(dataset) and not dataset.entries(one.group)]
         if lacking:
-            found[str(dataset.root)] = list(dict.fromkeys(lacking))
+            found[dataset.name] = list(dict.fromkeys(lacking))
+    if not found and recipe.duplicates is not None:  # whose name follows from the other columns
+        group = duplicates_group(datasets, recipe.compared(datasets))
+        found = {dataset.name: [group] for dataset in datasets if not dataset.entries(group)}
     return found
 
 

@@ -99,17 +99,19 @@ def _write_apart(
     context = multiprocessing.get_context("spawn")
     size = max(1, min(16, len(pending) // (4 * workers)))
     runs = [pending[start : start + size] for start in range(0, len(pending), size)]
-    with ProcessPoolExecutor(min(workers, len(runs)), context, _begin_worker, told) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(runs)), context, _begin_worker, told)
+    try:
         for done in as_completed([pool.submit(_write_some, some) for some in runs]):
-            try:
-                done.result()
-            except BrokenProcessPool as problem:
-                raise HarmonError(
-                    f"A process that wrote shards of {target.root} was killed, perhaps for want of memory; run it "
-                    "again with fewer workers, and it goes on where it was."
-                ) from problem
+            done.result()
             if on_progress is not None:
                 on_progress(run.progress())
+    except BrokenProcessPool as problem:
+        raise HarmonError(
+            f"A process that wrote shards of {target.root} was killed, perhaps for want of memory; run it again with "
+            "fewer workers, and it goes on where it was."
+        ) from problem
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure nothing more is begun
 
 
 def _begin_worker(
