@@ -104,6 +104,13 @@ def test_a_scripted_archive_is_kept_as_its_tensors(web: tuple[Path, str], tmp_pa
     path = fetch(one, tmp_path / "kept")
     assert path.name == "ViT.safetensors"
     assert torch.equal(load_file(path)["weight"], network.weight.float())
+    assert fetch(one, tmp_path / "kept") == path
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(HarmonError, match=r"is not the pinned file .*, or what was made of it"):
+        fetch(one, tmp_path / "kept")
+    path.with_name("ViT.safetensors.sha256").unlink()
+    with pytest.raises(HarmonError, match="is not the pinned file"):
+        fetch(one, tmp_path / "kept")
 
 
 def test_the_pins_are_full_hashes() -> None:

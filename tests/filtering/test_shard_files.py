@@ -314,6 +314,12 @@ def test_the_contents_of_a_list_decide_the_step_and_its_place_does_not(tmp_path:
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.parametrize(("resolutions", "said"), [((), "name a resolution"), ((256, 20), "about 20 x 20 pixels")])
+def test_buckets_that_cannot_be_made_are_refused(resolutions: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Buckets(resolutions=resolutions)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 2000))
 def test_a_bucket_has_the_nearest_aspect_and_never_enlarges_where_it_can_be_helped(width: int, height: int) -> None:
