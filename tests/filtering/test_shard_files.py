@@ -110,6 +110,21 @@ def test_a_selection_killed_anywhere_and_run_again_is_the_same(
         assert not (root / ".work").exists()
 
 
+def test_a_selection_whose_worker_is_killed_says_so_and_goes_on_when_run_again(
+    inputs: list[Dataset], tmp_path: Path
+) -> None:
+    """The parent outlives its worker, whose shard is left half done."""
+    paths = [Path(str(dataset.root)) for dataset in inputs]
+    one = RULES.model_copy(update={"rows_per_shard": 1})  # many shards, of which some are being written at any moment
+    expected = Dataset(tmp_path / "expected")
+    select(inputs, expected, one)
+    assert victims.run(paths, tmp_path / "corpus", one, workers=2, receipts=3) == 3
+    assert victims.run(paths, tmp_path / "corpus", one, workers=2) == 0
+    assert files(Dataset(tmp_path / "corpus")) == files(expected)
+    assert audit(Dataset(tmp_path / "corpus"), deep=True).sound
+    assert not (tmp_path / "corpus" / ".work").exists()
+
+
 def test_the_target_share_is_met_and_the_best_stay(inputs: list[Dataset], chosen: Dataset) -> None:
     scores = [row for data in inputs for row in data.whole_table(GROUP).to_pylist() if row["clarity"] is not None]
     geometry = {row["key"] for data in inputs for row in data.whole_table("source").to_pylist() if row["width"]}
