@@ -83,13 +83,12 @@ class FilterRecipe(Settings):
     selection: Selection = Selection()
 
     def filled(self, datasets: Sequence[Dataset]) -> Selection:
-        """The selection with whole names of groups, and with the group of the duplicates that are marked."""
-        selection = self.selection.named(datasets)
+        """The selection, with the group of the duplicates that are marked."""
         if self.duplicates is None:
-            return selection
-        prefer = selection.prefer or self.duplicates.prefer
+            return self.selection
+        prefer = self.selection.prefer or self.duplicates.prefer
         group = duplicates_group(datasets, self.compared(datasets))
-        return selection.model_copy(update={"duplicates": group, "prefer": prefer})
+        return self.selection.model_copy(update={"duplicates": group, "prefer": prefer})
 
     def compared(self, datasets: Sequence[Dataset]) -> Duplicates:
         """What counts as a duplicate, with the embeddings' whole name: `clip` stands for those of `columns.embed`."""

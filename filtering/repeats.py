@@ -2,7 +2,7 @@
 
 Identities are looked at a range of their hashes at a time: 8 bytes for each of at most AT_ONCE rows, then about 60
 bytes for each of at most TOGETHER rows that do share theirs (or for all that share one). What is known in the end takes
-16 bytes for each row that gives way, and 24 for each that it gives way to.
+8 bytes for each row that gives way and 20 for each that it gives way to, and as much again while it is sorted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from filtering.rows import Mask, ShardRows
+from pipelines.errors import HarmonError
 
-AT_ONCE = 1 << 23  # rows whose hashes are held together: 64 MiB, and as much again to sort them
+AT_ONCE = 1 << 22  # rows whose hashes are held together: 32 MiB, and as much again to gather them
 TOGETHER = 1 << 20  # rows with an equal that are compared together
 _DIGITS = np.full(256, 255, np.uint8)
 for _value, _letter in enumerate(b"0123456789abcdef"):
     _DIGITS[_letter] = _value
 
 Hashes = NDArray[np.uint64]
+Numbers = NDArray[np.uint32]
+"""Of rows, among all that take part."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,17 @@ Worth = Callable[[ShardRows], Sequence[NDArray[np.float64]]]
 class Losers:
     """Rows that give way, ascending, and for each which of the keys is that of the row that stays."""
 
-    rows: NDArray[np.int64]
-    which: NDArray[np.int64]
+    rows: Numbers
+    which: Numbers
     keys: NDArray[np.void]
 
     def winner(self, row: int) -> str:
         """Key of the row that stays for a row that does not."""
-        return bytes(self.keys[self.which[int(np.searchsorted(self.rows, row))]]).hex()
+        return bytes(self.keys[self.which[self.among(row, row + 1)][0]]).hex()
+
+    def among(self, begin: int, end: int) -> slice:
+        """Where those stand that give way among the rows `begin` to `end`."""
+        return slice(*np.searchsorted(self.rows, np.array([begin, end], np.uint32)).tolist())
 
 
 def losers(
@@ -59,19 +66,27 @@ def losers(
     Of a text its first 128 bits count. Without `worth`, and where it is equal, the first in the order dataset, shard,
     row is the best. `pieces` starts a new reading; `total` is about how many rows take part.
     """
+    if total >= 1 << 32:
+        raise HarmonError(f"{total:,} rows are more than are compared together; select from fewer datasets at a time")
     parts = 1
     while total / parts > AT_ONCE:
         parts *= 2
-    rows, winners = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    rows, winners = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
     for part in range(parts):
         for repeated in _repeated(_gathered(pieces, column, part, parts)):
             beaten, best = _beaten(pieces, column, repeated, worth)
             rows.append(beaten)
             winners.append(best)
-    beaten, best = np.concatenate(rows), np.concatenate(winners)
-    order = np.argsort(beaten)
-    named, which = np.unique(best[order], return_inverse=True)
-    return Losers(beaten[order], which, _keys(pieces, named))
+    gone = np.concatenate(rows)
+    order = np.argsort(gone)
+    gone = gone[order]
+    rows.clear()
+    stay = np.concatenate(winners)[order]
+    winners.clear()
+    named = np.unique(stay)
+    which = np.searchsorted(named, stay).astype(np.uint32)
+    del stay, order
+    return Losers(gone, which, _keys(pieces, named))
 
 
 def _gathered(pieces: Callable[[], Iterator[Piece]], column: tuple[str, str], part: int, parts: int) -> Hashes:
@@ -100,7 +115,7 @@ def _repeated(values: Hashes) -> Iterator[Hashes]:
 
 def _beaten(
     pieces: Callable[[], Iterator[Piece]], column: tuple[str, str], repeated: Hashes, worth: Worth | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Numbers, Numbers]:
     """Numbers of the rows that give way among those with these hashes, and of the rows that stay for them."""
     gathered: list[list[NDArray[np.generic]]] = []
     for piece in pieces():
@@ -111,24 +126,32 @@ def _beaten(
             rows = rows[chosen]
             rest = _digits(_texts(piece.rows, column, rows), 16)  # the rest of a key or group, half of that of sha256
             numbers = [np.nan_to_num(one, nan=-np.inf)[rows] for one in worth(piece.rows)] if worth else []
-            gathered.append([piece.first + rows, at[chosen], rest, *(-one for one in numbers)])
+            gathered.append(
+                [(piece.first + rows).astype(np.uint32), at[chosen].astype(np.int32), rest, *(-one for one in numbers)]
+            )
     if not gathered:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
     number, first, rest, *worths = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+    gathered.clear()
     order = np.lexsort((number, *reversed(worths), rest, first))
+    worths.clear()
     first, rest, number = first[order], rest[order], number[order]
     begins = np.concatenate(([True], (first[1:] != first[:-1]) | (rest[1:] != rest[:-1])))
     best = number[begins][np.cumsum(begins) - 1]
     return number[~begins], best[~begins]
 
 
-def _keys(pieces: Callable[[], Iterator[Piece]], numbers: NDArray[np.int64]) -> NDArray[np.void]:
+def _keys(pieces: Callable[[], Iterator[Piece]], numbers: Numbers) -> NDArray[np.void]:
     """Keys of rows by number, which ascends."""
     found = np.zeros(len(numbers), "V16")
     for piece in pieces() if len(numbers) else ():
-        begin, end = np.searchsorted(numbers, (piece.first, piece.first + len(piece.rows)))
+        begin, end = np.searchsorted(numbers, np.array([piece.first, piece.first + len(piece.rows)], np.uint32))
         if end > begin:
-            texts = piece.rows.column("source", "key").take(pa.array(numbers[begin:end] - piece.first)).to_pylist()
+            texts = (
+                piece.rows.column("source", "key")
+                .take(pa.array(numbers[begin:end] - np.uint32(piece.first)))
+                .to_pylist()
+            )
             found[begin:end] = [bytes.fromhex(text) for text in texts]
     return found
 

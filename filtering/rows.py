@@ -139,8 +139,8 @@ def shards_of(datasets: Sequence[Dataset]) -> Iterator[tuple[int, ShardRows]]:
 def sources_of(dataset: Dataset) -> set[str]:
     """Names of the sources that a dataset's rows come from."""
     found: set[str] = set()
-    for _, rows in shards_of([dataset]):
-        found |= set(pc.unique(rows.column(SOURCE, "source")).to_pylist())
+    for shard in dataset.shard_numbers:
+        found |= set(pc.unique(dataset.table(SOURCE, shard, ["source"]).column(0)).to_pylist())
     return found
 
 

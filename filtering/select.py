@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from filtering.inputs import read_groups
+from filtering.inputs import check_inputs, read_groups
 from filtering.layout import Layout, lay_out
 from filtering.selection import Selection
 from filtering.shard_files import Shards
@@ -63,6 +63,7 @@ def select(
     if run.committed:
         run.clean()
         return run.committed
+    check_inputs(datasets, selection)
     work = Workspace(target.store.work(f"{WORK}/{run.step.key}/shuffle"))
     work.acquire()
     layout = lay_out(datasets, target, selection, work.folder)
