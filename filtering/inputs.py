@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from filtering.expression import WORDS, names_in, parse_condition, resolve
+from filtering.expression import WORDS, names_in, resolve
+from filtering.grammar import parse_condition
 from filtering.rows import ShardRows, sources_of
 from filtering.selection import Selection
 from pipelines.columns import SOURCE_SCHEMA

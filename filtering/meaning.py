@@ -43,8 +43,7 @@ def join_same_meaning(
 ) -> None:
     """Join free rows whose embeddings in `group` have at least `cosine`. `places`: of each row of `datasets` in the
     order of preference; `folder`: empty, for the clusters."""
-    _join_equal(datasets, places, stars, group)
-    total = sum(len(vectors) for vectors, _ in _free(datasets, places, stars, group))
+    total = _join_equal(datasets, places, stars, group)
     means = _clusters(datasets, places, stars, group, total, seed)
     if means is None:
         return
@@ -87,9 +86,9 @@ def _free(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: str) -
         first += len(shard)
 
 
-def _join_equal(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: str) -> None:
+def _join_equal(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: str) -> int:
     """Rows with the very same embedding join the best of them: a picture that stands in the data many times would fill
-    a cluster. They are known by 64 bits of a hash."""
+    a cluster. They are known by 64 bits of a hash. Returns how many rows with an embedding are free then."""
     digests, place, first = [], [], 0
     for _, shard in shards_of(datasets):
         halves, there = _stored(shard, group)
@@ -99,7 +98,7 @@ def _join_equal(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: 
         place.append(places[first + there[free]])
         first += len(shard)
     if not digests:
-        return
+        return 0
     values, own = np.concatenate(digests), np.concatenate(place)
     order = np.lexsort((own, values))
     values, own = values[order], own[order]
@@ -107,6 +106,7 @@ def _join_equal(datasets: Sequence[Dataset], places: Rows, stars: Stars, group: 
     best = np.repeat(own[begins], np.diff([*begins.tolist(), len(own)]))
     later = best != own
     stars.join(own[later], best[later], SEMANTIC, 0.0)
+    return len(begins)
 
 
 # Clusters

@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from filtering.cut import cuts, orders, score_of
-from filtering.expression import Name, parse_condition
+from filtering.expression import Name
+from filtering.grammar import parse_condition
 from filtering.inputs import check_inputs
 from filtering.repeats import Losers, Piece, losers
 from filtering.rows import Drop, Mask, ShardRows, shards_of

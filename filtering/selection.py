@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from filtering.buckets import Buckets
 from filtering.cut import Take
 from filtering.decontamination import Decontamination
-from filtering.expression import parse_condition
 from filtering.geometry import Geometry
+from filtering.grammar import parse_condition
 from filtering.groups import full_name
 from filtering.resize import Resize, is_of_bytes
 from filtering.rules import Addresses, Captions, FileTypes, HashList, Rule, Threshold
@@ -32,7 +32,7 @@ class Selection(Settings):
     thresholds: tuple[Threshold, ...] = ()
     """Scores of our own, or shipped by a source in a column group (PixelProse's watermark and toxicity)."""
     where: str | None = None
-    """A condition that every row has to meet (filtering.expression)."""
+    """A condition that every row has to meet (filtering.grammar)."""
     decontaminate: Decontamination | None = None
     duplicates: str | None = None
     """Column group of near duplicates, of which the best row stays (filtering.duplicates). Equal bytes always count."""

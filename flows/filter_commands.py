@@ -64,7 +64,7 @@ def filter_command(
     if (sheet or page) and not dry_run:
         raise ConfigurationError("--sheet and --page belong to --dry-run; add it, or leave them out.")
     if where is not None:
-        from filtering.expression import parse_condition
+        from filtering.grammar import parse_condition
 
         parse_condition(where)
     if dry_run:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from filtering.expression import names_in, parse_condition
+from filtering.expression import names_in
+from filtering.grammar import parse_condition
 from filtering.rows import ShardRows
 from pipelines.errors import ConfigurationError
 from tests.filtering.pictured import Row, write_rows, write_scores

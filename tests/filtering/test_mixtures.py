@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from filtering.cut import Take
 from filtering.decontamination import LIST_SCHEMA, Decontamination
 from filtering.duplicates import Duplicates, mark_duplicates
-from filtering.expression import parse_condition
 from filtering.geometry import Geometry
+from filtering.grammar import parse_condition
 from filtering.phash import digits, write_hashes
 from filtering.plan import plan
 from filtering.recipe import FilterRecipe, make_columns
