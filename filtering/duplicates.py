@@ -45,7 +45,7 @@ class Duplicates(Settings):
     """How far the shapes of two pictures with near hashes may differ, longer by shorter ratio: cropping 2% of every
     side of a picture within 3:1 changes it by less."""
     embeddings: str | None = None
-    """Column group with embeddings, such as `clip.vit-l-14-quickgelu-float32`; None: not looked at."""
+    """Column group with embeddings, or the beginning of its name, such as `clip`; None: not looked at."""
     cosine: float = Field(default=0.95, gt=0, le=1)
     """Of two embeddings, from which on they mean the same."""
     probes: int = Field(default=3, ge=1)

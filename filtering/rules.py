@@ -72,7 +72,7 @@ class Threshold(Rule):
     """Least or largest value of a number that an image needs."""
 
     group: str
-    """Column group with the number, such as `clarity` or `aesthetic.laion-v2-21dd590f`."""
+    """Column group with the number, such as `clarity`, or the beginning of its name: `aesthetic`."""
     column: str
     at_least: float | None = None
     at_most: float | None = None
