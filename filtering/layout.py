@@ -13,7 +13,7 @@ import pyarrow as pa
 from filtering.plan import Plan, plan
 from filtering.rows import Mask, ShardRows, shards_of
 from filtering.selection import Selection
-from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written, places_of
+from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written, places_of, sync
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.disk import make_folder
@@ -66,6 +66,7 @@ def lay_out(datasets: Sequence[Dataset], target: Dataset, selection: Selection, 
             )
         make_folder(folder)
         (folder / NOTES).write_text(json.dumps({"cut": made.cut, "short": made.short}))
+        sync(folder / NOTES)
         _write_rows(made, Writer(kept, made.kept), Writer(dropped, made.rows - made.kept))
     notes, stay, rows = json.loads((folder / NOTES).read_text()), Reader(kept), selection.rows_per_shard
     if selection.shard_bytes is not None:

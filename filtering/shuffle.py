@@ -87,12 +87,12 @@ class Writer:
         self._sort_in()
         parts = list(self._level.finished()) if self._level else []
         for part in parts:
-            _sync(self._folder / part.file)
+            sync(self._folder / part.file)
         partial = self._folder / "parts.part"
         partial.write_text(json.dumps(parts))
-        _sync(partial)
+        sync(partial)
         partial.replace(_list(self._folder))
-        _sync(self._folder)
+        sync(self._folder)
 
     def _sort_in(self) -> None:
         if not self._waiting:
@@ -212,7 +212,7 @@ def _list(folder: Path) -> Path:
     return folder / "parts.json"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """What was written stands after a power cut, too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
