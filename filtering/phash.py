@@ -70,11 +70,12 @@ def write_hashes(dataset: Dataset, on_progress: ProgressCallback | None = None) 
 def _row(key: str, data: bytes | None) -> dict[str, str | None]:
     if data is None:
         return {"key": key, "status": "failed", "reason": "no_image"}
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()  # of the bytes, whatever they are
     try:
-        return {"key": key, "phash": digits(phash(data)), "md5": md5, "status": "ok"}
+        found = digits(phash(data))
     except Undecodable:
-        return {"key": key, "md5": md5, "status": "failed", "reason": "undecodable"}
+        return {"key": key, "status": "failed", "reason": "undecodable"}
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return {"key": key, "phash": found, "md5": md5, "status": "ok"}
 
 
 class BandedIndex:

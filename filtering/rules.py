@@ -218,10 +218,16 @@ class HashList(Rule):
         return file_sha256(self.file)
 
     def checks(self, rows: ShardRows) -> Iterator[Check]:
-        """sha256 is in `source`, md5 in the group `hash`; PDQ is read from a group `pdq`, which others write."""
+        """sha256 is in `source`, md5 in the group `hash`; PDQ is read from a group `pdq`, which others write.
+
+        A row without the md5 that a list asks for is `unscored`: nobody can say that it is not listed.
+        """
         for kind, group in (("sha256", SOURCE), ("md5", HASH)):
             if self.digests[kind]:
-                known = pc.is_in(rows.column(group, kind), self._listed[kind])
+                found = rows.column(group, kind)
+                absent = rows.pictures & np.asarray(pc.is_null(found), dtype=bool)
+                yield Check("unscored", absent, told(f"no {kind} to compare with {self.file.name}"))
+                known = pc.is_in(found, self._listed[kind])
                 drops = rows.pictures & np.asarray(known, dtype=bool)
                 yield Check(self.reason, drops, told(f"{kind} stands in {self.file.name}"))
         if self.digests["pdq"]:

@@ -18,6 +18,7 @@ from filtering.phash import phash, write_hashes
 from filtering.plan import plan
 from filtering.preprocess import pixels
 from filtering.resize import Resize
+from filtering.rules import HashList
 from filtering.selection import Selection
 from filtering.survey import contact_sheet, survey_page
 from pipelines.errors import HarmonError
@@ -57,12 +58,18 @@ def test_every_step_that_decodes_finishes_and_names_what_it_could_not_decode(tmp
     clip = Clip(tiny_clip(tmp_path), "tiny-stand-in")
     commits = [write_hashes(dataset), score_clarity(dataset), embed_images(dataset, clip)]
     assert [dict(commit.failed) for commit in commits] == [{"undecodable": len(HOSTILE)}] * 3
-    md5 = dataset.whole_table("hash")["md5"].to_pylist()
-    assert md5[: len(HOSTILE)] == [hashlib.md5(data).hexdigest() for data in HOSTILE.values()]
     made = plan([dataset], Selection(geometry=Geometry(min_side=1)))
     assert contact_sheet(made, tmp_path / "sheet.jpg") == len(rows) + 2
     survey_page(made, tmp_path / "page.html", "toys")
     assert (tmp_path / "page.html").read_text().count("cannot be decoded") >= len(HOSTILE)
+
+
+def test_a_picture_without_the_hash_that_a_list_asks_for_does_not_pass(tmp_path: Path) -> None:
+    dataset = write_rows(tmp_path / "toys", [Row("broken", data=HOSTILE["broken"]), Row("good", 2)])
+    write_hashes(dataset)
+    (tmp_path / "bad.txt").write_text(hashlib.md5(b"of another").hexdigest())
+    made = plan([dataset], Selection(hash_lists=(HashList(file=tmp_path / "bad.txt"),)))
+    assert (made.kept, made.counts["unscored"]) == (1, 1)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
