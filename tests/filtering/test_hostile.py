@@ -68,7 +68,8 @@ def test_a_picture_without_the_hash_that_a_list_asks_for_does_not_pass(tmp_path:
     dataset = write_rows(tmp_path / "toys", [Row("broken", data=HOSTILE["broken"]), Row("good", 2)])
     write_hashes(dataset)
     (tmp_path / "bad.txt").write_text(hashlib.md5(b"of another").hexdigest())
-    made = plan([dataset], Selection(hash_lists=(HashList(file=tmp_path / "bad.txt"),)))
+    listed = HashList(file=tmp_path / "bad.txt")
+    made = plan([dataset], Selection(geometry=Geometry(min_side=1), hash_lists=(listed,)))
     assert (made.kept, made.counts["unscored"]) == (1, 1)
 
 
