@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from filtering.groups import check_free
+from filtering.vectors import scored
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.manifest import Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.storage import file_sha256
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 WIDTH = 768  # of a CLIP ViT-L/14 image embedding
 V2_LAYERS = ("layers.0", "layers.2", "layers.4", "layers.6", "layers.7")  # the numbers between are dropout
 V2_SHA256 = "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"  # the released V2 file
@@ -43,13 +44,21 @@ class AestheticHead:
     weight: Array
     bias: float
 
-    @property
-    def group(self) -> str:
-        """Name of the column group that the head's scores are kept in."""
-        return f"aesthetic.{self.name}"
+    def group(self, embeddings: str) -> str:
+        """Name of the column group with the head's scores of a group of embeddings: other weights, precision or
+        resizer give other scores, which may stand beside these."""
+        return f"aesthetic.{self.name}.{embeddings.removeprefix('clip.')}"
 
     def score(self, embeddings: NDArray[Any]) -> Array:
-        """Scores [N] of embeddings [N, 768], normalised here; a zero embedding stays zero."""
+        """Scores [N] of embeddings [N, 768], normalised here; a zero embedding stays zero.
+
+        Raises ConfigurationError for embeddings of another width.
+        """
+        if embeddings.shape[1] != WIDTH:
+            raise ConfigurationError(
+                f"The head {self.name} reads embeddings of {WIDTH} numbers, CLIP ViT-L/14's; these have "
+                f"{embeddings.shape[1]}."
+            )
         vectors = embeddings.astype(np.float64)
         lengths = np.linalg.norm(vectors, axis=1)
         scores: Array = vectors @ self.weight / np.where(lengths == 0, 1.0, lengths) + self.bias
@@ -111,7 +120,7 @@ def read_tensors(path: Path) -> dict[str, Array]:
 
 
 def aesthetic_step(dataset: Dataset, head: AestheticHead, embeddings: str) -> Step:
-    """The step that writes the column group `head.group` of `dataset` from the group `embeddings`."""
+    """The step that writes the column group `head.group(embeddings)` of `dataset` from the group `embeddings`."""
     configuration = {"head": head.sha256, "embeddings": embeddings}
     return Step("aesthetic", STEP_VERSION, configuration, (Reads(dataset, (embeddings,)),))
 
@@ -119,30 +128,20 @@ def aesthetic_step(dataset: Dataset, head: AestheticHead, embeddings: str) -> St
 def score_aesthetics(
     dataset: Dataset, head: AestheticHead, embeddings: str, on_progress: ProgressCallback | None = None
 ) -> Commit:
-    """Write the column group `head.group` from the embeddings in the group `embeddings`, and commit it."""
+    """Write the column group `head.group(embeddings)` from the embeddings in the group `embeddings`, and commit it.
+
+    Raises ConfigurationError for embeddings of another width.
+    """
     run = StepRun(dataset, aesthetic_step(dataset, head, embeddings), on_progress)
     if run.committed:
         return run.committed
+    check_free(dataset, head.group(embeddings), run.step)
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
         table = dataset.table(embeddings, shard)
-        output.columns(head.group, _scored(table, head))
+        output.columns(head.group(embeddings), scored(table, head.score))
         output.finish(table.num_rows)
     return run.commit()
-
-
-def _scored(table: pa.Table, head: AestheticHead) -> pa.Table:
-    vectors = table.column("embedding").to_pylist()
-    present = [vector for vector in vectors if vector is not None]
-    scores = iter(head.score(np.array(present)) if present else ())
-    return pa.table(
-        {
-            "key": table.column("key"),
-            "score": pa.array([None if vector is None else next(scores) for vector in vectors], pa.float32()),
-            "status": table.column("status"),
-            "reason": table.column("reason"),
-        }
-    )
 
 
 def check(head: AestheticHead, golden: Path) -> float:

@@ -5,9 +5,11 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.settings import Settings
+
+BUCKET = "bucket"  # the column group, and its name in the view
 
 
 class Buckets(Settings):
@@ -19,6 +21,16 @@ class Buckets(Settings):
     """Longer by shorter side of the most extreme bucket."""
     multiple: int = Field(default=32, ge=1)
     """Of both sides in pixels: 16 for the autoencoder (MODEL.md), times 2."""
+
+    @model_validator(mode="after")
+    def _has_buckets(self) -> "Buckets":
+        if not self.resolutions:
+            raise ValueError("name a resolution, or leave the buckets out")
+        if small := [resolution for resolution in self.resolutions if resolution < self.multiple]:
+            raise ValueError(
+                f"no bucket of about {small[0]} x {small[0]} pixels has sides that are multiples of {self.multiple}"
+            )
+        return self
 
     @cached_property
     def sizes(self) -> dict[int, NDArray[np.int64]]:

@@ -13,7 +13,6 @@ All are measured on the picture shrunk (never enlarged) until its longer side ha
 the Laplacian of a large photograph mostly sees its noise.
 """
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from filtering.decode import Undecodable, decoded
 from filtering.measured import write_measured
 from pipelines.dataset import Dataset
 from pipelines.manifest import IMAGES, SOURCE, Commit
@@ -91,7 +91,7 @@ def _row(key: str, data: bytes | None) -> dict[str, object]:
         return {"key": key, "status": "failed", "reason": "no_image"}
     try:
         found = measure(shrunk(data, SIDE))
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except Undecodable:
         return {"key": key, "status": "failed", "reason": "undecodable"}
     return {
         "key": key,
@@ -105,11 +105,9 @@ def _row(key: str, data: bytes | None) -> dict[str, object]:
 def shrunk(data: bytes, side: int) -> NDArray[np.uint8]:
     """An encoded picture as RGB [H, W, 3], its longer side at most `side` pixels, no side under 3.
 
-    Raises OSError (with Pillow's UnidentifiedImageError) or ValueError for what is no picture.
+    Raises Undecodable for what is no picture.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (side, side))  # lets a JPEG decode at half, quarter or eighth size, never under it
-        picture = image.convert("RGB")
+    picture = decoded(data, draft=side)
     scale = min(1.0, side / max(picture.size))
     size = (max(3, round(picture.width * scale)), max(3, round(picture.height * scale)))
     if size != picture.size:

@@ -1,7 +1,7 @@
 """How many to keep: by count, share or quantile of a number, exactly, in bounded memory over any number of shards.
 
-The cut is found by a radix selection over 64-bit orders (a score's 32 bits, then 32 bits of the row's random place),
-16 bits a pass. Memory is 512 KiB a source with a quota of its own, and never depends on the number of rows.
+The cut is found by a radix selection over 64-bit orders (a score's 32 bits, then 32 bits of the row's draw among equal
+scores), 16 bits a pass. Memory is 512 KiB a source with a quota of its own, and never depends on the number of rows.
 """
 
 import re
@@ -24,16 +24,20 @@ Amount = int | str
 
 
 class Take(Settings):
-    """Keep the best rows by one column, as many as are asked for."""
+    """Keep the best pictures by one column, as many as are asked for."""
 
     group: str
     column: str
+    sources: tuple[str, ...] = ()
+    """Sources that are meant; the pictures of others stay, are not counted and need no score. Empty: all."""
     keep: Amount | None = None
-    """How many of all rows that pass every other rule, or which share of them."""
+    """How many of all pictures that pass every other rule, or which share of them. Quotas are a part of it: what they
+    take is gone from what the other sources share."""
     quantile: float | None = Field(default=None, ge=0, lt=1)
-    """Instead of `keep`: the value below which this share of the rows lies is the cut, so 0.8 keeps 20%."""
+    """Instead of `keep`: the value below which this share of the pictures without a quota lies is the cut, so 0.8 keeps
+    20% of them."""
     quotas: Mapping[str, Amount] = {}
-    """By source name: an amount of its own, taken from that source's rows alone."""
+    """By source name: an amount of its own, taken from that source's pictures alone."""
 
     @field_validator("keep")
     @classmethod
@@ -55,16 +59,28 @@ class Take(Settings):
             raise ValueError("give keep or quantile, not both")
         if self.keep is None and self.quantile is None and not self.quotas:
             raise ValueError("say how many to keep: keep, quantile or quotas")
+        if self.sources and (others := sorted(set(self.quotas) - set(self.sources))):
+            raise ValueError(f"quotas of {', '.join(others)}, which `sources` leaves out")
         return self
 
-    def wanted(self, present: Mapping[str, int]) -> dict[str, int]:
-        """How many rows to keep of each quota's source, and of all other sources together (""), given how many there
-        are. Never more than there are."""
+    def asked(self, present: Mapping[str, int]) -> dict[str, int]:
+        """How many pictures are asked for of each quota's source, and of all other sources together (""), given how
+        many there are. It may be more than there are.
+
+        Raises ConfigurationError where the quotas take more than `keep`.
+        """
         others = present.get("", 0)
-        found = {name: min(present[name], amount(keep, present[name])) for name, keep in self.quotas.items()}
-        if self.quantile is not None:
-            return found | {"": others - round(self.quantile * others)}
-        return found | {"": others if self.keep is None else min(others, amount(self.keep, others))}
+        found = {name: amount(keep, present[name]) for name, keep in self.quotas.items()}
+        if self.keep is None:
+            return found | {"": others - round((self.quantile or 0) * others)}
+        total = amount(self.keep, sum(present.values()))
+        if (reserved := sum(found.values())) > total:
+            raise ConfigurationError(f"The quotas take {reserved:,} pictures, and {total:,} are to be kept in all.")
+        return found | {"": total - sum(min(present[name], number) for name, number in found.items())}
+
+    def wanted(self, present: Mapping[str, int]) -> dict[str, int]:
+        """What is asked for, as far as it is there."""
+        return {name: min(present.get(name, 0), number) for name, number in self.asked(present).items()}
 
 
 def amount(keep: Amount, present: int) -> int:
@@ -92,11 +108,11 @@ def _count(text: str) -> int:
     return round(float(match[1]) * UNITS[match[2]])
 
 
-def orders(scores: NDArray[np.float32], places: Orders) -> Orders:
-    """One number for each row that is larger for a higher score, and among equal scores for an earlier place."""
+def orders(scores: NDArray[np.float32], ties: Orders) -> Orders:
+    """One number for each row that is larger for a higher score, and among equal scores for a smaller tie."""
     bits = (scores + np.float32(0)).view(np.uint32)  # adding makes -0 equal 0
     flipped = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-    return flipped.astype(np.uint64) << np.uint64(32) | ~places >> np.uint64(32)
+    return flipped.astype(np.uint64) << np.uint64(32) | ~ties >> np.uint64(32)
 
 
 def score_of(order: int) -> float:

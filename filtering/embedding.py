@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from filtering.feed import Batch, batches
+from filtering.groups import check_free
 from filtering.preprocess import DEVIATION, MEAN, Resizer, normalised, pixels
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
@@ -21,8 +22,9 @@ from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.storage import file_sha256
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 ARCHITECTURE = "ViT-L-14-quickgelu"  # OpenAI's CLIP ViT-L/14 was trained with QuickGELU
+EMBED = "embed"
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,9 +44,10 @@ class Clip:
 
     @property
     def group(self) -> str:
-        """Name of the column group that its embeddings are kept in."""
+        """Name of the column group that its embeddings are kept in, with the first digits of the weights' hash: those
+        of other weights stand beside them. Raises ConfigurationError where the weights are absent."""
         fast = "" if self.resizer == "pillow" else f"-{self.resizer}"
-        return f"clip.{self.name.lower()}-{self.precision}{fast}"
+        return f"clip.{self.name.lower()}-{self.sha256[:8]}-{self.precision}{fast}"
 
     @property
     def name(self) -> str:
@@ -109,7 +112,7 @@ class ClipEmbedder:
         self._tokenizer: Any = open_clip.get_tokenizer(clip.name)
 
     def pixels(self, data: bytes) -> NDArray[np.uint8]:
-        """A picture as the network reads it, [side, side, 3]. Raises OSError or ValueError for what is none."""
+        """A picture as the network reads it, [side, side, 3]. Raises Undecodable for what is none."""
         return pixels(data, self.side, self._clip.resizer)
 
     def embed(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -141,7 +144,7 @@ def embed_step(dataset: Dataset, clip: Clip) -> Step:
     """The step that writes the column group `clip.group` of `dataset`."""
     configuration = {"weights": clip.sha256, "group": clip.group, "dtype": clip.precision, "resizer": clip.resizer}
     groups = (SOURCE, IMAGES) if dataset.entries(IMAGES) else (SOURCE,)
-    return Step("embed", STEP_VERSION, configuration, (Reads(dataset, groups),))
+    return Step(EMBED, STEP_VERSION, configuration, (Reads(dataset, groups),))
 
 
 def embed_images(
@@ -158,6 +161,7 @@ def embed_images(
     run = StepRun(dataset, embed_step(dataset, clip), on_progress)
     if run.committed:
         return run.committed
+    check_free(dataset, clip.group, run.step)
     pending = run.pending(dataset.shard_numbers)
     if pool.actors is None:
         worker = EmbedShards(dataset.root, clip, pool, run)

@@ -13,6 +13,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from filtering.decode import Undecodable
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,7 +36,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of `size` images (fewer in the last one, and where some cannot be decoded) in the order of `images`.
 
-    `prepare` raises OSError or ValueError for bytes that are no picture. `images` is read by the thread that calls.
+    `prepare` raises Undecodable for bytes that are no picture. `images` is read by the thread that calls.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         source = iter(images)
@@ -57,6 +59,6 @@ def _gathered(jobs: list[tuple[str, "Future[NDArray[np.uint8]]"]]) -> Batch:
         try:
             found.append(job.result())
             keys.append(key)
-        except (OSError, ValueError, SyntaxError):  # SyntaxError: Pillow's word for a damaged PNG
+        except Undecodable:
             bad.append(key)
     return Batch(keys, np.stack(found) if found else np.zeros((0, 1, 1, 3), np.uint8), bad)

@@ -6,12 +6,11 @@ import numpy as np
 from pydantic import Field
 
 from filtering.rows import Drop, ShardRows
-from filtering.rules import Check
+from filtering.rules import Check, Rule
 from pipelines.manifest import SOURCE
-from pipelines.settings import Settings
 
 
-class Geometry(Settings):
+class Geometry(Rule):
     """Limits of an image's shape. The paper drops "extreme height-width ratios" (A1.2.2) without a number."""
 
     min_side: int = Field(default=200, ge=1)

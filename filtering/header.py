@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from filtering.groups import check_free
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import IMAGES, INDEX, SOURCE, Commit
@@ -105,6 +106,7 @@ def write_headers(dataset: Dataset, on_progress: ProgressCallback | None = None)
     run = StepRun(dataset, header_step(dataset), on_progress)
     if run.committed:
         return run.committed
+    check_free(dataset, GROUP, run.step)
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
         keys = dataset.table(SOURCE, shard, ["key"]).column("key")

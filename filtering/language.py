@@ -2,6 +2,7 @@
 
 import pyarrow as pa
 
+from filtering.groups import check_free
 from pipelines.dataset import Dataset
 from pipelines.manifest import SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
@@ -25,12 +26,18 @@ def language_group(captions: str) -> str:
     return f"language.{captions}"
 
 
+def language_step(dataset: Dataset, captions: str = SOURCE) -> Step:
+    """The step that writes the group `language_group(captions)`."""
+    told = {"captions": captions, "longest": LONGEST}
+    return Step("language", STEP_VERSION, told, (Reads(dataset, (captions,)),))
+
+
 def write_languages(dataset: Dataset, captions: str = SOURCE, on_progress: ProgressCallback | None = None) -> Commit:
     """Write language (ISO 639-1) and probability of each caption; rows without one fail with `no_caption`."""
-    step = Step("language", STEP_VERSION, {"captions": captions, "longest": LONGEST}, (Reads(dataset, (captions,)),))
-    run = StepRun(dataset, step, on_progress)
+    run = StepRun(dataset, language_step(dataset, captions), on_progress)
     if run.committed:
         return run.committed
+    check_free(dataset, language_group(captions), run.step)
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

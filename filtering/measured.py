@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
+from filtering.groups import check_free
 from pipelines.manifest import IMAGES, SOURCE, Commit
 from pipelines.steps import StepRun
 
@@ -16,6 +17,7 @@ def write_measured(run: StepRun, group: str, schema: pa.Schema, row_of: RowOf) -
     if run.committed:
         return run.committed
     dataset = run.dataset
+    check_free(dataset, group, run.step)
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
         keys = dataset.table(SOURCE, shard, ["key"]).column("key").to_pylist()

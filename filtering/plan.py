@@ -1,10 +1,11 @@
 """Which rows a selection keeps, and why each other leaves: decided before anything is written.
 
-Memory: one byte a row, 8 bytes a row while equal rows are looked for (at most 128 MiB), 24 bytes for each row that has
-an equal, and 512 KiB for each column that is counted. Columns are read shard by shard, once for every pass.
+Memory: one byte a row, at most 150 MiB while equal rows are looked for (filtering.repeats), 8 bytes for each row that
+gives way to an equal and 20 for each that it gives way to (twice that while they are sorted), and 512 KiB for each
+column that is counted. Columns are read shard by shard, once for every pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,12 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from filtering.cut import cuts, orders, score_of
-from filtering.expression import Name, parse_condition
+from filtering.expression import Name
+from filtering.grammar import parse_condition
+from filtering.inputs import check_inputs
 from filtering.repeats import Losers, Piece, losers
-from filtering.rows import Drop, ShardRows, shards_of
+from filtering.rows import Drop, Mask, ShardRows, shards_of
 from filtering.rules import Check
 from filtering.selection import Selection
-from filtering.shuffle import places_of
+from filtering.shuffle import ties_of
 from filtering.spread import Spread
 from pipelines.charts import Passage
 from pipelines.dataset import Dataset
@@ -49,6 +52,9 @@ class Plan:
     """How many rows each reason would drop if it were the only one."""
     spreads: dict[tuple[str, str], Spread] = field(default_factory=dict)
     """Of every column that a threshold or the cut looks at, over all pictures."""
+    short: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Where fewer pictures were there than asked for: how many were, and how many were asked for; by source with a
+    quota and "" for all others."""
     kept_by_source: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -86,6 +92,7 @@ class Plan:
             alone = f" ({passage.lost})" if passage.lost and self.alone.get(passage.label) != lost else ""
             lines.append(f"  {passage.label}: {lost:,} leave{alone}, {passage.rows_out:,} go on")
         lines += [f"  cut{f' of {name}' if name else ''}: {value:.6g}" for name, value in sorted(self.cut.items())]
+        lines += [f"  {line}" for line in shortfalls(self.short)]
         lines += [f"  {line}" for spread in self.spreads.values() for line in spread.lines()]
         return lines + [f"  kept of {name}: {number:,}" for name, number in sorted(self.kept_by_source.items())]
 
@@ -115,10 +122,27 @@ class Plan:
             scores, sources = rows.numbers(take.group, take.column), rows.values(SOURCE, "source")
             for row in left:
                 cut = self.cut.get(sources[row] if sources[row] in take.quotas else "")
-                told = f"{scores[row]:.6g} < the cut, {cut:.6g}" if cut is not None else f"{scores[row]:.6g}, none kept"
-                told = "no value" if np.isnan(scores[row]) else told
-                found[row] = Drop(self.reasons[codes[row]], f"{take.column} {told}")
+                found[row] = Drop(self.reasons[codes[row]], f"{take.column} {_beside(scores[row], cut)}")
         return found
+
+
+def shortfalls(short: Mapping[str, Sequence[int]]) -> list[str]:
+    """A sentence for each source that has fewer pictures than were asked for of it."""
+    return [
+        f"short: {name or 'sources without a quota'} had {there:,} of the {asked:,} pictures asked for"
+        for name, (there, asked) in sorted(short.items())
+    ]
+
+
+def _beside(score: float, cut: float | None) -> str:
+    """A score that did not stay beside the cut, both as float32, which is how they were compared."""
+    if np.isnan(score):
+        return "no value"
+    if cut is None:
+        return f"{np.float32(score)!s}, none kept"
+    if np.float32(score) == np.float32(cut):
+        return f"{np.float32(score)!s} is the cut, and the draw among equal scores went to others"
+    return f"{np.float32(score)!s} < the cut, {np.float32(cut)!s}"
 
 
 def plan(datasets: Sequence[Dataset], selection: Selection) -> Plan:
@@ -128,8 +152,10 @@ def plan(datasets: Sequence[Dataset], selection: Selection) -> Plan:
     key or bytes that another row has, and near duplicates; then the cut. Rows without an image, which are text, meet
     the condition, the decontamination of prompts, and the keys.
 
-    Raises ConfigurationError where a rule needs a column that a dataset with images lacks.
+    Raises ConfigurationError where a rule needs a column that a dataset with images lacks, or names a source of no row.
     """
+    selection = selection.named(datasets)
+    check_inputs(datasets, selection)
     made, first = Plan(datasets, selection), 0
     for number, rows in shards_of(datasets):
         made.codes[number, rows.shard] = _judged(made, rows)
@@ -150,7 +176,7 @@ def checks(rows: ShardRows, selection: Selection) -> Iterator[Check]:
     """Every rule that judges a row by itself, in order. A shard without images has none of the rules on images."""
     if rows.has(IMAGES):
         for rule in selection.rules:
-            yield from rule.checks(rows)
+            yield from rule.verdicts(rows)
     if selection.where is not None:
         stays = parse_condition(selection.where).mask(rows)
         yield Check("condition", ~stays, lambda row: f"not {selection.where}")
@@ -192,12 +218,6 @@ def _drop_equals(made: Plan) -> None:
     chosen = worth if selection.prefer else None
     _beat(made, SAME_BYTES, losers(lambda: _pieces(made, True), (SOURCE, "sha256"), made.rows, chosen))
     if (group := selection.duplicates) is not None:
-        for dataset in made.datasets:
-            if dataset.entries(IMAGES) and not dataset.entries(group):
-                raise ConfigurationError(
-                    f"{dataset.root} has images but no column group '{group}' of near duplicates; run the step that "
-                    "compares these datasets with each other first."
-                )
         _beat(made, NEAR, losers(lambda: _pieces(made, True, group), (group, "group"), made.rows, chosen))
 
 
@@ -206,8 +226,7 @@ def _beat(made: Plan, reason: str, beaten: Losers) -> None:
     made.beaten[reason] = beaten
     for place, first in made.firsts.items():
         codes = made.codes[place]
-        begin, end = np.searchsorted(beaten.rows, (first, first + len(codes)))
-        codes[beaten.rows[begin:end] - first] = code
+        codes[beaten.rows[beaten.among(first, first + len(codes))] - np.uint32(first)] = code
 
 
 def _take(made: Plan) -> None:
@@ -217,9 +236,13 @@ def _take(made: Plan) -> None:
     names = ["", *take.quotas]
     unscored, below = made.code(UNSCORED), made.code(CUT)
 
+    def competing(number: int, rows: ShardRows) -> Mask:
+        left: Mask = (made.codes[number, rows.shard] == 0) & rows.pictures
+        return left & rows.of(take.sources) if take.sources else left
+
     def passes() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
         for number, rows in shards_of(made.datasets):
-            left = (made.codes[number, rows.shard] == 0) & rows.pictures
+            left = competing(number, rows)
             yield _classes(rows, left, take.quotas), _orders(rows, left)
 
     def _orders(rows: ShardRows, left: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -227,22 +250,23 @@ def _take(made: Plan) -> None:
             return np.zeros(0, np.uint64)
         keys = rows.column(SOURCE, "key").filter(left).to_pylist()
         scores = rows.numbers(take.group, take.column)[left].astype(np.float32)
-        return orders(scores, places_of(keys, made.selection.seed))
+        return orders(scores, ties_of(keys, made.selection.seed))
 
     present = np.zeros(len(names), np.int64)
     for number, rows in shards_of(made.datasets):
-        codes = made.codes[number, rows.shard]
-        if rows.has(IMAGES):
-            missing = (codes == 0) & rows.pictures & np.isnan(rows.numbers(take.group, take.column))
-            codes[missing] = unscored
-        present += np.bincount(_classes(rows, (codes == 0) & rows.pictures, take.quotas), minlength=len(names))
-    wanted = take.wanted(dict(zip(names, present.tolist(), strict=True)))
+        left = competing(number, rows)
+        if left.any():
+            made.codes[number, rows.shard][left & np.isnan(rows.numbers(take.group, take.column))] = unscored
+        present += np.bincount(_classes(rows, competing(number, rows), take.quotas), minlength=len(names))
+    there = dict(zip(names, present.tolist(), strict=True))
+    asked, wanted = take.asked(there), take.wanted(there)
+    made.short = {name: (there[name], asked[name]) for name in names if asked[name] > there[name]}
     lowest = cuts(passes, [wanted[name] for name in names])
     made.cut = {name: score_of(value) for name, value in zip(names, lowest, strict=True) if value is not None}
     none = np.array([value is None for value in lowest])
     least = np.array([value or 0 for value in lowest], np.uint64)
     for number, rows in shards_of(made.datasets):
-        left = (made.codes[number, rows.shard] == 0) & rows.pictures
+        left = competing(number, rows)
         which = _classes(rows, left, take.quotas)
         low = none[which] | (_orders(rows, left) < least[which])
         made.codes[number, rows.shard][np.flatnonzero(left)[low]] = below

@@ -6,9 +6,11 @@ pixels normalised where the model runs: four times fewer bytes go there.
 - `pillow` resizes as open_clip does, and agrees with it to the last bit.
 - `torch` resizes with torch's uint8 kernel, several times faster: it differs from Pillow by one level of 255 in about
   three of a thousand values (benchmarks/filtering.py prints both).
+
+Of a picture more than STRIP times as long as wide only the middle is resized, of which the crop keeps a sixteenth: the
+whole strip, with its shorter side at 224, would not fit into memory.
 """
 
-import io
 from functools import cache
 from typing import Literal
 
@@ -18,17 +20,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.normalise import Limits
+from filtering.decode import MOST_PIXELS, decoded
 
 Resizer = Literal["pillow", "torch"]
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP training data, red, green, blue (open_clip.constants)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-MOST_PIXELS = Limits().max_pixels  # of one picture: 192 MB decoded
+STRIP = 16
 
 
 def pixels(data: bytes, side: int, resizer: Resizer = "pillow") -> NDArray[np.uint8]:
-    """[side, side, 3] of an encoded picture. Raises OSError or ValueError for what is none, or has too many pixels."""
-    picture = _decoded(data)
+    """[side, side, 3] of an encoded picture. Raises Undecodable for what is none, or has too many pixels."""
+    picture = _middle(_decoded(data))
     height, width = picture.shape[:2]
     width, height = resized_size(width, height, side)
     if resizer == "pillow":
@@ -76,7 +78,11 @@ def _decoded(data: bytes) -> NDArray[np.uint8]:
                 return found
         except ValueError:
             pass  # Pillow decides: it mends some of what simplejpeg refuses
-    with Image.open(io.BytesIO(data)) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        return np.array(image.convert("RGB"))
+    return np.array(decoded(data))
+
+
+def _middle(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture [H, W, 3], of a strip the middle."""
+    most = STRIP * min(picture.shape[:2])
+    top, left = (max(0, length - most) // 2 for length in picture.shape[:2])
+    return np.ascontiguousarray(picture[top : top + most, left : left + most]) if top or left else picture

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from filtering.groups import check_free
+from filtering.vectors import scored, unit
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
 from pipelines.identity import NAME
@@ -21,7 +22,7 @@ from pipelines.manifest import Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.storage import file_sha256
 
-STEP_VERSION = 1
+STEP_VERSION = 2
 Array = NDArray[np.float32]
 
 
@@ -35,16 +36,20 @@ class Probe:
     relu: bool
     sigmoid: bool
 
-    @property
-    def group(self) -> str:
-        """Name of the column group that its scores are kept in."""
-        return f"{self.name}.{self.sha256[:8]}"
+    def group(self, embeddings: str) -> str:
+        """Name of the column group with its scores of a group of embeddings."""
+        return f"{self.name}.{self.sha256[:8]}.{embeddings.removeprefix('clip.')}"
 
     def score(self, embeddings: NDArray[Any]) -> Array:
-        """Scores [N] of embeddings [N, D], normalised here."""
-        values = embeddings.astype(np.float32)
-        lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        values = np.divide(values, np.where(lengths == 0, 1, lengths), dtype=np.float32)
+        """Scores [N] of embeddings [N, D], normalised here.
+
+        Raises ConfigurationError for embeddings of another width.
+        """
+        if embeddings.shape[1] != (width := self.layers[0][0].shape[1]):
+            raise ConfigurationError(
+                f"The probe {self.name} reads embeddings of {width} numbers; these have {embeddings.shape[1]}."
+            )
+        values = unit(embeddings)
         for number, (weight, bias) in enumerate(self.layers):
             values = values @ weight.T + bias
             if self.relu and number + 1 < len(self.layers):
@@ -88,20 +93,24 @@ def load_probe(path: Path) -> Probe:
     return Probe(name, file_sha256(path), layers, activation == "relu", output == "sigmoid")
 
 
-def score_probe(dataset: Dataset, probe: Probe, embeddings: str, on_progress: ProgressCallback | None = None) -> Commit:
-    """Write the column group `probe.group` (score) from the embeddings in the group `embeddings`, and commit it."""
+def probe_step(dataset: Dataset, probe: Probe, embeddings: str) -> Step:
+    """The step that writes the column group `probe.group(embeddings)` of `dataset` from the group `embeddings`."""
     told = {"probe": probe.sha256, "embeddings": embeddings}
-    run = StepRun(dataset, Step("probe", STEP_VERSION, told, (Reads(dataset, (embeddings,)),)), on_progress)
+    return Step("probe", STEP_VERSION, told, (Reads(dataset, (embeddings,)),))
+
+
+def score_probe(dataset: Dataset, probe: Probe, embeddings: str, on_progress: ProgressCallback | None = None) -> Commit:
+    """Write the column group `probe.group(embeddings)` (score) from the embeddings in a group, and commit it.
+
+    Raises ConfigurationError for embeddings of another width.
+    """
+    run = StepRun(dataset, probe_step(dataset, probe, embeddings), on_progress)
     if run.committed:
         return run.committed
+    check_free(dataset, probe.group(embeddings), run.step)
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
         table = dataset.table(embeddings, shard)
-        vectors = table.column("embedding").to_pylist()
-        present = [vector for vector in vectors if vector is not None]
-        scores = iter(probe.score(np.array(present)).tolist() if present else ())
-        values = pa.array([None if vector is None else next(scores) for vector in vectors], pa.float32())
-        columns = {name: table.column(name) for name in ("key", "status", "reason")}
-        output.columns(probe.group, pa.table({"key": columns.pop("key"), "score": values, **columns}))
+        output.columns(probe.group(embeddings), scored(table, probe.score))
         output.finish(table.num_rows)
     return run.commit()

@@ -1,24 +1,32 @@
 """The file that `harmon filter --recipe` reads: columns to make first, duplicates to mark, rows to keep."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-from filtering.aesthetic import load_head, score_aesthetics
-from filtering.clarity import score_clarity
+from filtering.aesthetic import aesthetic_step, load_head, score_aesthetics
+from filtering.clarity import GROUP as CLARITY
+from filtering.clarity import clarity_step, score_clarity
 from filtering.duplicates import Duplicates, duplicates_group, mark_duplicates
-from filtering.embedding import ARCHITECTURE, Clip, Pool, Precision, embed_images
-from filtering.header import write_headers
-from filtering.language import write_languages
-from filtering.phash import write_hashes
+from filtering.embedding import ARCHITECTURE, Clip, Pool, Precision, embed_images, embed_step
+from filtering.groups import check_free, full_name
+from filtering.header import GROUP as HEADER
+from filtering.header import header_step, write_headers
+from filtering.language import language_group, language_step, write_languages
+from filtering.phash import GROUP as HASH
+from filtering.phash import hash_step, write_hashes
 from filtering.preprocess import Resizer
-from filtering.probe import load_probe, score_probe
+from filtering.probe import load_probe, probe_step, score_probe
+from filtering.rows import sources_of
 from filtering.selection import Selection
-from filtering.shipped import Shipped, write_shipped
-from filtering.similarity import score_similarity
+from filtering.shipped import CLIP, Shipped, has_embeddings_of, shipped_step, write_shipped
+from filtering.similarity import score_similarity, similarity_group, similarity_step
 from pipelines.dataset import Dataset
 from pipelines.manifest import Commit
 from pipelines.settings import Settings, parse, read_yaml
-from pipelines.steps import ProgressCallback
+from pipelines.steps import ProgressCallback, Step
 
 
 class Embed(Settings):
@@ -43,6 +51,11 @@ class Embed(Settings):
     """Fewest and most Ray actors with a model each; None: the process that runs the command."""
     gpus: float = 0.0
     """Of each actor."""
+
+    @cached_property
+    def model(self) -> Clip:
+        """The network, not loaded."""
+        return Clip(self.clip, self.architecture, self.precision, self.resizer)
 
 
 class Columns(Settings):
@@ -74,9 +87,17 @@ class FilterRecipe(Settings):
         if self.duplicates is None:
             return self.selection
         prefer = self.selection.prefer or self.duplicates.prefer
-        return self.selection.model_copy(
-            update={"duplicates": duplicates_group(datasets, self.duplicates), "prefer": prefer}
-        )
+        group = duplicates_group(datasets, self.compared(datasets))
+        return self.selection.model_copy(update={"duplicates": group, "prefer": prefer})
+
+    def compared(self, datasets: Sequence[Dataset]) -> Duplicates:
+        """What counts as a duplicate, with the embeddings' whole name: `clip` stands for those of `columns.embed`."""
+        assert self.duplicates is not None
+        name, embed = self.duplicates.embeddings, self.columns.embed
+        if name is None:
+            return self.duplicates
+        whole = embed.model.group if embed and name == CLIP else full_name(datasets, name)
+        return self.duplicates.model_copy(update={"embeddings": whole})
 
 
 def load_filter_recipe(path: Path) -> FilterRecipe:
@@ -87,44 +108,107 @@ def load_filter_recipe(path: Path) -> FilterRecipe:
 def make_columns(
     recipe: FilterRecipe, datasets: Sequence[Dataset], on_progress: ProgressCallback | None = None
 ) -> list[Commit]:
-    """Write every column group that the recipe asks for and that does not stand yet."""
+    """Write every column group that the recipe asks for and that does not stand yet.
+
+    Raises ConfigurationError, before any work, where one stands that was made otherwise.
+    """
+    columns = _columns(recipe.columns)
+    for dataset in datasets:
+        for column in columns:
+            if dataset.entries(column.group) and column.wanted(dataset):
+                check_free(dataset, column.group, column.step(dataset))
     commits = [
-        commit for dataset in datasets for make in _makers(recipe.columns) for commit in make(dataset, on_progress)
+        column.write(dataset, on_progress) for dataset in datasets for column in columns if column.wanted(dataset)
     ]
     if recipe.duplicates is not None:
-        commits += mark_duplicates(datasets, recipe.duplicates, on_progress)
+        commits += mark_duplicates(datasets, recipe.compared(datasets), on_progress)
     return commits
 
 
-Maker = Callable[[Dataset, ProgressCallback | None], list[Commit]]
+def missing_groups(recipe: FilterRecipe, datasets: Sequence[Dataset]) -> dict[str, list[str]]:
+    """Column groups that the recipe would make first, by dataset."""
+    found = {}
+    for dataset in datasets:
+        columns = _columns(recipe.columns)
+        lacking = [one.group for one in columns if one.wanted(dataset) and not dataset.entries(one.group)]
+        if lacking:
+            found[dataset.name] = list(dict.fromkeys(lacking))
+    if not found and recipe.duplicates is not None:  # whose name follows from the other columns
+        group = duplicates_group(datasets, recipe.compared(datasets))
+        found = {dataset.name: [group] for dataset in datasets if not dataset.entries(group)}
+    return found
 
 
-def _makers(columns: Columns) -> list[Maker]:
-    makers: list[Maker] = []
+def _no(dataset: Dataset) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column group that a recipe makes."""
+
+    group: str
+    step: Callable[[Dataset], Step]
+    write: Callable[[Dataset, ProgressCallback | None], Commit]
+    stands: Callable[[Dataset], bool] = _no
+    """Whether the group that a dataset has is as good as what `write` would make, though another step made it."""
+    sources: tuple[str, ...] = ()
+    """Sources without which a dataset does not get it; empty: every dataset does."""
+
+    def wanted(self, dataset: Dataset) -> bool:
+        """Whether a dataset is to have it from `write`."""
+        return not self.stands(dataset) and (not self.sources or bool(sources_of(dataset) & set(self.sources)))
+
+
+def _columns(columns: Columns) -> list[_Column]:
+    embed = columns.embed
+    clip = embed.model if embed else None
+    made: list[_Column] = []
     if columns.header:
-        makers.append(lambda dataset, show: [write_headers(dataset, show)])
+        made.append(_Column(HEADER, header_step, write_headers))
     if columns.clarity:
-        makers.append(lambda dataset, show: [score_clarity(dataset, show)])
+        made.append(_Column(CLARITY, clarity_step, score_clarity))
     if columns.hash:
-        makers.append(lambda dataset, show: [write_hashes(dataset, show)])
-    for group in columns.languages:
-        makers.append(lambda dataset, show, group=group: [write_languages(dataset, group, show)])  # type: ignore[misc]
+        made.append(_Column(HASH, hash_step, write_hashes))
+    for captions in columns.languages:
+        step, write = partial(language_step, captions=captions), _told(write_languages, captions=captions)
+        made.append(_Column(language_group(captions), step, write))
     for shipped in columns.shipped:
-        makers.append(lambda dataset, show, one=shipped: [write_shipped(dataset, one, show)])  # type: ignore[misc]
-    if columns.embed is not None:
-        makers.append(_embedder(columns.embed))
-    return makers
+        made.append(
+            _Column(
+                shipped.group_for(clip),
+                partial(shipped_step, settings=shipped, clip=clip),
+                _told(write_shipped, settings=shipped, clip=clip),
+                partial(has_embeddings_of, clip=clip) if shipped.embeds and clip else _no,
+                shipped.sources,
+            )
+        )
+    return made + (_embedded(embed, embed.model) if embed else [])
 
 
-def _embedder(settings: Embed) -> Maker:
-    clip = Clip(settings.clip, settings.architecture, settings.precision, settings.resizer)
+def _embedded(settings: Embed, clip: Clip) -> list[_Column]:
+    """The embeddings, unless verified ones stand, and what reads them."""
     pool = Pool(settings.device, settings.threads, settings.actors, settings.gpus)
+    made = [
+        _Column(
+            clip.group,
+            partial(embed_step, clip=clip),
+            _told(embed_images, clip=clip, pool=pool),
+            partial(has_embeddings_of, clip=clip),
+        )
+    ]
+    for head in map(load_head, settings.heads):
+        step = partial(aesthetic_step, head=head, embeddings=clip.group)
+        made.append(_Column(head.group(clip.group), step, _told(score_aesthetics, head=head, embeddings=clip.group)))
+    for probe in map(load_probe, settings.probes):
+        step = partial(probe_step, probe=probe, embeddings=clip.group)
+        made.append(_Column(probe.group(clip.group), step, _told(score_probe, probe=probe, embeddings=clip.group)))
+    for captions in settings.similarity:
+        step = partial(similarity_step, clip=clip, captions=captions)
+        write = _told(score_similarity, clip=clip, captions=captions, device=settings.device)
+        made.append(_Column(similarity_group(captions, clip.group), step, write))
+    return made
 
-    def make(dataset: Dataset, show: ProgressCallback | None) -> list[Commit]:
-        # embeddings that a source ships under the same name, and that were verified, are used
-        made = [] if dataset.entries(clip.group) else [embed_images(dataset, clip, show, pool)]
-        made += [score_aesthetics(dataset, load_head(head), clip.group, show) for head in settings.heads]
-        made += [score_probe(dataset, load_probe(probe), clip.group, show) for probe in settings.probes]
-        return made + [score_similarity(dataset, clip, one, show, settings.device) for one in settings.similarity]
 
-    return make
+def _told(write: Callable[..., Commit], **settings: Any) -> Callable[[Dataset, ProgressCallback | None], Commit]:
+    return lambda dataset, show: write(dataset, on_progress=show, **settings)

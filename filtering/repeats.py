@@ -1,7 +1,8 @@
 """Rows that share an identity (bytes, a duplicate group, a key), and which of them stays. Bounded memory.
 
-Identities are looked at a range of their hashes at a time, at most AT_ONCE rows each: 8 bytes a row, and a little more
-for each row that does share its identity.
+Identities are looked at a range of their hashes at a time: 8 bytes for each of at most AT_ONCE rows, then about 60
+bytes for each of at most TOGETHER rows that do share theirs (or for all that share one). What is known in the end takes
+8 bytes for each row that gives way and 20 for each that it gives way to, and as much again while it is sorted.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +13,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from filtering.rows import Mask, ShardRows
+from pipelines.errors import HarmonError
 
-AT_ONCE = 1 << 23  # rows whose hashes are held together: 64 MiB, and as much again to sort them
+AT_ONCE = 1 << 22  # rows whose hashes are held together: 32 MiB, and as much again to gather them
+TOGETHER = 1 << 20  # rows with an equal that are compared together
 _DIGITS = np.full(256, 255, np.uint8)
 for _value, _letter in enumerate(b"0123456789abcdef"):
     _DIGITS[_letter] = _value
 
 Hashes = NDArray[np.uint64]
+Numbers = NDArray[np.uint32]
+"""Of rows, among all that take part."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +43,19 @@ Worth = Callable[[ShardRows], Sequence[NDArray[np.float64]]]
 
 @dataclass
 class Losers:
-    """Rows that give way, with the key of the row that stays: 24 bytes each."""
+    """Rows that give way, ascending, and for each which of the keys is that of the row that stays."""
 
-    rows: NDArray[np.int64]
-    winners: NDArray[np.void]
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[int, str]]) -> "Losers":
-        ordered = sorted(pairs)
-        rows = np.array([row for row, _ in ordered], np.int64)
-        return cls(rows, np.array([bytes.fromhex(key) for _, key in ordered], "V16"))
+    rows: Numbers
+    which: Numbers
+    keys: NDArray[np.void]
 
     def winner(self, row: int) -> str:
         """Key of the row that stays for a row that does not."""
-        return bytes(self.winners[int(np.searchsorted(self.rows, row))]).hex()
+        return bytes(self.keys[self.which[self.among(row, row + 1)][0]]).hex()
+
+    def among(self, begin: int, end: int) -> slice:
+        """Where those stand that give way among the rows `begin` to `end`."""
+        return slice(*np.searchsorted(self.rows, np.array([begin, end], np.uint32)).tolist())
 
 
 def losers(
@@ -59,48 +63,96 @@ def losers(
 ) -> Losers:
     """Every eligible row that shares the value of `column` (hexadecimal text, null takes no part) with a better one.
 
-    Without `worth`, and where it is equal, the first in the order dataset, shard, row is the best. `pieces` starts a
-    new reading; `total` is about how many rows take part.
+    Of a text its first 128 bits count. Without `worth`, and where it is equal, the first in the order dataset, shard,
+    row is the best. `pieces` starts a new reading; `total` is about how many rows take part.
     """
+    if total >= 1 << 32:
+        raise HarmonError(f"{total:,} rows are more than are compared together; select from fewer datasets at a time")
     parts = 1
     while total / parts > AT_ONCE:
         parts *= 2
-    found: list[tuple[int, str]] = []
+    rows, winners = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
     for part in range(parts):
-        repeated = _repeated(
-            [own[_within(own, part, parts)] for piece in pieces() for own in [_hashes(piece, column)[0]]]
-        )
-        if len(repeated):
-            found += _beaten(pieces, column, repeated, worth)
-    return Losers.of(found)
+        for repeated in _repeated(_gathered(pieces, column, part, parts)):
+            beaten, best = _beaten(pieces, column, repeated, worth)
+            rows.append(beaten)
+            winners.append(best)
+    gone = np.concatenate(rows)
+    order = np.argsort(gone)
+    gone = gone[order]
+    rows.clear()
+    stay = np.concatenate(winners)[order]
+    winners.clear()
+    named = np.unique(stay)
+    which = np.searchsorted(named, stay).astype(np.uint32)
+    del stay, order
+    return Losers(gone, which, _keys(pieces, named))
 
 
-def _repeated(hashes: Sequence[Hashes]) -> Hashes:
-    """Values that occur more than once, ascending."""
-    values = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+def _gathered(pieces: Callable[[], Iterator[Piece]], column: tuple[str, str], part: int, parts: int) -> Hashes:
+    found = [np.zeros(0, np.uint64)]
+    for piece in pieces():
+        hashes, _ = _hashes(piece, column)
+        found.append(hashes[_within(hashes, part, parts)])
+    return np.concatenate(found)
+
+
+def _repeated(values: Hashes) -> Iterator[Hashes]:
+    """Values that occur more than once, ascending: so many at a time as at most TOGETHER rows have, or one that more
+    rows have. Sorts `values`."""
     values.sort()
-    return np.unique(values[1:][values[1:] == values[:-1]])
+    again = values[1:] == values[:-1]
+    firsts = np.flatnonzero(again & ~np.concatenate(([False], again[:-1]))) if len(again) else np.zeros(0, np.int64)
+    ends = np.cumsum(np.searchsorted(values, values[firsts], side="right") - firsts)
+    repeated, begin = values[firsts], 0
+    del values, again
+    while begin < len(repeated):
+        done = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, done + TOGETHER, side="right")))
+        yield repeated[begin:end]
+        begin = end
 
 
 def _beaten(
     pieces: Callable[[], Iterator[Piece]], column: tuple[str, str], repeated: Hashes, worth: Worth | None
-) -> list[tuple[int, str]]:
-    groups: dict[str, list[tuple[tuple[float, ...], int, str]]] = {}
+) -> tuple[Numbers, Numbers]:
+    """Numbers of the rows that give way among those with these hashes, and of the rows that stay for them."""
+    gathered: list[list[NDArray[np.generic]]] = []
     for piece in pieces():
         hashes, rows = _hashes(piece, column)
-        chosen = rows[np.isin(hashes, repeated)]
-        if not len(chosen):
-            continue
-        identities = piece.rows.column(*column).take(pa.array(chosen)).to_pylist()
-        keys = piece.rows.column("source", "key").take(pa.array(chosen)).to_pylist()
-        numbers = [np.nan_to_num(one, nan=-np.inf)[chosen] for one in worth(piece.rows)] if worth else []
-        for place, (row, identity, key) in enumerate(zip(chosen.tolist(), identities, keys, strict=True)):
-            number = piece.first + row
-            groups.setdefault(identity, []).append((tuple(float(one[place]) for one in numbers), -number, key))
-    found = []
-    for members in groups.values():
-        best = max(members)
-        found += [(-number, best[2]) for _, number, _ in members if number != best[1]]
+        at = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
+        chosen = repeated[at] == hashes
+        if chosen.any():
+            rows = rows[chosen]
+            rest = _digits(_texts(piece.rows, column, rows), 16)  # the rest of a key or group, half of that of sha256
+            numbers = [np.nan_to_num(one, nan=-np.inf)[rows] for one in worth(piece.rows)] if worth else []
+            gathered.append(
+                [(piece.first + rows).astype(np.uint32), at[chosen].astype(np.int32), rest, *(-one for one in numbers)]
+            )
+    if not gathered:
+        return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
+    number, first, rest, *worths = (np.concatenate(parts) for parts in zip(*gathered, strict=True))
+    gathered.clear()
+    order = np.lexsort((number, *reversed(worths), rest, first))
+    worths.clear()
+    first, rest, number = first[order], rest[order], number[order]
+    begins = np.concatenate(([True], (first[1:] != first[:-1]) | (rest[1:] != rest[:-1])))
+    best = number[begins][np.cumsum(begins) - 1]
+    return number[~begins], best[~begins]
+
+
+def _keys(pieces: Callable[[], Iterator[Piece]], numbers: Numbers) -> NDArray[np.void]:
+    """Keys of rows by number, which ascends."""
+    found = np.zeros(len(numbers), "V16")
+    for piece in pieces() if len(numbers) else ():
+        begin, end = np.searchsorted(numbers, np.array([piece.first, piece.first + len(piece.rows)], np.uint32))
+        if end > begin:
+            texts = (
+                piece.rows.column("source", "key")
+                .take(pa.array(numbers[begin:end] - np.uint32(piece.first)))
+                .to_pylist()
+            )
+            found[begin:end] = [bytes.fromhex(text) for text in texts]
     return found
 
 
@@ -109,21 +161,22 @@ def _hashes(piece: Piece, column: tuple[str, str]) -> tuple[Hashes, NDArray[np.i
     values = piece.rows.column(*column)
     present = piece.eligible & ~np.asarray(values.is_null(), dtype=bool)
     rows = np.flatnonzero(present)
-    texts = values.take(pa.array(rows)).combine_chunks()
-    return _first_digits(texts), rows
+    return _digits(_texts(piece.rows, column, rows), 0), rows
 
 
-def _first_digits(texts: pa.Array) -> Hashes:
-    """The first 16 hexadecimal digits of each text as a number. Every text has as many digits as the others."""
+def _texts(rows: ShardRows, column: tuple[str, str], wanted: NDArray[np.int64]) -> pa.Array:
+    texts = rows.column(*column).take(pa.array(wanted)).combine_chunks()
+    return pa.concat_arrays(texts.chunks) if isinstance(texts, pa.ChunkedArray) and texts.num_chunks else texts
+
+
+def _digits(texts: pa.Array, start: int) -> Hashes:
+    """Sixteen hexadecimal digits of each text, from the digit `start` on, as a number. Every text has 32 at least."""
     if not len(texts):
         return np.zeros(0, np.uint64)
-    if isinstance(texts, pa.ChunkedArray):
-        texts = pa.concat_arrays(texts.chunks)
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(texts.buffers()[2], np.uint8)
-    digits = _DIGITS[letters[offsets[:-1, None] + np.arange(16)]].astype(np.uint64)
-    shifts = np.arange(60, -4, -4).astype(np.uint64)
-    found: Hashes = (digits << shifts).sum(axis=1, dtype=np.uint64)
+    digits = _DIGITS[letters[offsets[:-1, None] + np.arange(start, start + 16)]]
+    found: Hashes = (digits[:, ::2] << 4 | digits[:, 1::2]).copy().view(">u8").reshape(-1).astype(np.uint64)
     return found
 
 

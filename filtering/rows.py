@@ -1,6 +1,6 @@
 """The rows of one shard as rules see them: any column of any group, read when it is first asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -99,6 +99,18 @@ class ShardRows:
         mask: Mask = np.asarray(pc.not_equal(self.column(SOURCE, "task"), "text"), dtype=bool)
         return mask
 
+    def of(self, sources: Sequence[str]) -> Mask:
+        """Rows of these sources."""
+        found = pc.is_in(self.column(SOURCE, "source"), pa.array(sources, pa.string()))
+        return np.asarray(found, dtype=bool)
+
+    def rounding(self, group: str, name: str) -> Callable[[float], float]:
+        """How a number is rounded to what the column can hold: as its floats are, not at all for integers."""
+        kind = self.column(group, name).type
+        if not pa.types.is_floating(kind):
+            return float
+        return lambda number: float(np.dtype(kind.to_pandas_dtype()).type(number))
+
     def members(self) -> NDArray[np.int64]:
         """Position of each row's image among the members of the tar [rows], -1 for a row without one."""
         places = np.full(len(self), -1, np.int64)
@@ -122,6 +134,14 @@ def shards_of(datasets: Sequence[Dataset]) -> Iterator[tuple[int, ShardRows]]:
             (one for one in head.files if one.group == SOURCE) if head else (), key=lambda one: one.shard
         ):
             yield number, ShardRows(dataset, entry.shard, head)
+
+
+def sources_of(dataset: Dataset) -> set[str]:
+    """Names of the sources that a dataset's rows come from."""
+    found: set[str] = set()
+    for shard in dataset.shard_numbers:
+        found |= set(pc.unique(dataset.table(SOURCE, shard, ["source"]).column(0)).to_pylist())
+    return found
 
 
 def _floats(column: pa.ChunkedArray, name: str) -> Numbers:

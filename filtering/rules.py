@@ -1,7 +1,8 @@
 """Rules on what columns say: file type, caption, address, shipped scores, known-bad hashes.
 
-Each rule yields checks over a whole shard; the first check that drops a row is its reason. Nothing is measured
-here: what a rule compares stands in a column, so other thresholds cost a rerun of the selection alone.
+Each rule yields checks over a whole shard; the first check that drops a row is its reason. Nothing is measured here:
+what a rule compares stands in a column, so other thresholds cost a rerun of the selection alone. A rule says which
+column groups it reads, and may judge the rows of some sources alone.
 """
 
 import re
@@ -23,6 +24,7 @@ from pipelines.settings import Settings
 from pipelines.storage import file_sha256
 
 DIGESTS = {32: "md5", 64: "sha256"}  # hex digits of a line to the kind of hash; 64 with `pdq:` before them is PDQ
+HASH = "hash"  # column group with md5 (filtering.phash)
 PDQ = "pdq"  # column group and column of PDQ hashes, 64 hexadecimal digits
 PDQ_DISTANCE = 31  # differing bits of 256 that Meta's PDQ calls a match (ThreatExchange, pdq/README)
 
@@ -42,11 +44,35 @@ def told(start: str, values: Sequence[object] | None = None) -> Callable[[int], 
     return lambda row: start if values is None else f"{start}{values[row]}"[:200]
 
 
-class Threshold(Settings):
+class Rule(Settings):
+    """Judges each row by itself."""
+
+    sources: tuple[str, ...] = ()
+    """Sources whose rows it judges; the rows of others pass, and need none of its column groups. Empty: all."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Column groups that it reads besides `source`."""
+        return ()
+
+    def checks(self, rows: ShardRows) -> Iterator[Check]:
+        """Every reason to leave, in the order in which they count, for all rows of a shard."""
+        raise NotImplementedError
+
+    def verdicts(self, rows: ShardRows) -> Iterator[Check]:
+        """`checks`, on the rows of its sources."""
+        if not self.sources:
+            yield from self.checks(rows)
+        elif (mine := rows.of(self.sources)).any():
+            for check in self.checks(rows):
+                yield Check(check.reason, check.drops & mine, check.detail)
+
+
+class Threshold(Rule):
     """Least or largest value of a number that an image needs."""
 
     group: str
-    """Column group with the number, such as `clarity` or `aesthetic.laion-v2-21dd590f`."""
+    """Column group with the number, such as `clarity`, or the beginning of its name: `aesthetic`."""
     column: str
     at_least: float | None = None
     at_most: float | None = None
@@ -57,10 +83,16 @@ class Threshold(Settings):
             raise ValueError("give at_least, at_most or both")
         return self
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.group == SOURCE else (self.group,)
+
     def checks(self, rows: ShardRows) -> Iterator[Check]:
-        """A row without the number is `unscored`: it never passes silently."""
+        """A row without the number is `unscored`: it never passes silently. A bound is rounded as the column's numbers
+        are, so that a score of 0.8 is at most 0.8."""
         name, pictures = self.group.partition(".")[0], rows.pictures
         values = rows.numbers(self.group, self.column)
+        rounded = rows.rounding(self.group, self.column)
 
         def why_absent(row: int) -> str:
             known = rows.head.schemas.get(self.group, {})
@@ -69,14 +101,14 @@ class Threshold(Settings):
 
         yield Check("unscored", pictures & np.isnan(values), why_absent)
         if (least := self.at_least) is not None:
-            below = pictures & (values < least)
+            below = pictures & (values < rounded(least))
             yield Check(f"low_{name}", below, lambda row: f"{self.column} {values[row]:.3f} < {least:g}")
         if (most := self.at_most) is not None:
-            above = pictures & (values > most)
+            above = pictures & (values > rounded(most))
             yield Check(f"high_{name}", above, lambda row: f"{self.column} {values[row]:.3f} > {most:g}")
 
 
-class FileTypes(Settings):
+class FileTypes(Rule):
     """Which encodings stay."""
 
     allow: tuple[str, ...] = ("jpg", "png", "webp")
@@ -88,7 +120,7 @@ class FileTypes(Settings):
         yield Check("file_type", rows.pictures & wrong, lambda row: f"type {kinds[row].as_py()}")
 
 
-class Captions(Settings):
+class Captions(Rule):
     """Limits of the caption's length and language."""
 
     group: str = SOURCE
@@ -99,6 +131,11 @@ class Captions(Settings):
     """ISO 639-1 codes that stay, by the column group `language.<group>`; empty: any."""
     min_probability: float = 0.0
     """Of the language, below which a caption is taken for another one."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        own = () if self.group == SOURCE else (self.group,)
+        return (*own, f"language.{self.group}") if self.languages else own
 
     def checks(self, rows: ShardRows) -> Iterator[Check]:
         column = "caption" if self.group == SOURCE else "text"
@@ -119,7 +156,7 @@ class Captions(Settings):
         return Check("language", wrong, lambda row: f"language {found[row].as_py()} ({sure[row]:.2f})")
 
 
-class Addresses(Settings):
+class Addresses(Rule):
     """Which hosts stay, and what an address may not contain."""
 
     deny: tuple[str, ...] = ()
@@ -144,7 +181,7 @@ class Addresses(Settings):
             yield Check("address", pictures & np.asarray(found, dtype=bool), lambda row: str(urls[row].as_py()))
 
 
-class HashList(Settings):
+class HashList(Rule):
     """A file of known-bad images: one hexadecimal md5 or sha256 a line, or `pdq:` and 64 digits; # begins a remark."""
 
     file: Path
@@ -165,6 +202,14 @@ class HashList(Settings):
                 found[kind].add(digits)
         return found
 
+    @cached_property
+    def _listed(self) -> dict[str, pa.Array]:
+        return {kind: pa.array(sorted(digests), pa.string()) for kind, digests in self.digests.items()}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(group for group, kind in ((HASH, "md5"), (PDQ, "pdq")) if self.digests[kind])
+
     @property
     def sha256(self) -> str:
         """Of the file, which stands for it in step keys."""
@@ -173,15 +218,20 @@ class HashList(Settings):
         return file_sha256(self.file)
 
     def checks(self, rows: ShardRows) -> Iterator[Check]:
-        """sha256 is in `source`, md5 in the group `hash`; PDQ is read from a group `pdq`, which others write."""
-        for kind, group in (("sha256", SOURCE), ("md5", "hash")):
+        """sha256 is in `source`, md5 in the group `hash`; PDQ is read from a group `pdq`, which others write.
+
+        A row without the md5 that a list asks for is `unscored`: nobody can say that it is not listed.
+        """
+        for kind, group in (("sha256", SOURCE), ("md5", HASH)):
             if self.digests[kind]:
-                column = rows.column(group, kind)
-                known = pc.is_in(column, pa.array(sorted(self.digests[kind]), pa.string()))
+                found = rows.column(group, kind)
+                absent = rows.pictures & np.asarray(pc.is_null(found), dtype=bool)
+                yield Check("unscored", absent, told(f"no {kind} to compare with {self.file.name}"))
+                known = pc.is_in(found, self._listed[kind])
                 drops = rows.pictures & np.asarray(known, dtype=bool)
                 yield Check(self.reason, drops, told(f"{kind} stands in {self.file.name}"))
         if self.digests["pdq"]:
-            distance = _pdq_distance(rows.values(PDQ, PDQ), sorted(self.digests["pdq"]))
+            distance = _pdq_distance(rows.values(PDQ, PDQ), self._listed["pdq"].to_pylist())
             drops = rows.pictures & (distance <= PDQ_DISTANCE)
             yield Check(self.reason, drops, lambda row: f"pdq within {distance[row]} bits of {self.file.name}")
 

@@ -19,25 +19,24 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from filtering.expression import WORDS, names_in, parse_condition, resolve
+from filtering.inputs import check_inputs, read_groups
 from filtering.layout import Layout, lay_out
-from filtering.rows import ShardRows
 from filtering.selection import Selection
 from filtering.shard_files import Shards
 from pipelines.children import PR_SET_PDEATHSIG
-from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
-from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.manifest import IMAGES, SOURCE, Commit
+from pipelines.errors import HarmonError
+from pipelines.manifest import Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
 from pipelines.workspace import WORK, Workspace
 
-STEP_VERSION = 2
+STEP_VERSION = 3
 
 
 def select_step(datasets: Sequence[Dataset], selection: Selection) -> Step:
     """The step that writes the selected rows of `datasets`."""
-    reads = tuple(Reads(dataset, _read_groups(dataset, selection)) for dataset in datasets)
+    selection = selection.named(datasets)
+    reads = tuple(Reads(dataset, read_groups(dataset, selection)) for dataset in datasets)
     return Step("select", STEP_VERSION, selection.configuration(), reads)
 
 
@@ -55,14 +54,16 @@ def select(
     the shards; it does not change a byte.
 
     Raises:
-        ConfigurationError: a rule's group is absent from a dataset with images, a carried one from all.
+        ConfigurationError: a rule's group is absent from a dataset with images, a carried one from all; no row comes
+            from a source that is named.
         HarmonError: no row passes.
     """
-    _check_groups(datasets, selection)
+    selection = selection.named(datasets)
     run = StepRun(target, select_step(datasets, selection), on_progress)
     if run.committed:
         run.clean()
         return run.committed
+    check_inputs(datasets, selection)
     work = Workspace(target.store.work(f"{WORK}/{run.step.key}/shuffle"))
     work.acquire()
     layout = lay_out(datasets, target, selection, work.folder)
@@ -74,7 +75,7 @@ def select(
         for shard in pending:
             shards.write(run.shard(shard), shard)
     work.discard()
-    return run.commit()
+    return run.commit(notes=layout.notes)
 
 
 # Several processes
@@ -99,17 +100,19 @@ def _write_apart(
     context = multiprocessing.get_context("spawn")
     size = max(1, min(16, len(pending) // (4 * workers)))
     runs = [pending[start : start + size] for start in range(0, len(pending), size)]
-    with ProcessPoolExecutor(min(workers, len(runs)), context, _begin_worker, told) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(runs)), context, _begin_worker, told)
+    try:
         for done in as_completed([pool.submit(_write_some, some) for some in runs]):
-            try:
-                done.result()
-            except BrokenProcessPool as problem:
-                raise HarmonError(
-                    f"A process that wrote shards of {target.root} was killed, perhaps for want of memory; run it "
-                    "again with fewer workers, and it goes on where it was."
-                ) from problem
+            done.result()
             if on_progress is not None:
                 on_progress(run.progress())
+    except BrokenProcessPool as problem:
+        raise HarmonError(
+            f"A process that wrote shards of {target.root} was killed, perhaps for want of memory; run it again with "
+            "fewer workers, and it goes on where it was."
+        ) from problem
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure nothing more is begun
 
 
 def _begin_worker(
@@ -130,45 +133,3 @@ def _write_some(shards: Sequence[int]) -> None:
     run, writer = _writer
     for shard in shards:
         writer.write(run.shard(shard), shard)
-
-
-# What a selection needs of its inputs
-
-
-def _read_groups(dataset: Dataset, selection: Selection) -> tuple[str, ...]:
-    """Every group of a dataset that decides the result."""
-    named = list(names_in(parse_condition(selection.where))) if selection.where else []
-    numbers = dataset.shard_numbers
-    resolved = [
-        resolve(ShardRows(dataset, numbers[0]), name)[0]
-        for name in [*named, *selection.prefer]
-        if numbers and _is_group(name)
-    ]
-    rules = [one.group for one in (selection.captions,) if one]
-    rules += [f"language.{one.group}" for one in (selection.captions,) if one and one.languages]
-    hashed = selection.hash_lists or (selection.decontaminate and selection.decontaminate.lists)
-    near = [selection.duplicates] if selection.duplicates else []
-    compared = list(selection.decontaminate.captions) if selection.decontaminate else []
-    asked = [SOURCE, IMAGES, *selection.groups, *resolved, *rules, *(["hash"] if hashed else []), *near, *compared]
-    return tuple(group for group in dict.fromkeys(asked) if dataset.entries(group))
-
-
-def _is_group(name: str) -> bool:
-    """Whether a name of a condition is a column group's, rather than a measure made from `source`."""
-    return name not in WORDS and name not in SOURCE_SCHEMA.names
-
-
-def _check_groups(datasets: Sequence[Dataset], selection: Selection) -> None:
-    for group in selection.groups:
-        if not any(dataset.entries(group) for dataset in datasets):
-            names = ", ".join(str(dataset.root) for dataset in datasets)
-            raise ConfigurationError(f"None of {names} has the column group '{group}' that the selection carries.")
-    needed = [threshold.group for threshold in selection.thresholds]
-    needed += [selection.take.group] if selection.take else []
-    for group in needed:
-        for dataset in datasets:
-            if dataset.entries(IMAGES) and not dataset.entries(group):
-                raise ConfigurationError(
-                    f"{dataset.root} has images but no column group '{group}' for the threshold; "
-                    "run the step that writes it first."
-                )

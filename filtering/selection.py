@@ -1,27 +1,22 @@
 """What a selection is told: rules, how many to keep, and how the survivors are written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from filtering.buckets import Buckets
 from filtering.cut import Take
 from filtering.decontamination import Decontamination
-from filtering.expression import parse_condition
 from filtering.geometry import Geometry
-from filtering.resize import Resize
-from filtering.rows import ShardRows
-from filtering.rules import Addresses, Captions, Check, FileTypes, HashList, Threshold
+from filtering.grammar import parse_condition
+from filtering.groups import full_name
+from filtering.resize import Resize, is_of_bytes
+from filtering.rules import Addresses, Captions, FileTypes, HashList, Rule, Threshold
+from pipelines.dataset import Dataset
 from pipelines.manifest import SOURCE
 from pipelines.settings import Settings
-
-
-class Rule(Protocol):
-    """Judges each row by itself."""
-
-    def checks(self, rows: ShardRows) -> Iterator[Check]: ...
 
 
 class Selection(Settings):
@@ -37,7 +32,7 @@ class Selection(Settings):
     thresholds: tuple[Threshold, ...] = ()
     """Scores of our own, or shipped by a source in a column group (PixelProse's watermark and toxicity)."""
     where: str | None = None
-    """A condition that every row has to meet (filtering.expression)."""
+    """A condition that every row has to meet (filtering.grammar)."""
     decontaminate: Decontamination | None = None
     duplicates: str | None = None
     """Column group of near duplicates, of which the best row stays (filtering.duplicates). Equal bytes always count."""
@@ -57,7 +52,8 @@ class Selection(Settings):
     """None: the original bytes."""
     rows_per_shard: int = Field(default=1000, ge=1)
     shard_bytes: int | None = Field(default=None, ge=1 << 20)
-    """About how large a shard is to be instead: rows a shard follow from the mean size of the inputs' pictures."""
+    """About how large a shard is to be instead: rows a shard follow from the mean size of the pictures that stay, as
+    they are written."""
     seed: int = 0
     """Of the global shuffle, of the caption's draw, and of the order among equal scores."""
 
@@ -75,13 +71,20 @@ class Selection(Settings):
             raise ValueError("shares are not negative, and one is above 0")
         return shares
 
+    @model_validator(mode="after")
+    def _carries_what_stays_true(self) -> "Selection":
+        if self.resize and (stale := [group for group in self.carry if is_of_bytes(group)]):
+            raise ValueError(f"{', '.join(stale)} would be false of pictures that are made smaller; carry it not")
+        return self
+
     @property
     def groups(self) -> tuple[str, ...]:
-        """Every column group that is carried into the new dataset."""
+        """Every column group that is carried into the new dataset; with a resize none that speaks of the old bytes."""
         captions = (name for name in self.caption_shares if name != SOURCE)
         scores = (t.group for t in self.thresholds if t.group != SOURCE)
         taken = (self.take.group,) if self.take and self.take.group != SOURCE else ()
-        return tuple(dict.fromkeys((*self.carry, *captions, *scores, *taken)))
+        found = dict.fromkeys((*self.carry, *captions, *scores, *taken))
+        return tuple(group for group in found if self.resize is None or not is_of_bytes(group))
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -90,10 +93,27 @@ class Selection(Settings):
         return tuple(rule for rule in some if rule is not None)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source that is named, by a rule or a quota."""
+        named = [name for rule in self.rules for name in rule.sources]
+        named += [*self.take.sources, *self.take.quotas] if self.take else []
+        return tuple(dict.fromkeys(named))
+
+    @property
     def measured(self) -> tuple[tuple[str, str], ...]:
         """Group and column of every number that a threshold or the cut looks at."""
         looked = [(threshold.group, threshold.column) for threshold in self.thresholds]
         return tuple(dict.fromkeys([*looked, *([(self.take.group, self.take.column)] if self.take else [])]))
+
+    def named(self, datasets: Sequence[Dataset]) -> "Selection":
+        """With the whole names of the groups that thresholds and the cut read: `aesthetic` may stand for the one
+        group that begins so.
+
+        Raises ConfigurationError where several do.
+        """
+        looked = [one.model_copy(update={"group": full_name(datasets, one.group)}) for one in self.thresholds]
+        take = self.take and self.take.model_copy(update={"group": full_name(datasets, self.take.group)})
+        return self.model_copy(update={"thresholds": tuple(looked), "take": take})
 
     def configuration(self) -> dict[str, Any]:
         """What decides the result: files by their contents, not by where they lie."""

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from filtering.buckets import BUCKET, Buckets
 from filtering.captions import CHOSEN, chosen_captions
 from filtering.layout import DATASET, MEMBER, SHARD, Layout, schemas_of
+from filtering.resize import is_of_bytes
 from filtering.selection import Selection
 from filtering.shuffle import Reader
 from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
@@ -19,7 +21,6 @@ from pipelines.shards import ImageShard
 from pipelines.steps import ShardOutput
 
 OPEN = 64  # image shards that a worker holds open: each is a memory map and 8 bytes an image
-BUCKET = "bucket"
 VIEW_LENGTH = 16  # longer lists, such as embeddings, are no scores and stay out of the view
 
 
@@ -48,9 +49,11 @@ class Shards:
         groups = {name: _part(wide, name) for name in self._groups}
         if self._selection.caption_shares:
             groups[CHOSEN] = chosen_captions(source, groups, self._selection.caption_shares, self._selection.seed)
-        if self._selection.buckets is not None:
-            groups[BUCKET] = self._buckets(source)
+        if (buckets := self._selection.buckets) is not None:
+            groups[BUCKET] = bucket_table(source, buckets)
         source = self._write_images(output, wide, source, groups)
+        if buckets is not None and self._selection.resize is not None:
+            groups[BUCKET] = bucket_table(source, buckets)  # of the sizes that were written
         output.columns(SOURCE, source)
         for name, table in groups.items():
             output.columns(name, table)
@@ -63,7 +66,10 @@ class Shards:
     def _write_images(
         self, output: ShardOutput, wide: pa.Table, source: pa.Table, groups: Mapping[str, pa.Table]
     ) -> pa.Table:
-        """Copy the pictures, bytes untouched unless a resize is asked for; returns `source` with the sizes written."""
+        """Copy the pictures, bytes untouched unless a resize is asked for; returns `source` with the sizes written.
+
+        What the view said of a picture that was made smaller is said anew, or left out.
+        """
         places = zip(*(wide.column(name).to_pylist() for name in (DATASET, SHARD, MEMBER)), strict=True)
         rows = source.select(["key", "task", "width", "height", "bytes", "ext"]).to_pylist()
         views = _views(groups, len(rows))
@@ -75,28 +81,43 @@ class Shards:
                 raise HarmonError(
                     f"The row {row['key']} has no image in {self._datasets[dataset].root}; run `harmon audit`."
                 )
-            data, extension = image.data, image.extension
+            data, extension, view = image.data, image.extension, image.view
             if self._selection.resize is not None:
                 data, extension, width, height = self._selection.resize.apply(data, extension, row["key"])
                 if data is not image.data:
                     row |= {"width": width, "height": height, "bytes": len(data), "ext": extension}
-            output.images().add(row["key"], data, extension, image.view | told | {"from": self._from[dataset]})
+                    view, told = self._of_smaller(view, row), told | self._bucket_of(width, height)
+            output.images().add(row["key"], data, extension, view | told | {"from": self._from[dataset]})
         if self._selection.resize is not None:
             for name in ("width", "height", "bytes", "ext"):
                 at, field = source.schema.get_field_index(name), source.schema.field(name)
                 source = source.set_column(at, field, pa.array([row[name] for row in rows], field.type))
         return source
 
-    def _buckets(self, source: pa.Table) -> pa.Table:
-        assert self._selection.buckets is not None
-        sizes = [source.column(name).cast(pa.float64()).to_numpy() for name in ("width", "height")]
-        found = self._selection.buckets.assign(*sizes).astype(np.int32)
-        without = found[:, 0] == 0
-        sides = {name: pa.array(found[:, at], mask=without) for at, name in enumerate(("width", "height"))}
-        return pa.table({"key": source.column("key"), **sides})
+    def _of_smaller(self, view: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """What the view still says of a picture that was made smaller."""
+        kept = {name: value for name, value in view.items() if name != BUCKET}
+        kept |= {name: row[name] for name in ("width", "height", "bytes", "ext") if name in view}
+        if "scores" in view:
+            kept["scores"] = {group: told for group, told in view["scores"].items() if not is_of_bytes(group)}
+        return kept
+
+    def _bucket_of(self, width: int, height: int) -> dict[str, Any]:
+        if self._selection.buckets is None:
+            return {}
+        return {BUCKET: self._selection.buckets.assign(np.array([width]), np.array([height]))[0].tolist()}
 
     def _opened(self, dataset: int, shard: int) -> ImageShard:
         return self._datasets[dataset].images(shard)
+
+
+def bucket_table(source: pa.Table, buckets: Buckets) -> pa.Table:
+    """key, width and height of each row's bucket; null for a row without a size."""
+    sizes = [source.column(name).cast(pa.float64()).to_numpy() for name in ("width", "height")]
+    found = buckets.assign(*sizes).astype(np.int32)
+    without = found[:, 0] == 0
+    sides = {name: pa.array(found[:, at], mask=without) for at, name in enumerate(("width", "height"))}
+    return pa.table({"key": source.column("key"), **sides})
 
 
 def _part(wide: pa.Table, group: str) -> pa.Table:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from filtering.decode import Undecodable, decoded
 from filtering.plan import Plan
 from filtering.rows import ShardRows
 from filtering.shuffle import places_of
@@ -28,7 +29,7 @@ def contact_sheet(made: Plan, path: Path) -> int:
     ImageDraw.Draw(sheet).rectangle((0, line, sheet.width, line + 1), fill="red")
     for part, top in ((kept, 0), (left, rows[0] * SIDE + 8)):
         for number, (data, _, _) in enumerate(part):
-            picture = _small(data)
+            picture = _small(data) or _grey()
             x, y = number % COLUMNS * SIDE, top + number // COLUMNS * SIDE
             sheet.paste(picture, (x + (SIDE - picture.width) // 2, y + (SIDE - picture.height) // 2))
     make_folder(path.absolute().parent)
@@ -75,25 +76,27 @@ def _pictures(made: Plan, stays: bool) -> list[Picture]:
     found = []
     for data, key, why in _some(made, stays, SHOWN):
         remarks = [Remark(why, "bad")] if why else []
-        try:
-            found.append(thumbnail(data, key[:12], *remarks))
-        except (OSError, ValueError, Image.DecompressionBombError):
-            grey = io.BytesIO()
-            _small(data).save(grey, "PNG")
-            found.append(thumbnail(grey.getvalue(), key[:12], Remark("cannot be decoded", "bad"), *remarks))
+        picture = _small(data)
+        if picture is None:
+            picture, remarks = _grey(), [Remark("cannot be decoded", "bad"), *remarks]
+        out = io.BytesIO()
+        picture.save(out, "PNG")
+        found.append(thumbnail(out.getvalue(), key[:12], *remarks))
     return found
 
 
-def _small(data: bytes) -> Image.Image:
-    """A picture that fits its square; a grey one for what cannot be decoded."""
+def _small(data: bytes) -> Image.Image | None:
+    """A picture that fits its square; None for what cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (SIDE, SIDE))
-            picture = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return Image.new("RGB", (SIDE // 2, SIDE // 2), "grey")
+        picture = decoded(data, draft=SIDE)
+    except Undecodable:
+        return None
     picture.thumbnail((SIDE - 4, SIDE - 4))
     return picture
+
+
+def _grey() -> Image.Image:
+    return Image.new("RGB", (SIDE // 2, SIDE // 2), "grey")
 
 
 def _some(made: Plan, stays: bool, number: int) -> list[tuple[bytes, str, str]]:

@@ -3,7 +3,8 @@
     python -m filtering.weights aesthetic|clip FOLDER
 
 OpenAI publishes CLIP as a TorchScript archive. Once its hash agrees it is read, and its tensors are written as
-.safetensors, which is what the rest of the system loads.
+.safetensors, which is what the rest of the system loads. The hash of that file, which no publisher knows, is noted in a
+file beside it, by which it is checked from then on.
 """
 
 import argparse
@@ -65,12 +66,17 @@ def fetch(published: Published, folder: Path) -> Path:
     """The file in `folder`, downloaded unless it is there; never under its name before its hash agrees.
 
     Raises:
-        HarmonError: it cannot be fetched, or is another file than the pinned one.
+        HarmonError: it cannot be fetched, or is another file than the pinned one, or than was made of it.
     """
     target = folder / published.name
+    note = target.with_name(f"{target.name}.sha256")
     if target.exists():
-        if not published.scripted and file_sha256(target) != published.sha256:
-            raise HarmonError(f"{target} is not the pinned file {published.sha256[:12]}; move it away and run again.")
+        due = published.sha256 if not published.scripted else _noted(note, published)
+        if file_sha256(target) != due:
+            raise HarmonError(
+                f"{target} is not the pinned file {published.sha256[:12]}"
+                f"{', or what was made of it' if published.scripted else ''}; move it away and run again."
+            )
         return target
     make_folder(folder)
     partial = folder / f".{published.name}.part"
@@ -78,10 +84,17 @@ def fetch(published: Published, folder: Path) -> Path:
         _download(published, partial)
         if published.scripted:
             _unscripted(partial)
+            note.write_text(f"{file_sha256(partial)} made of {published.sha256}\n")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _noted(note: Path, published: Published) -> str:
+    """Hash of the file that was made of the published one; nothing where none is noted."""
+    words = note.read_text().split() if note.is_file() else []
+    return words[0] if len(words) == 4 and words[-1] == published.sha256 else ""
 
 
 def _download(published: Published, partial: Path) -> None:

@@ -45,7 +45,8 @@ class RecaptionSettings(EngineSettings):
 
 
 class AestheticSettings(Settings):
-    """LAION's aesthetic predictor: a score of every image, in the group `aesthetic.<head>`, for a set's thresholds."""
+    """LAION's aesthetic predictor: a score of every image, in the group `aesthetic.<head>.<embedding>`, for
+    a set's thresholds, which may say `aesthetic`."""
 
     clip: str
     """File with the weights of CLIP ViT-L/14."""

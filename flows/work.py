@@ -217,13 +217,13 @@ def _embed(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
 
 
 def _aesthetic(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
-    dataset, embeddings = Dataset(recipe.dataset(name)), clip_of(settings).group
+    dataset = Dataset(recipe.dataset(name))
 
     def do(progress: ProgressCallback) -> None:
-        score_aesthetics(dataset, load_head(part(settings.head)), embeddings, progress)
+        score_aesthetics(dataset, load_head(part(settings.head)), clip_of(settings).group, progress)
 
     def step() -> Step:
-        return aesthetic_step(dataset, load_head(part(settings.head)), embeddings)
+        return aesthetic_step(dataset, load_head(part(settings.head)), clip_of(settings).group)
 
     return _dataset_work("aesthetic", dataset, step, do)
 

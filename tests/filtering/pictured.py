@@ -17,7 +17,7 @@ from pipelines.canonical import sample_key
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.scenes import dense_caption, make_scene, render
-from pipelines.steps import Step, StepRun
+from pipelines.steps import Reads, Step, StepRun
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Row:
     size: tuple[int, int] = (128, 128)  # width, height
     data: bytes | None = None
     text: bool = False
+    turn: str | None = None
+    """What the user says: of a text `Hello` where nothing else is given."""
+
+    @property
+    def extension(self) -> str:
+        """As the download sniffs it."""
+        return "webp" if (self.data or b"")[8:12] == b"WEBP" else "jpg"
 
     @property
     def picture(self) -> bytes:
@@ -43,14 +50,14 @@ TINY_CLIP = {
 }
 
 
-def tiny_clip(folder: Path) -> Path:
+def tiny_clip(folder: Path, seed: int = 0) -> Path:
     """Weights, in `folder`, of the network that open_clip then knows as `tiny-stand-in`; as wide as ViT-L/14's."""
     import open_clip
     import torch
 
     (folder / "tiny-stand-in.json").write_text(json.dumps(TINY_CLIP))
     open_clip.add_model_config(folder / "tiny-stand-in.json")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     torch.save(open_clip.create_model("tiny-stand-in").state_dict(), folder / "weights.pt")
     return folder / "weights.pt"
 
@@ -81,7 +88,8 @@ def write_rows(root: Path, rows: Sequence[Row], rows_per_shard: int = 5) -> Data
         table = [source_row(dataset.name, row) for row in shards[number]]
         for row, values in zip(shards[number], table, strict=True):
             if not row.text:
-                output.images().add(values["key"], row.picture, "jpg", {"caption": values["caption"]})
+                view = {name: values[name] for name in ("caption", "width", "height")}
+                output.images().add(values["key"], row.picture, row.extension, view)
         output.columns("source", pa.Table.from_pylist(table, SOURCE_SCHEMA))
         output.finish(len(table))
     run.commit({dataset.name: {"licence": "CC0-1.0", "terms": "open"}})
@@ -92,8 +100,10 @@ def source_row(source: str, row: Row) -> dict[str, Any]:
     """Values of the `source` columns."""
     identity = {"key": sample_key(source, row.name), "source": source, "row_id": row.name}
     if row.text:
-        return identity | {"task": "text", "conversations": [{"role": "user", "text": "Hello"}]}
+        return identity | {"task": "text", "conversations": [{"role": "user", "text": row.turn or "Hello"}]}
+    turns = [{"role": "user", "text": row.turn}, {"role": "assistant", "text": "Yes."}] if row.turn else None
     return identity | {
+        "conversations": turns,
         "task": "image2text",
         "url": f"http://127.0.0.1/{row.name}",
         "width": row.size[0],
@@ -119,4 +129,19 @@ def write_captions(dataset: Dataset, group: str) -> None:
         }
         output.columns(group, pa.table(columns))
         output.finish(len(keys))
+    run.commit()
+
+
+def write_scores(dataset: Dataset, group: str, scores: Sequence[float | None]) -> None:
+    """A group with the same scores in every shard."""
+    write_column(dataset, group, "score", pa.array(scores, pa.float32()))
+
+
+def write_column(dataset: Dataset, group: str, name: str, values: pa.Array) -> None:
+    """A group of one column besides the key, with the same values in every shard."""
+    run = StepRun(dataset, Step("score", 1, {"group": group}, (Reads(dataset, ("source",)),)))
+    for shard in run.pending(dataset.shard_numbers):
+        output = run.shard(shard)
+        output.columns(group, pa.table({"key": dataset.table("source", shard).column("key"), name: values}))
+        output.finish(len(values))
     run.commit()

@@ -58,7 +58,7 @@ def test_the_released_head_scores_the_reference_embeddings() -> None:
 
 def test_the_released_head_is_the_pinned_one() -> None:
     head = load_head(need_shared(HEAD))
-    assert (head.sha256, head.group) == (V2_SHA256, "aesthetic.laion-v2-21dd590f")
+    assert (head.sha256, head.name) == (V2_SHA256, "laion-v2-21dd590f")
     assert float(np.linalg.norm(head.weight)) == pytest.approx(17.9956, abs=1e-4)
     assert head.bias == pytest.approx(5.2366, abs=1e-4)
     assert head.score(np.ones((1, 768)))[0] == pytest.approx(4.883285, abs=1e-6)
@@ -127,7 +127,7 @@ def test_scores_stand_beside_the_embeddings_they_were_made_from(tmp_path: Path) 
     write_embeddings(dataset, [embeddings(2)[0].tolist(), None, embeddings(2)[1].tolist()])
     head = AestheticHead("laion-v1-00000000", "00", np.linspace(-1, 1, 768), 5.0)
     commit = score_aesthetics(dataset, head, "clip.toy-float32")
-    rows = dataset.whole_table(head.group).to_pylist()
+    rows = dataset.whole_table("aesthetic.laion-v1-00000000.toy-float32").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     expected = head.score(embeddings(2).half().numpy())
     assert [rows[0]["score"], rows[2]["score"]] == pytest.approx(list(expected), abs=1e-5)

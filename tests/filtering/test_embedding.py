@@ -36,7 +36,7 @@ def test_the_group_holds_half_precision_embeddings_of_rows_with_an_image(tmp_pat
     dataset = write_rows(tmp_path / "scenes", [Row("a"), Row("text", text=True), Row("b", 2), Row("c", 3)], 2)
     clip = Clip(weights, "tiny-stand-in")
     commit = embed_images(dataset, clip)
-    rows = dataset.whole_table("clip.tiny-stand-in-float32").to_pylist()
+    rows = dataset.whole_table(f"clip.tiny-stand-in-{clip.sha256[:8]}-float32").to_pylist()
     assert [row["reason"] for row in rows] == [None, "no_image", None, None]
     assert len(rows[0]["embedding"]) == TINY_CLIP["embed_dim"]
     assert embed_images(dataset, clip) == commit

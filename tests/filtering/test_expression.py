@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from filtering.expression import names_in, parse_condition
+from filtering.expression import names_in
+from filtering.grammar import parse_condition
 from filtering.rows import ShardRows
-from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
-from pipelines.steps import Reads, Step, StepRun
-from tests.filtering.pictured import Row, write_rows
+from tests.filtering.pictured import Row, write_rows, write_scores
 
 SCORES = [7.0, 5.0, None, 6.5]
 
@@ -25,16 +23,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> ShardRows:
     write_scores(dataset, "clip.one", SCORES)
     write_scores(dataset, "clip.two", SCORES)
     return ShardRows(dataset, 0)
-
-
-def write_scores(dataset: Dataset, group: str, scores: list[float | None]) -> None:
-    run = StepRun(dataset, Step("score", 1, {"group": group}, (Reads(dataset, ("source",)),)))
-    for shard in run.pending(dataset.shard_numbers):
-        output = run.shard(shard)
-        keys = dataset.table("source", shard).column("key")
-        output.columns(group, pa.table({"key": keys, "score": pa.array(scores, pa.float32())}))
-        output.finish(len(scores))
-    run.commit()
 
 
 @pytest.mark.parametrize(

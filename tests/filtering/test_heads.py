@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from filtering.embedding import Clip, ClipEmbedder, Pool, embed_images
 from filtering.probe import load_probe, score_probe
-from filtering.similarity import score_similarity
+from filtering.similarity import score_similarity, similarity_group
 from filtering.weights import PUBLISHED, Published, fetch
 from pipelines.errors import ConfigurationError, HarmonError
 from tests.filtering.pictured import Row, tiny_clip, write_rows
@@ -52,12 +52,12 @@ def test_probes_and_similarity_read_the_stored_embeddings(tmp_path: Path) -> Non
     score_probe(dataset, probe, clip.group)
     similar = score_similarity(dataset, clip)
     vectors = [row["embedding"] for row in dataset.whole_table(clip.group).to_pylist()]
-    found = dataset.whole_table(probe.group).column("score").to_pylist()
+    found = dataset.whole_table(probe.group(clip.group)).column("score").to_pylist()
     assert found[1] is None
     assert [found[0], found[2]] == pytest.approx(probe.score(np.array([vectors[0], vectors[2]])).tolist())
     captions = dataset.whole_table("source").column("caption").to_pylist()
     texts = ClipEmbedder(clip).embed_texts([captions[0], captions[2]])
-    scores = dataset.whole_table("similarity.source").column("score").to_pylist()
+    scores = dataset.whole_table(similarity_group("source", clip.group)).column("score").to_pylist()
     assert [scores[0], scores[2]] == pytest.approx(
         [float(np.dot(vectors[0], texts[0])), float(np.dot(vectors[2], texts[1]))], abs=1e-3
     )
@@ -104,6 +104,13 @@ def test_a_scripted_archive_is_kept_as_its_tensors(web: tuple[Path, str], tmp_pa
     path = fetch(one, tmp_path / "kept")
     assert path.name == "ViT.safetensors"
     assert torch.equal(load_file(path)["weight"], network.weight.float())
+    assert fetch(one, tmp_path / "kept") == path
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(HarmonError, match=r"is not the pinned file .*, or what was made of it"):
+        fetch(one, tmp_path / "kept")
+    path.with_name("ViT.safetensors.sha256").unlink()
+    with pytest.raises(HarmonError, match="is not the pinned file"):
+        fetch(one, tmp_path / "kept")
 
 
 def test_the_pins_are_full_hashes() -> None:

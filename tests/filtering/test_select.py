@@ -201,6 +201,20 @@ def test_the_shuffle_depends_on_seed_and_key_alone(numbers: list[int], seed: int
     assert len(set(places.values())) == len(keys)
 
 
+def test_after_a_failure_no_further_shards_are_begun(tmp_path: Path) -> None:
+    rows = [Row(f"r{n}", n, data=b"%d" % n) for n in range(60)]
+    dataset, target = write_rows(tmp_path / "toys", rows, 1), Dataset(tmp_path / "target")
+    keys = dataset.whole_table("source")["key"].to_pylist()
+    first = int(places_of(keys, 0).argmin())
+    entry = dataset.entry("images", first)
+    assert entry
+    tar = tmp_path / "toys" / entry.path
+    tar.write_bytes(bytes(tar.stat().st_size))  # found out when its picture is read, by a worker
+    with pytest.raises(HarmonError, match="harmon audit"):
+        select([dataset], target, Selection(geometry=Geometry(min_side=1), rows_per_shard=1), workers=2)
+    assert len(list((tmp_path / "target" / "steps").rglob("0*.json"))) < 45
+
+
 def test_a_selection_killed_at_any_moment_ends_the_same(chosen: Dataset, tmp_path: Path) -> None:
     """The process kills itself at its nth fsync, is run again, and so on until it ends by itself."""
     write_inputs(tmp_path)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from filtering.buckets import Buckets
+from filtering.buckets import BUCKET, Buckets
 from filtering.captions import CHOSEN
 from filtering.clarity import GROUP, score_clarity
 from filtering.cut import Take
@@ -27,13 +27,12 @@ from filtering.resize import Resize
 from filtering.rules import Addresses, Captions, FileTypes, HashList, Threshold
 from filtering.select import select
 from filtering.selection import Selection
-from filtering.shard_files import BUCKET
 from filtering.shuffle import PLACE, ROW, Reader, Writer, is_written
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from tests.filtering import victims
-from tests.filtering.pictured import Row, jpeg, write_captions, write_rows
+from tests.filtering.pictured import Row, encoded, jpeg, write_captions, write_rows
 
 KILLS = 100 if os.environ.get("HARMON_SOAK") else 10
 CAPTION = "caption.rewrite-v1-tiny-00000000"
@@ -111,6 +110,21 @@ def test_a_selection_killed_anywhere_and_run_again_is_the_same(
         assert not (root / ".work").exists()
 
 
+def test_a_selection_whose_worker_is_killed_says_so_and_goes_on_when_run_again(
+    inputs: list[Dataset], tmp_path: Path
+) -> None:
+    """The parent outlives its worker, whose shard is left half done."""
+    paths = [Path(str(dataset.root)) for dataset in inputs]
+    one = RULES.model_copy(update={"rows_per_shard": 1})  # many shards, of which some are being written at any moment
+    expected = Dataset(tmp_path / "expected")
+    select(inputs, expected, one)
+    assert victims.run(paths, tmp_path / "corpus", one, workers=2, receipts=3) == 3
+    assert victims.run(paths, tmp_path / "corpus", one, workers=2) == 0
+    assert files(Dataset(tmp_path / "corpus")) == files(expected)
+    assert audit(Dataset(tmp_path / "corpus"), deep=True).sound
+    assert not (tmp_path / "corpus" / ".work").exists()
+
+
 def test_the_target_share_is_met_and_the_best_stay(inputs: list[Dataset], chosen: Dataset) -> None:
     scores = [row for data in inputs for row in data.whole_table(GROUP).to_pylist() if row["clarity"] is not None]
     geometry = {row["key"] for data in inputs for row in data.whole_table("source").to_pylist() if row["width"]}
@@ -121,7 +135,7 @@ def test_the_target_share_is_met_and_the_best_stay(inputs: list[Dataset], chosen
     assert sorted(kept, reverse=True) == passing[: len(kept)]
     below = [row for row in chosen.rejects().to_pylist() if row["reason"] == "below_cut"]
     assert len(below) == len(passing) - len(kept)
-    assert below[0]["detail"].endswith(f" < the cut, {min(kept):.6g}")
+    assert below[0]["detail"].endswith(f" < the cut, {np.float32(min(kept))!s}")
 
 
 def test_quotas_hold_by_source(inputs: list[Dataset], tmp_path: Path) -> None:
@@ -185,6 +199,47 @@ def test_a_resize_makes_large_pictures_smaller_and_leaves_the_others_alone(tmp_p
     assert audit(target, deep=True, decode=1.0).sound
 
 
+def test_what_is_said_of_a_picture_that_was_made_smaller_is_true_of_it(tmp_path: Path) -> None:
+    sizes = {"large": (300, 200), "webp": (400, 200), "small": (90, 100)}
+    out = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(3, sizes["webp"]))).save(out, "WEBP")
+    rows = [
+        Row(name, n, size, out.getvalue() if name == "webp" else None) for n, (name, size) in enumerate(sizes.items())
+    ]
+    dataset = write_rows(tmp_path / "toys", rows)
+    write_headers(dataset)
+    score_clarity(dataset)
+    at_first, then = Dataset(tmp_path / "first"), Dataset(tmp_path / "then")
+    buckets = Buckets(resolutions=(96, 192), multiple=16)
+    threshold = Threshold(group="header", column="width", at_least=1)
+    select([dataset], at_first, Selection(geometry=Geometry(min_side=1), buckets=buckets, thresholds=(threshold,)))
+    rules = Selection(
+        geometry=Geometry(min_side=1), buckets=buckets, thresholds=(threshold,), resize=Resize(shorter_side=100)
+    )
+    select([at_first], then, rules)
+    assert "header" in at_first.groups()
+    assert "header" not in then.groups()
+    bucket = {row["key"]: [row["width"], row["height"]] for row in then.whole_table(BUCKET).to_pylist()}
+    seen = 0
+    for row in then.whole_table("source").to_pylist():
+        image = then.images(0).find(row["key"])
+        assert image
+        picture = Image.open(io.BytesIO(image.data))
+        size = np.array([float(side) for side in picture.size])[:, None]
+        assert image.view["bucket"] == bucket[row["key"]] == buckets.assign(*size)[0].tolist()
+        assert (row["width"], row["height"]) == picture.size
+        if "width" in image.view:
+            seen += 1
+            assert (image.view["width"], image.view["height"]) == picture.size
+        if row["row_id"] != "small":
+            assert row["bytes"] == len(image.data)
+            assert (row["ext"], image.extension, picture.format) == ("jpg", "jpg", "JPEG")
+            assert "header" not in image.view.get("scores", {})
+    assert seen == 3
+    with pytest.raises(ValueError, match="hash would be false"):
+        Selection(resize=Resize(shorter_side=100), carry=("hash", "clarity"))
+
+
 def test_a_picture_that_cannot_be_made_smaller_is_a_clear_error(tmp_path: Path) -> None:
     dataset = write_rows(tmp_path / "toys", [Row("bad", data=b"<html>")])
     with pytest.raises(HarmonError, match="cannot be made smaller"):
@@ -195,12 +250,21 @@ def test_a_picture_that_cannot_be_made_smaller_is_a_clear_error(tmp_path: Path) 
         )
 
 
-def test_a_target_size_decides_the_rows_of_a_shard(inputs: list[Dataset], tmp_path: Path) -> None:
-    target = Dataset(tmp_path / "target")
-    select(inputs, target, Selection(geometry=Geometry(min_side=1), shard_bytes=1 << 20))
-    head = inputs[0].head
-    assert head
-    assert len(target.shard_numbers) == 1  # everything together is smaller than a mebibyte
+@pytest.mark.parametrize("resize", [False, True])
+def test_a_target_size_is_that_of_the_pictures_that_stay_as_they_are_written(tmp_path: Path, resize: bool) -> None:
+    """Of 120 pictures a third is large, and leaves or is made smaller."""
+    draw = np.random.default_rng(0)
+    sizes = [(256, 192) if n % 3 == 0 else (128, 96) for n in range(120)]
+    noise = [encoded(draw.integers(0, 256, (height, width, 3))) for width, height in sizes]
+    rows = [Row(f"r{n}", n, size, data) for n, (size, data) in enumerate(zip(sizes, noise, strict=True))]
+    dataset, target = write_rows(tmp_path / "toys", rows, 40), Dataset(tmp_path / "target")
+    geometry = Geometry(min_side=1, max_pixels=None if resize else 128 * 96)
+    small = Resize(shorter_side=96) if resize else None
+    select([dataset], target, Selection(geometry=geometry, shard_bytes=1 << 20, resize=small))
+    assert target.head
+    tars = [entry.bytes for entry in target.head.files if entry.group == "images"]
+    assert len(tars) > 1
+    assert all(abs(one / (1 << 20) - 1) < 0.1 for one in tars[:-1])
 
 
 def test_every_rule_says_why_a_row_left(tmp_path: Path) -> None:
@@ -265,6 +329,12 @@ def test_the_contents_of_a_list_decide_the_step_and_its_place_does_not(tmp_path:
     assert keys[0] == keys[1] != keys[2]
 
 
+@pytest.mark.parametrize(("resolutions", "said"), [((), "name a resolution"), ((256, 20), "about 20 x 20 pixels")])
+def test_buckets_that_cannot_be_made_are_refused(resolutions: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Buckets(resolutions=resolutions)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 2000))
 def test_a_bucket_has_the_nearest_aspect_and_never_enlarges_where_it_can_be_helped(width: int, height: int) -> None:
@@ -301,6 +371,43 @@ def test_the_external_shuffle_gives_back_every_row_in_order(
         found += list(zip(table[PLACE].to_pylist(), table[ROW].to_pylist(), strict=True))
     assert found == sorted((place, row) for row, place in enumerate(places))
     assert reader.rows(len(places), len(places) + 5) is None
+
+
+def test_a_partition_that_grew_too_large_is_split_however_wide_its_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows are narrow and few are announced, so that one partition is begun for all."""
+    monkeypatch.setattr("filtering.shuffle.WAITING", 1 << 12)
+    monkeypatch.setattr("filtering.shuffle.PARTITION", 1 << 12)
+    draw, writer = np.random.default_rng(0), Writer(tmp_path / "shuffle", 10)
+    for start in range(0, 20_000, 500):
+        places = draw.integers(0, 2**64, 500, np.uint64)
+        rows = {PLACE: places, ROW: np.arange(start, start + 500), "text": ["x" * (100 if start else 1)] * 500}
+        writer.add(pa.table(rows))
+    writer.close()
+    parts = list((tmp_path / "shuffle").glob("*.arrow"))
+    assert len(parts) > 256
+    for part in parts:
+        with pa.OSFile(str(part)) as source:
+            assert pa.ipc.open_file(source).read_all().nbytes <= 3 << 12
+    table = Reader(tmp_path / "shuffle").rows(0, 20_000)
+    assert table is not None
+    found = table[PLACE].to_numpy()
+    assert (found == np.sort(found)).all()
+    assert sorted(table[ROW].to_pylist()) == list(range(20_000))
+
+
+def test_partitions_are_on_the_disk_before_their_list_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    writer = Writer(tmp_path / "shuffle", 3)
+    writer.add(pa.table({PLACE: np.arange(3, dtype=np.uint64), ROW: np.arange(3)}))
+    monkeypatch.setattr("os.fsync", noted)
+    writer.close()
+    assert synced == ["000.arrow", "parts.part", "shuffle"]
 
 
 def test_a_stock_webdataset_reader_and_data_loader_train_from_the_shards(chosen: Dataset) -> None:

@@ -57,7 +57,7 @@ def test_the_real_graph_scores_photographs_end_to_end_with_random_weights(tmp_pa
     assert (cosines > (0.999999 if precision == "float32" else 0.999)).all()
     head = load_head(need_shared(HEAD))
     score_aesthetics(dataset, head, clip.group)
-    scores = dataset.whole_table(head.group).column("score").to_pylist()
+    scores = dataset.whole_table(head.group(clip.group)).column("score").to_pylist()
     np.testing.assert_allclose(scores, head.score(expected), atol=1e-2 if precision == "float32" else 0.2)
 
 

@@ -88,9 +88,52 @@ def test_a_dry_run_says_what_thresholds_would_keep_and_draws_the_cut(dataset: Da
     assert "cut 0." in page.read_text()
 
 
-def test_exit_1_where_nothing_would_stay(dataset: Dataset, tmp_path: Path) -> None:
-    done = harmon("filter", dataset.root, "--where", "width > 5000", "--dry-run", "--sheet", tmp_path / "s.jpg")
-    assert done.exit_code == 1
+def test_a_dry_run_exits_1_where_nothing_would_stay_and_writing_it_3(dataset: Dataset, tmp_path: Path) -> None:
+    where = ("filter", dataset.root, "--where", "width > 5000")
+    assert harmon(*where, "--dry-run", "--sheet", tmp_path / "s.jpg").exit_code == 1
+    done = harmon(*where, "--to", tmp_path / "out")
+    assert done.exit_code == 3
+    assert "None of 14 rows passes" in done.stderr
+
+
+def test_a_dry_run_says_which_columns_are_not_made_and_columns_only_makes_them(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    asked = ("filter", dataset.root, "--recipe", "r.yaml", "--dry-run", "--json")
+    done = harmon(*asked)
+    assert done.exit_code == 3
+    assert "toys lacks header, clarity, hash" in done.stderr
+    assert "--columns-only" in done.stderr
+    (tmp_path / "columns.yaml").write_text("columns: {header: true, hash: true, clarity: true}\n")
+    assert harmon("filter", dataset.root, "--recipe", "columns.yaml", "--columns-only").exit_code == 0
+    assert "toys lacks duplicates." in harmon(*asked).stderr
+    made = harmon("filter", dataset.root, "--recipe", "r.yaml", "--columns-only")
+    assert made.exit_code == 0, made.output
+    assert [line.split(":")[0] for line in made.stdout.splitlines()] == ["header", "clarity", "hash", "duplicates"]
+    done = harmon(*asked)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["kept"] == 6
+
+
+def test_a_contact_sheet_without_a_name_overwrites_nothing(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toys.jpg").write_text("mine")
+    done = harmon("filter", dataset.root, "--where", "width > 3", "--dry-run", "--json")
+    assert json.loads(done.stdout)["sheet"] == "toys-2.jpg"
+    assert (tmp_path / "toys.jpg").read_text() == "mine"
+    assert (tmp_path / "toys-2.jpg").exists()
+
+
+def test_a_quota_that_is_not_met_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    score_clarity(dataset)
+    take = "{group: clarity, column: clarity, quotas: {toys: 40}}"
+    (tmp_path / "r.yaml").write_text(f"selection: {{geometry: {{min_side: 1}}, take: {take}}}\n")
+    done = harmon("filter", dataset.root, "--recipe", tmp_path / "r.yaml", "--to", tmp_path / "out")
+    assert "short: toys had 13 of the 40 pictures asked for" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -102,6 +145,7 @@ def test_exit_1_where_nothing_would_stay(dataset: Dataset, tmp_path: Path) -> No
         (("--where", "width > 3"), "--to"),
         ((), "--recipe or --where"),
         (("--to", "x", "--sheet", "y.jpg"), "--dry-run"),
+        (("--columns-only",), "--recipe"),
     ],
 )
 def test_a_request_that_cannot_be_meant_is_refused_in_one_sentence(
