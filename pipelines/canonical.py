@@ -5,11 +5,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from pipelines.errors import HarmonError
 
 PLAIN = frozenset((str, int, float, bool, type(None)))  # types without anything inside
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 DECODER = json.JSONDecoder()
+EXACT = frozenset((str, int, bool, type(None)))  # types that both encoders write alike: floats they do not
 
 
 def canonical_json(value: object) -> bytes:
@@ -18,6 +21,11 @@ def canonical_json(value: object) -> bytes:
     Raises HarmonError for what has no single form: NaN and infinities, keys that are not strings, lone
     surrogates, and objects that JSON does not know. Tuples become lists.
     """
+    if type(value) is dict and EXACT.issuperset(map(type, value.values())):  # such as views: many, and flat
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except TypeError:  # integers beyond 64 bits, and what is refused below with its reason
+            pass
     _refuse_ambiguous(value, "$")
     try:
         return ENCODER.encode(value).encode()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.canonical import canonical_json, keys_sha256, sample_key
+from pipelines.canonical import ENCODER, canonical_json, keys_sha256, sample_key
 from pipelines.errors import HarmonError
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -28,7 +28,15 @@ def test_order_of_insertion_does_not_show(value: dict[str, int]) -> None:
     assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), [float("inf")], {1: 2}, {"a": {None: 1}}, "\ud800", b"x", {1}])
+@given(st.dictionaries(WORDS, st.none() | st.booleans() | st.integers() | WORDS))
+def test_flat_objects_have_the_bytes_of_the_plain_encoder(value: dict[str, object]) -> None:
+    assert canonical_json(value) == ENCODER.encode(value).encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), [float("inf")], {1: 2}, {"a": {None: 1}}, {"a": "\ud800"}, {"\ud800": 1}, "\ud800", b"x", {1}],
+)
 def test_what_has_no_single_form_is_refused(value: object) -> None:
     with pytest.raises(HarmonError):
         canonical_json(value)
