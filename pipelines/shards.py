@@ -60,6 +60,7 @@ class ShardWriter:
         self._known: set[str] = set()
         self._offsets: list[int] = []
         self._end = 0
+        self._view = b""  # of the last sample, with the padding around it: goes out with the next header, as one part
         self._waiting: list[bytes | memoryview] = []
         self._written = 0
         self._allocated = 0
@@ -88,9 +89,11 @@ class ShardWriter:
             )
         self._known.add(key)
         self.keys.append(key)
-        self._offsets.append(self._end)
-        beside = (bytes(padding(len(image))), header(key, "json", len(told)), told, bytes(padding(len(told))))
-        self._write(header(key, extension, len(image)), image, b"".join(beside))
+        self._offsets.append(self._end + len(self._view))
+        self._write(self._view + header(key, extension, len(image)), image)
+        self._view = b"".join(
+            (bytes(padding(len(image))), header(key, "json", len(told)), told, bytes(padding(len(told))))
+        )
 
     def _write(self, *parts: bytes) -> None:
         """Append parts: hashed at once, and gathered as they are so that writing costs few calls and no copy."""
@@ -140,8 +143,8 @@ class ShardWriter:
             self._stream.close()
             raise HarmonError(f"{self.path} was not written to its end; run the step again")
         if not self._stream.closed:
-            index = np.array([*self._offsets, self._end], dtype="<u8").tobytes()
-            self._write(END)
+            index = np.array([*self._offsets, self._end + len(self._view)], dtype="<u8").tobytes()
+            self._write(self._view + END)
             self._flush(self._end)
             self._stream.truncate(self._end)
             self._stream.close()
