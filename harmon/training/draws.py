@@ -7,6 +7,7 @@ not made here: see `harmon.training.loop`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,7 +34,7 @@ class ImageDraws:
     noise: NDArray[np.float32]  # [R, B, N, C]
 
 
-def draw_images(stage: StageConfig, indices: range, tokens: int, channels: int, repeats: int) -> ImageDraws:
+def draw_images(stage: StageConfig, indices: Sequence[int], tokens: int, channels: int, repeats: int) -> ImageDraws:
     """The draws of the samples `indices`, one Philox key a sample."""
     rows = len(indices)
     dropped = np.empty(rows, dtype=np.bool_)
@@ -52,6 +53,16 @@ def draw_images(stage: StageConfig, indices: range, tokens: int, channels: int, 
 def chat_generator(stage: StageConfig, task: Task, index: int) -> np.random.Generator:
     """The generator of one text or image-to-text sample."""
     return keyed("sample", stage.seed, stage.stage, task, index=index)
+
+
+def place_of_crop(stage: StageConfig, task: Task, index: int) -> float:
+    """Where the square of a picture lies along its longer side at this visit: uniform from 0 to 1."""
+    return float(keyed("crop", stage.seed, stage.stage, task, index=index).random())
+
+
+def drawn_request(stage: StageConfig, index: int, requests: int) -> int:
+    """Which of `requests` sentences asks for text-to-image sample `index`, whose prompt is its own picture."""
+    return int(keyed("request", stage.seed, stage.stage, index=index).integers(requests))
 
 
 def masked_positions(stage: StageConfig, block_start: int, tokens: int) -> int:
