@@ -135,6 +135,11 @@ class StageData:
         """Passes through each entry of `task` that its first `samples` samples make."""
         return self.rows.epochs(task, samples)
 
+    def close(self) -> None:
+        """End the decoding processes, where there are any; they also end with this process."""
+        if self._online is not None:
+            self._online.close()
+
     @property
     def slots(self) -> int:
         """Image slots of a prompt that holds a picture."""
