@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from harmon.latents import latents_array
+from harmon.latents import latents_array, prove_latents
 from harmon.training.mixture import Mixture, MixtureSource, TaskMixture
 from harmon.training.stage import TASKS, StageConfig, Task
 from pipelines.dataset import Dataset
@@ -60,13 +60,14 @@ class StageRows:
 
     `left_out` says, for each task, how many rows of each entry of its mixture have no usable text or no picture and so
     never come. Raises ConfigurationError where the mixture does not serve a task that the ratio asks for, or asks text
-    of a kind that the task cannot use.
+    of a kind that the task cannot use, and HarmonError where stored latents are not those of the pictures.
     """
 
     def __init__(self, stage: StageConfig, mixture: Mixture, latents: str | None) -> None:
         self.stage, self.mixture, self.latents = stage, mixture, latents
         self._datasets = {entry.dataset: Dataset(entry.dataset) for task in TASKS for entry in mixture.of(task)}
         self.left_out: dict[str, list[int]] = {}
+        self._prove_latents()
         self._samples = {task: self._task_mixture(task) for task in TASKS if stage.ratio.of(task)}
         entries = sum(len(mixture.of(task)) for task in self._samples)
         self._shard = lru_cache(maxsize=2 * entries * stage.window_shards)(self._load)
@@ -81,6 +82,12 @@ class StageRows:
     def epochs(self, task: Task, samples: int) -> list[float]:
         """Passes through each entry of `task` that its first `samples` samples make."""
         return self._samples[task].epochs(samples)
+
+    def _prove_latents(self) -> None:
+        pictured = [task for task in TASKS if task != "text" and self.stage.ratio.of(task)]
+        for dataset in sorted({entry.dataset for task in pictured for entry in self.mixture.of(task)}):
+            if self.latents is not None:
+                prove_latents(self._datasets[dataset], self.latents, self.stage.px)
 
     def _task_mixture(self, task: Task) -> TaskMixture:
         entries = self.mixture.of(task)
