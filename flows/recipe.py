@@ -86,7 +86,7 @@ class TrainingSettings(Settings):
     """The model, its first weights, and the stages in order."""
 
     model: str
-    """File with the model's sizes."""
+    """harmon-0.5b, harmon-1.5b, or a file with the model's sizes."""
     autoencoder: str
     """File with the frozen autoencoder's weights."""
     weights: tuple[str, ...]
@@ -125,8 +125,8 @@ class Recipe(Settings):
     """Folder of the datasets, or s3://bucket/prefix."""
     runs: str
     """Folder of logs, checkpoints and reports."""
-    web: WebSettings
-    """The stand-in for the internet that the run serves on loopback while it downloads."""
+    web: WebSettings | None = None
+    """The stand-in for the internet that the run serves on loopback while it downloads; None: the internet itself."""
     sources: Mapping[str, DownloadSettings]
     """What is downloaded, by catalogue name."""
     files: Mapping[str, FilesSettings] = {}

@@ -26,7 +26,7 @@ from flows.terminal import shown_live
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
-from harmon.model.config import HarmonConfig, changed_defaults
+from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
 from harmon.training.launch import ray_session, train_stage
@@ -43,7 +43,7 @@ from pipelines.loopback import serve
 from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
-from pipelines.web import is_published, planted, publish
+from pipelines.web import WebSettings, is_published, planted, publish
 from recaption.captions import write_captions
 from recaption.engines import Engine, open_engine
 from recaption.language_model import language_model
@@ -77,7 +77,7 @@ def work_of(recipe: Recipe) -> list[Work]:
     """Every step of `recipe`, in order."""
     ray = partial(ray_session, recipe.training.launch)
     return [
-        _publish(recipe),
+        *([_publish(recipe, recipe.web)] if recipe.web else []),
         *(_download(recipe, name) for name in recipe.sources),
         *(_rewrite(recipe, name, prompt) for name in recipe.recaption.datasets for prompt in recipe.recaption.prompts),
         *(_clarity(recipe, name) for name in recipe.sources),
@@ -117,6 +117,12 @@ def selection_of(recipe: Recipe, name: str) -> Selection:
     return selection.model_copy(update={"carry": (*selection.carry, *groups)})
 
 
+def model_of(recipe: Recipe) -> HarmonConfig:
+    """The sizes of the recipe's model: those of a published one by name, or a file's."""
+    named = recipe.training.model
+    return HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
+
+
 def job_of(recipe: Recipe, number: int) -> TrainJob:
     """The training of stage `number`, counted from 0; the stages before it and its training sets must be done."""
     training, settings = recipe.training, recipe.training.stages[number]
@@ -130,7 +136,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
     return TrainJob(
         stage=stage,
         mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
-        model=HarmonConfig.from_file(part(training.model)),
+        model=model_of(recipe),
         tokenizer=str(part(training.tokenizer)),
         latents=latents_group(stage.px, part(training.autoencoder)),
         weights=weights,
@@ -143,11 +149,11 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
     )
 
 
-def _publish(recipe: Recipe) -> Work:
+def _publish(recipe: Recipe, web: WebSettings) -> Work:
     def do(_: ProgressCallback) -> None:
-        publish(recipe.web_folder, recipe.web)
+        publish(recipe.web_folder, web)
 
-    return Work("publish", "web", lambda: is_published(recipe.web_folder, recipe.web), do)
+    return Work("publish", "web", lambda: is_published(recipe.web_folder, web), do)
 
 
 def _download(recipe: Recipe, name: str) -> Work:
@@ -156,10 +162,14 @@ def _download(recipe: Recipe, name: str) -> Work:
     check_accepted(entry, recipe.terms)
     if entry.layouts:
         return _acquire(recipe, name, entry)
-    links = recipe.web_folder / f"list-{name}.parquet"
+    web, links = recipe.web, recipe.web_folder / f"list-{name}.parquet"
+    if web is None:
+        raise ConfigurationError(
+            f"The source {name} is a list that the stand-in web publishes, and the recipe {recipe.name} has no `web`."
+        )
 
     def do(progress: ProgressCallback) -> None:
-        with serve(recipe.web_folder, recipe.web.port), shown_live(redraw=False) as live:
+        with serve(recipe.web_folder, web.port), shown_live(redraw=False) as live:
             download(dataset, entry, links, settings, recipe.fetch, progress, live)
 
     return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)
@@ -419,10 +429,10 @@ def report_of(recipe: Recipe) -> ReportInput:
         title=f"Harmon, recipe {recipe.name}",
         run=recipe.run_folder,
         datasets=tuple(dataset.root for dataset in datasets_of(recipe)),
-        planted=planted(recipe.web),
+        planted=planted(recipe.web) if recipe.web else (),
         departures=(
             *recipe.other_departures,
-            *(Departure(*one) for one in changed_defaults(HarmonConfig.from_file(part(recipe.training.model)))),
+            *(Departure(*one) for one in changed_defaults(model_of(recipe))),
             *(
                 Departure(f"{name}.{one.key}", one.paper, one.here)
                 for name, changes in stages

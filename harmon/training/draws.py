@@ -77,6 +77,13 @@ def masked_positions(stage: StageConfig, block_start: int, tokens: int) -> int:
     return min(tokens, math.ceil(tokens * ratio))
 
 
+def mean_masked_share(stage: StageConfig) -> float:
+    """Mean share of the positions that a text-to-image block masks, rounding up left aside."""
+    points = 1000
+    drawn = sum(_truncated_normal(stage, (point + 0.5) / points) for point in range(points)) / points
+    return stage.full_mask_share + (1 - stage.full_mask_share) * drawn
+
+
 def _truncated_normal(stage: StageConfig, uniform: float) -> float:
     spec, standard = stage.mask_ratio, NormalDist()
     low = standard.cdf((spec.low - spec.mean) / spec.deviation)
