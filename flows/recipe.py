@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from filtering.embedding import ARCHITECTURE
 from filtering.selection import Selection
+from flows.gate import Gate
 from flows.report.inputs import Goals, StandIn
+from flows.watching import WatchSettings
 from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
@@ -16,7 +18,7 @@ from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
 from pipelines.location import Location, location
-from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
+from pipelines.settings import Settings, laid_over, nearest, parse, read_yaml, with_override
 from pipelines.terms import Acceptance
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
@@ -80,6 +82,8 @@ class StageSettings(Settings):
     text: tuple[MixtureEntry, ...] = ()
     image2text: tuple[MixtureEntry, ...] = ()
     text2image: tuple[MixtureEntry, ...] = ()
+    gate: Gate | None = None
+    """What lets the next step start once this stage is done; None: that it is done."""
 
 
 class TrainingSettings(Settings):
@@ -103,6 +107,8 @@ class TrainingSettings(Settings):
     """Train steps from one checkpoint to the next."""
     keep: int = 2
     """Newest checkpoints of each stage that stay."""
+    watch: WatchSettings = WatchSettings()
+    """What follows each stage while it trains, beside metrics.jsonl."""
     stages: tuple[StageSettings, ...]
 
 
@@ -142,6 +148,8 @@ class Recipe(Settings):
     """The aesthetic predictor, where its weights are present; None: images have no aesthetic score."""
     sets: Mapping[str, Selection]
     """Training sets, by name: which rows are kept and how they are sharded."""
+    set_sources: Mapping[str, tuple[str, ...]] = {}
+    """Which sources go into a training set; all into one that is not named."""
     training: TrainingSettings
     evaluation: EvaluationConfig = EvaluationConfig()
     """Prompts and questions that the trained model is measured with."""
@@ -154,6 +162,19 @@ class Recipe(Settings):
     """What is done otherwise than in the paper and is no setting of a stage, the model or sampling."""
     stand_ins: tuple[StandIn, ...] = ()
     """Parts of this run that take the place of the paper's."""
+
+    @model_validator(mode="after")
+    def _sets_have_sources(self) -> Self:
+        for name, sources in self.set_sources.items():
+            for one, known, what in ((name, self.sets, "sets"), *((one, self.sources, "sources") for one in sources)):
+                if one not in known:
+                    raise ValueError(f"set_sources.{name}: {what} has no '{one}'; {nearest(one, list(known))}")
+        return self
+
+    def sources_of(self, set_name: str) -> tuple[str, ...]:
+        """The sources that go into a training set, in the recipe's order."""
+        chosen = self.set_sources.get(set_name)
+        return tuple(name for name in self.sources if chosen is None or name in chosen)
 
     def dataset(self, name: str) -> Location:
         """Where a source's dataset or a training set lies."""

@@ -17,6 +17,9 @@ from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
 from pipelines.steps import Progress
 
+APPROVAL_SECONDS = 14 * 24 * 3600  # how long a gate waits for a person
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -138,6 +141,10 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                         session = work.session
                         if session is not None:
                             opened.enter_context(session())
+                    if work.ask is not None:
+                        work.ask()
+                        log.info("%s waits for a person to resume the flow run in the Prefect UI", work.name)
+                        prefect.pause_flow_run(timeout=APPROVAL_SECONDS)
                     prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
                     did.append(work.name)
             return did

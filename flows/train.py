@@ -1,23 +1,22 @@
 """`harmon train`: one stage of a recipe, begun, gone on with, stopped early, or told beforehand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.gate import pass_gate
 from flows.recipe import Recipe
-from flows.work import job_of, model_of
+from flows.watching import OnLine
+from flows.work import job_of, model_of, train_number
 from harmon.training.checkpoint import latest_checkpoint
 from harmon.training.forecast import A100, Forecast, forecast
 from harmon.training.job import TrainJob, done, stage_folder, training_key
-from harmon.training.launch import Launch, train_stage
 from harmon.training.mixture import blocks_of_step
 from harmon.training.rows import StageRows
 from harmon.training.stage import PARTS, TASKS, StageConfig, load_stage
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
-
-OnLine = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,10 @@ def train_one(
         ConfigurationError: it has begun, and `resume` is not asked for.
         HarmonError: a stage before it or a training set is not there, or the training failed.
     """
-    job = job_of(recipe, stage_number(recipe, name))
+    number = stage_number(recipe, name)
+    job = job_of(recipe, number)
+    if number:
+        _open_gate(recipe, number - 1)
     now = standing(job)
     if now.done:
         return now
@@ -68,10 +70,19 @@ def train_one(
         raise ConfigurationError(f"{now.sentence()}, or take it away with `harmon run RECIPE --redo train`.")
     last = now.step + stop_after if stop_after is not None else now.steps
     if last >= now.steps:
-        train_stage(job, recipe.training.launch, on_line)
+        train_number(recipe, number, on_line=on_line)
     else:
-        _train_until(job, recipe.training.launch, last, on_line)
+        _train_until(recipe, number, last, on_line)
     return standing(job)
+
+
+def _open_gate(recipe: Recipe, number: int) -> None:
+    """Pass the gate behind stage `number`; who types the command approves. Raises HarmonError where it is shut."""
+    settings = recipe.training.stages[number]
+    if settings.gate is not None:
+        job = job_of(recipe, number)
+        key = training_key(job)
+        pass_gate(settings.gate, stage_folder(job, key), settings.stage, key)
 
 
 def standing(job: TrainJob) -> Stand:
@@ -83,23 +94,24 @@ def standing(job: TrainJob) -> Stand:
     return Stand(job.stage.stage, str(folder), step, job.stage.steps, done(folder, key) is not None)
 
 
-def _train_until(job: TrainJob, launch: Launch, last: int, on_line: OnLine | None) -> None:
+def _train_until(recipe: Recipe, number: int, last: int, on_line: OnLine | None) -> None:
     """Train in this process until the checkpoint of train step `last` is complete.
 
     The next line of metrics ends it; the steps since that checkpoint come again with the next start.
     """
-    folder = Path(standing(job).folder) / "checkpoints"
+    folder = Path(standing(job_of(recipe, number)).folder) / "checkpoints"
 
-    def watch(line: dict[str, Any]) -> None:
+    def watch(line: Mapping[str, Any]) -> None:
         latest = latest_checkpoint(folder)
         if latest and int(latest.name) >= last:
             raise _Enough
         if on_line:
             on_line(line)
 
+    training = recipe.training.model_copy(update={"checkpoint_every": last})
+    alone = recipe.training.launch.model_copy(update={"workers": 0})
     try:
-        alone = launch.model_copy(update={"workers": 0})
-        train_stage(job.model_copy(update={"checkpoint_every": last}), alone, watch)
+        train_number(recipe.model_copy(update={"training": training}), number, alone, watch)
     except _Enough:
         return
 

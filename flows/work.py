@@ -19,19 +19,24 @@ from filtering.clarity import clarity_step, score_clarity
 from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import select, select_step
 from filtering.selection import Selection
+from flows.gate import Gate, check, pass_gate, passed
 from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from flows.terminal import shown_live
+from flows.watching import OnLine, WatchSettings, watched
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
 from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
+from harmon.text import ChatText
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
+from harmon.training.data import StageData
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
-from harmon.training.launch import ray_session, train_stage
+from harmon.training.launch import Launch, ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
+from harmon.training.speed import Speed
 from harmon.training.stage import TASKS, Departure, departures, load_stage
 from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.audit import audit
@@ -66,6 +71,8 @@ class Work:
     """Takes the result away, so that it is made again; None: it stands in a dataset, where nothing is overwritten."""
     session: Callable[[], AbstractContextManager[None]] | None = None
     """What stays open from the first step with this session to the last: one Ray for all stages."""
+    ask: Callable[[], None] | None = None
+    """A person resumes the flow run before it is done; called before that, and raises where there is nothing to ask."""
 
     @property
     def name(self) -> str:
@@ -85,7 +92,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
         *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
-        *(_train(recipe, number, ray) for number in range(len(recipe.training.stages))),
+        *(work for number in range(len(recipe.training.stages)) for work in _stage(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
         _audit(recipe),
@@ -240,7 +247,7 @@ def _aesthetic(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
 
 def _select(recipe: Recipe, name: str) -> Work:
     target = Dataset(recipe.dataset(name))
-    sources = [Dataset(recipe.dataset(source)) for source in recipe.sources]
+    sources = [Dataset(recipe.dataset(source)) for source in recipe.sources_of(name)]
 
     def do(progress: ProgressCallback) -> None:
         select(sources, target, selection_of(recipe, name), progress)
@@ -305,6 +312,42 @@ def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[Mixtur
     )
 
 
+def _stage(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> list[Work]:
+    """The training of stage `number`, and the gate behind it."""
+    gate = recipe.training.stages[number].gate
+    return [_train(recipe, number, ray), *([_gate(recipe, number, gate, ray)] if gate else [])]
+
+
+def _gate(recipe: Recipe, number: int, gate: Gate, ray: Callable[[], AbstractContextManager[None]]) -> Work:
+    """The gate counts as a part of the step `train`, so that --until train does not go past it."""
+    stage = recipe.training.stages[number].stage
+
+    def stands() -> tuple[Path, str]:
+        job = job_of(recipe, number)
+        key = training_key(job)
+        return stage_folder(job, key), key
+
+    def is_done() -> bool:
+        folder, key = stands()
+        return passed(gate, folder, key)
+
+    def do(_: ProgressCallback) -> None:
+        folder, key = stands()
+        pass_gate(gate, folder, stage, key)
+
+    def ask() -> None:
+        check(gate, stands()[0], stage)
+
+    return Work(
+        "train",
+        f"{stage} gate",
+        is_done,
+        do,
+        session=None if gate.approval else ray,
+        ask=ask if gate.approval else None,
+    )
+
+
 def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:
     def is_done() -> bool:
         job = job_of(recipe, number)
@@ -318,10 +361,34 @@ def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager
             shutil.rmtree(folder)
 
     def do(_: ProgressCallback) -> None:
-        _describe(recipe, number + 1)
-        train_stage(job_of(recipe, number), recipe.training.launch)
+        train_number(recipe, number)
 
     return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray)
+
+
+def train_number(recipe: Recipe, number: int, launch: Launch | None = None, on_line: OnLine | None = None) -> None:
+    """Train stage `number`, whose run folder then says of itself what it is, followed by what the recipe asks."""
+    _describe(recipe, number + 1)
+    job = job_of(recipe, number)
+    folder = stage_folder(job, training_key(job))
+    with watched(recipe.training.watch, recipe.run_folder, folder, recipe.name, speed_of(recipe, job)) as watch:
+
+        def both(line: dict[str, Any]) -> None:
+            for told in (watch, on_line):
+                if told:
+                    told(line)
+
+        train_stage(job, launch or recipe.training.launch, both if watch or on_line else None)
+
+
+def speed_of(recipe: Recipe, job: TrainJob) -> Speed | None:
+    """What a sample of `job` is in tokens and FLOPs; None where no sink asks."""
+    if recipe.training.watch == WatchSettings():
+        return None
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    lengths = data.lengths()
+    data.close()
+    return Speed.of(job.stage, job.model, lengths)
 
 
 def _description(recipe: Recipe, stages: int) -> RunDescription:

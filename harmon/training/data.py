@@ -6,7 +6,8 @@ stands alone: its sample keeps its place with weight 0, is recorded, and nothing
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from harmon.text import DESCRIBE_QUESTIONS, IGNORED, RECONSTRUCT_REQUESTS, Chat,
 from harmon.training.decoding import Online
 from harmon.training.draws import chat_generator, draw_images, drawn_request, masked_positions
 from harmon.training.encoding import OnlineLatents
+from harmon.training.memory import Lengths
 from harmon.training.mixture import Block, Mixture
 from harmon.training.rows import Row, StageRows, pairs_of
-from harmon.training.stage import StageConfig, Task
+from harmon.training.stage import TASKS, StageConfig, Task
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,25 @@ class StageData:
     def epochs(self, task: Task, samples: int) -> list[float]:
         """Passes through each entry of `task` that its first `samples` samples make."""
         return self.rows.epochs(task, samples)
+
+    def lengths(self, samples: int = 64) -> Lengths:
+        """Mean text lengths of the first `samples` of each task, image slots not counted; no picture is looked at."""
+        found = Lengths()
+        for task in (task for task in TASKS if self.stage.ratio.of(task)):
+            rows = [(number, self.rows.row(task, number)) for number in range(samples)]
+            if task == "text2image":
+                prompts = [self._prompt(number, row, dropped=False) for number, row in rows]
+                found = replace(found, prompt=round(fmean(map(len, prompts))))
+                continue
+            slots = self.slots if task == "image2text" else 0
+            chats = [self._chat(task, number, row.text) for number, row in rows]
+            whole = round(fmean(len(chat.ids) - slots for chat in chats))
+            labelled = round(fmean(sum(label != IGNORED for label in chat.labels) for chat in chats))
+            if task == "image2text":
+                found = replace(found, question=whole - labelled, labelled=labelled)
+            else:
+                found = replace(found, text=whole)
+        return found
 
     def close(self) -> None:
         """End the decoding processes, where there are any; they also end with this process."""

@@ -15,6 +15,9 @@ Harmon = Callable[..., Result]
 CUT = {
     "px": 64, "global_batch": 24, "block_rows": 4, "steps": 6, "warmup_share": 0.25, "learning_rate": {"decoder": 1e-2},
 }  # fmt: skip
+GATE = {"metric": "loss/text2image", "at_most": 100.0}
+SAMPLES = {"every": 2, "prompts": ["a red circle"], "questions": ["What is it?"]}
+WATCH = {"tensorboard": True, "samples": SAMPLES}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,9 @@ def recipe_in(folder: Path) -> dict[str, object]:
         "training": {
             "model": str(folder / "model.yaml"), "autoencoder": str(folder / "patch_latent.safetensors"),
             "weights": [], "tokenizer": str(TOKENIZER), "launch": {"workers": 0}, "log_every": 1,
-            "checkpoint_every": 2,
+            "checkpoint_every": 2, "watch": WATCH,
             "stages": [
-                {"stage": "stage1", "departures": CUT, "image2text": seeing, "text2image": drawing},
+                {"stage": "stage1", "departures": CUT, "image2text": seeing, "text2image": drawing, "gate": GATE},
                 {"stage": "finetune-o", "departures": CUT, "text2image": drawing},
             ],
         },
@@ -83,6 +86,16 @@ def test_latents_then_a_dry_run_then_training_in_three_goes(folder: Path, harmon
     steps = [json.loads(line)["step"] for line in (Path(done["folder"]) / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert "stage1 is done" in harmon("train", recipe, "--stage", "stage1").stdout
+
+    assert list((Path(done["folder"]) / "tensorboard").iterdir())
+    (answered,) = (json.loads(line) for line in (Path(done["folder"]) / "samples/000003/answers.jsonl").open())
+    assert answered["question"] == "What is it?"
+    assert (Path(done["folder"]) / "samples/000003" / answered["file"]).exists()
+
+    shut = ("--set", "training.stages.0.gate.at_most=-9", "--stage", "finetune-o")
+    refused = harmon("train", recipe, *shut)
+    assert refused.exit_code == 3 and "The gate behind stage1 is shut: loss/text2image is" in refused.stderr
+    assert json.loads(harmon("train", recipe, "--stage", "finetune-o", "--json").stdout)["done"]
 
 
 def test_a_stage_waits_for_the_one_before_it(folder: Path, harmon: Harmon, tmp_path: Path) -> None:

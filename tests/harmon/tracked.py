@@ -50,9 +50,9 @@ def tracked_peak(
             optimiser.step()
     tables.cache_clear()
     (peak,) = (kinds for device, kinds in tracker.get_tracker_snapshot("peak").items() if device.type == "cpu")
-    totals = {str(getattr(kind, "value", kind)): size for kind, size in peak.items()}
-    state = sum(totals[kind] for kind in ("Parameter", "Gradient", "Optstate"))
-    return float(totals["Total"]), float(totals["Total"] - state)
+    (total,) = (size for kind, size in peak.items() if kind == "Total")
+    state = sum(value.nbytes for value in model.parameters()) + 3 * sum(value.nbytes for value in trained.values())
+    return float(total), float(total - state)
 
 
 def _drawing(model: Harmon, stage: StageConfig, latents: Tensor, rows: int, lengths: Lengths) -> Tensor:
