@@ -65,7 +65,8 @@ class MixtureEntry(Settings):
     rows: str
     """text, image2text or text2image: the rows' own task."""
     text: str
-    """caption, conversation, rewrite (the captions of the recipe's prompt), or the version of one of its prompts."""
+    """caption, conversation, picture (reconstruction), rewrite (the captions of the recipe's prompt), the version of
+    one of its prompts, or published captions by catalogue name."""
     sources: tuple[str, ...] | None = None
     """Sources whose rows are taken; all when left out."""
     weight: int = 1
@@ -137,6 +138,8 @@ class Recipe(Settings):
     """What is downloaded, by catalogue name."""
     files: Mapping[str, FilesSettings] = {}
     """Where the sources that are published elsewhere come from; one that is not named is fetched from the hub."""
+    captions: Mapping[str, tuple[str, ...]] = {}
+    """Published captions that are joined to a source's rows, by catalogue name; a mixture names them as its text."""
     terms: Mapping[str, Acceptance] = {}
     """Who accepted the terms of which source, and when; a source that needs it is refused without."""
     fetch: FetchSettings = FetchSettings()
@@ -165,6 +168,9 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sets_have_sources(self) -> Self:
+        for name in self.captions:
+            if name not in self.sources:
+                raise ValueError(f"captions: sources has no '{name}'; {nearest(name, list(self.sources))}")
         for name, sources in self.set_sources.items():
             for one, known, what in ((name, self.sets, "sets"), *((one, self.sources, "sources") for one in sources)):
                 if one not in known:

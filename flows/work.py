@@ -7,7 +7,7 @@ done ends the asking.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +86,7 @@ def work_of(recipe: Recipe) -> list[Work]:
     return [
         *([_publish(recipe, recipe.web)] if recipe.web else []),
         *(_download(recipe, name) for name in recipe.sources),
+        *(_captions(recipe, name, captions) for name, published in recipe.captions.items() for captions in published),
         *(_rewrite(recipe, name, prompt) for name in recipe.recaption.datasets for prompt in recipe.recaption.prompts),
         *(_clarity(recipe, name) for name in recipe.sources),
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
@@ -112,16 +113,32 @@ def rewrite_of(recipe: Recipe, prompt: str | None = None) -> Recaption:
 
 
 def caption_groups_of(recipe: Recipe) -> dict[str, str]:
-    """The caption group of every prompt version of the recipe; `rewrite` stands for the first."""
+    """The caption group of every prompt version of the recipe, `rewrite` standing for the first, and of the published
+    captions that are there.
+    """
     groups = {prompt: rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts}
-    return {"rewrite": groups[recipe.recaption.prompt]} | groups
+    return {"rewrite": groups[recipe.recaption.prompt]} | groups | _published_groups(recipe)
+
+
+def _published_groups(recipe: Recipe, sources: Sequence[str] | None = None) -> dict[str, str]:
+    """The column group of each entry of published captions that stands in its source's dataset, one of `sources`."""
+    return {
+        captions: group
+        for name, published in recipe.captions.items()
+        if sources is None or name in sources
+        for captions in published
+        for group in Dataset(recipe.dataset(name)).groups()
+        if group.startswith(f"caption.published-{captions}-")
+    }
 
 
 def selection_of(recipe: Recipe, name: str) -> Selection:
-    """The selection of training set `name`, which carries the new captions along."""
-    selection = recipe.sets[name]
-    groups = dict.fromkeys(caption_groups_of(recipe).values())
-    return selection.model_copy(update={"carry": (*selection.carry, *groups)})
+    """The selection of training set `name`, which carries the captions that its sources have been given along."""
+    selection, sources = recipe.sets[name], recipe.sources_of(name)
+    rewritten = any(one in recipe.recaption.datasets for one in sources)
+    groups = [rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts] if rewritten else []
+    groups += _published_groups(recipe, sources).values()
+    return selection.model_copy(update={"carry": (*selection.carry, *dict.fromkeys(groups))})
 
 
 def model_of(recipe: Recipe) -> HarmonConfig:
@@ -194,6 +211,20 @@ def _acquire(recipe: Recipe, name: str, entry: Source) -> Work:
             acquire(dataset, entry, asked, progress, on_live=live)
 
     return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do)
+
+
+def _captions(recipe: Recipe, name: str, captions: str) -> Work:
+    """Published captions joined to the rows of a source."""
+    files = recipe.files.get(captions, FilesSettings())
+    entry, dataset = source(captions, settings=files.entry), Dataset(recipe.dataset(name))
+    check_accepted(entry, recipe.terms)
+    folder = None if files.folder is None else Path(files.folder).absolute()
+    asked = Acquisition(recipe.sources[name], dict(recipe.terms), folder, files.only, recipe.fetch)
+
+    def do(progress: ProgressCallback) -> None:
+        acquire(dataset, entry, asked, progress)
+
+    return Work("captions", f"{name}@{captions}", lambda: captions in _published_groups(recipe), do)
 
 
 def _rewrite(recipe: Recipe, name: str, prompt: str) -> Work:

@@ -183,7 +183,7 @@ class Harmon(nn.Module):
         _, image_BSH = self.visual_features(tokens_BNC[rows], grid)
         if self.config.grad_scale is not None:
             image_BSH = ScaleGradient.apply(image_BSH, self.config.grad_scale)
-        text_BLH = self.llm.model.embed_tokens(text_ids.clamp(min=0))
+        text_BLH: Tensor = self.llm.model.embed_tokens(text_ids.clamp(min=0))
         return text_BLH.index_put((rows,), self.prompt_embeddings(text_ids[rows], image_BSH))
 
     # -- losses ----------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class StageData:
     @property
     def rejected(self) -> dict[str, dict[str, int]]:
         """For each task, how many pictures proved corrupt so far, by reason."""
-        return {} if self._online is None else self._online.rejected
+        return {} if self._online is None else {task: dict(found) for task, found in self._online.rejected.items()}
 
     def batch(self, block: Block, rank: int, world: int) -> ImageBatch | ChatBatch | None:
         """The share of `block` that worker `rank` of `world` takes; None where the block is smaller than the

@@ -92,7 +92,9 @@ def forecast(
     """What `stage` takes on `workers` of `device` at the share `mfu` of its peak rate."""
     lengths = lengths or Lengths()
     layout = choose_layout(stage, model, workers, device, lengths)
-    memory = {task: _memory(stage, model, task, layout, workers, lengths) for task in TASKS if stage.ratio.of(task)}
+    memory: dict[str, Memory] = {
+        task: _memory(stage, model, task, layout, workers, lengths) for task in TASKS if stage.ratio.of(task)
+    }
     return Forecast(device, workers, layout, memory, step_flops(stage, model, lengths), mfu, stage.steps)
 
 
