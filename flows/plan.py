@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.recipe import Recipe
-from flows.train import stage_of
-from flows.work import model_of, rewrite_of
-from harmon.training.forecast import Forecast, forecast
+from flows.train import forecast_of
+from flows.work import rewrite_of
+from harmon.training.forecast import Forecast
 from pipelines.dataset import Dataset
 from pipelines.steps import StepRun
 from recaption.engines import open_engine
@@ -81,7 +81,7 @@ def plan(recipe: Recipe, gpus: float | None, gpu_hour_price: float | None = None
                 rates = measure(dataset, recaption, counts, engine)
             told = estimate(counts, rates, recipe.recaption.gpus_used(gpus), gpu_hour_price)
             steps.append(PlannedStep(title, told, f"from {rates.measured} rows measured with {rates.engine}"))
-    workers = int(gpus) if gpus and gpus >= 1 else max(1, recipe.training.launch.workers)
-    stages = [stage_of(recipe, number) for number in range(len(recipe.training.stages))]
-    told_stages = tuple((stage.stage, forecast(stage, model_of(recipe), workers)) for stage in stages)
+    workers = int(gpus) if gpus and gpus >= 1 else None
+    stages = [settings.stage for settings in recipe.training.stages]
+    told_stages = tuple((stage, forecast_of(recipe, number, workers)) for number, stage in enumerate(stages))
     return Plan(recipe.name, tuple(steps), told_stages)

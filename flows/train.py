@@ -10,10 +10,11 @@ from flows.recipe import Recipe
 from flows.watching import OnLine
 from flows.work import job_of, model_of, train_number
 from harmon.training.checkpoint import latest_checkpoint
-from harmon.training.forecast import A100, Forecast, forecast
+from harmon.training.forecast import Forecast, forecast
 from harmon.training.job import TrainJob, done, stage_folder, training_key
+from harmon.training.memory import Lengths
 from harmon.training.mixture import blocks_of_step
-from harmon.training.rows import StageRows
+from harmon.training.rows import PICTURE, StageRows
 from harmon.training.stage import PARTS, TASKS, StageConfig, load_stage
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
@@ -165,18 +166,24 @@ def stage_of(recipe: Recipe, number: int) -> StageConfig:
     return load_stage(settings.stage, settings.departures)
 
 
+def forecast_of(recipe: Recipe, number: int, gpus: int | None = None) -> Forecast:
+    """What stage `number` takes on `gpus` A100-80G, the recipe's workers where None."""
+    pictures = any(entry.text == PICTURE for entry in recipe.training.stages[number].text2image)
+    workers = gpus or max(1, recipe.training.launch.workers)
+    return forecast(stage_of(recipe, number), model_of(recipe), workers, lengths=Lengths(picture=pictures))
+
+
 def dry_run(recipe: Recipe, name: str, gpus: int | None = None) -> DryRun:
     """What training stage `name` would do on `gpus` A100-80G, the recipe's workers where None; nothing is written."""
     number = stage_number(recipe, name)
-    stage, workers = stage_of(recipe, number), gpus or max(1, recipe.training.launch.workers)
-    told = forecast(stage, model_of(recipe), workers, A100)
+    stage, told = stage_of(recipe, number), forecast_of(recipe, number, gpus)
     plan = {
         "learning rates": ", ".join(f"{one} {stage.learning_rate.of(one) or 'frozen'}" for one in PARTS),
         "pictures": f"{stage.px} px",
         "global batch": f"{stage.global_batch} samples in {stage.blocks_per_step} blocks of {stage.block_rows}",
         "blocks": ":".join(f"{stage.ratio.of(task):g}" for task in TASKS) + " of " + ":".join(TASKS),
         "train steps": stage.steps,
-        "workers": f"{workers}, each {-(-stage.block_rows // workers)} rows of a block",
+        "workers": f"{told.workers}, each {-(-stage.block_rows // told.workers)} rows of a block",
     }
     try:
         samples, why = tuple(first_batch(recipe, number)), None

@@ -129,8 +129,13 @@ def sample_flops(stage: StageConfig, model: HarmonConfig, task: Task, lengths: L
     side, llm = stage.px // model.latent_stride // model.mar.patch_size, stage.learning_rate.llm is not None
     grid = Grid(side, side)
     if task == "text2image":
-        masked = round(grid.positions * mean_masked_share(stage))
-        return flops.total(flops.text_to_image(model, grid, masked, lengths.prompt, train_llm=llm))
+        masked, seen = round(grid.positions * mean_masked_share(stage)), 0.0
+        prompt = lengths.prompt
+        if lengths.picture:
+            prompt += model.mar.buffer_size + grid.positions
+            understood = flops.image_to_text(model, grid, 1, 1)
+            seen = understood["encoder"] + understood["projections"]
+        return seen + flops.total(flops.text_to_image(model, grid, masked, prompt, train_llm=llm))
     if task == "image2text":
         text = lengths.question + lengths.labelled
         return flops.total(flops.image_to_text(model, grid, text, lengths.labelled, train_llm=llm))

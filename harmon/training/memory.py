@@ -41,6 +41,8 @@ class Lengths:
     """Of an image-to-text chat, what is."""
     text: int = 512
     """Of a chat without a picture, of which all but the question is labelled."""
+    picture: bool = False
+    """Whether a text-to-image prompt also holds the picture itself (reconstruction alignment)."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,19 @@ def micro_batch_memory(
     if task == "text2image":
         masked = _masked(stage, positions)
         slots, repeats = mar.buffer_size + positions - masked, config.head.batch_mul
-        length, read = lengths.prompt + slots, slots
+        seen = (mar.buffer_size + positions) * lengths.picture
+        length, read = lengths.prompt + seen + slots, slots
         kept = _decoder(config, positions, slots, masked, small, recompute)
         kept += _head(config, masked * repeats, masked, small)
         loss = rows * masked * repeats * mar.token_channels * 12.0 * FULL
     else:
-        slots = mar.buffer_size + positions if task == "image2text" else 0
+        slots, seen = mar.buffer_size + positions if task == "image2text" else 0, 0
         read = lengths.labelled if task == "image2text" else lengths.text - lengths.question
         length, kept, logits = slots + lengths.question + read, 0.0, rows * read * llm.vocab_size
         # the logarithms that cross-entropy kept and its gradient twice; or the table's gradient beside the last one
         loss = max(logits * 3.0 * FULL, logits * small + moves["llm"] * table * (FULL + (small if bf16 else 0.0)))
     if in_graph["encoder"]:
-        kept += _encoder(config, slots, small, recompute)
+        kept += _encoder(config, slots + seen, small, recompute)
     if in_graph["llm"]:
         kept += _llm(config, length, read, small, recompute, moves["llm"])
     casts = sum(counts[part] for part in PARTS if in_graph[part])

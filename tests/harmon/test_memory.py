@@ -6,7 +6,7 @@ from tracked import tracked_peak
 
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon, part_of
-from harmon.training.forecast import A100, Device, choose_layout, forecast
+from harmon.training.forecast import A100, Device, choose_layout, forecast, step_flops
 from harmon.training.memory import GIB, Lengths, micro_batch_memory, parameter_counts
 from harmon.training.stage import PARTS, load_stage
 
@@ -40,6 +40,15 @@ def test_parameters_are_counted_to_the_last_one(size):
     for name, parameter in model.named_parameters():
         counts[part_of(name)] += parameter.numel()
     assert parameter_counts(HarmonConfig.preset(size)) == counts
+
+
+def test_a_picture_in_the_prompt_takes_memory_and_operations_of_seeing_it():
+    stage, config = load_stage("stage4-reca"), HarmonConfig.preset("harmon-0.5b")
+    plain, seen = (Lengths(picture=picture) for picture in (False, True))
+    drawn, aligned = (micro_batch_memory(config, stage, "text2image", 4, lengths=one) for one in (plain, seen))
+    understood = micro_batch_memory(config, stage, "image2text", 4)
+    assert 0.6 * understood.activations < aligned.activations - drawn.activations < understood.activations
+    assert step_flops(stage, config, seen) > 1.2 * step_flops(stage, config, plain)
 
 
 def test_rows_add_activations_and_shards_divide_the_state():
