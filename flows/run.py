@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -143,7 +144,8 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                             opened.enter_context(session())
                     if work.ask is not None:
                         work.ask()
-                        log.info("%s waits for a person to resume the flow run in the Prefect UI", work.name)
+                        ui = os.environ["PREFECT_API_URL"].removesuffix("/api")
+                        log.warning("%s waits for a person to resume the flow run in the Prefect UI: %s", work.name, ui)
                         prefect.pause_flow_run(timeout=APPROVAL_SECONDS)
                     prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
                     did.append(work.name)

@@ -1,13 +1,19 @@
 """Gates between stages: what the metrics say, and a person's word."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from flows.gate import Gate, measured, pass_gate, passed
+from flows.recipe import load_recipe
+from flows.run import _as_flow
+from flows.work import Work
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import parse
+from tests.flows.small_run import RECIPE
 
 
 @pytest.fixture
@@ -45,3 +51,36 @@ def test_a_gate_asks_a_bound_of_a_metric_or_a_person(settings: dict[str, object]
     with pytest.raises(ConfigurationError):
         parse(Gate, settings, "the gate")
     assert parse(Gate, {"approval": True}, "the gate").metric is None
+
+
+def test_a_gate_that_asks_a_person_waits_until_the_flow_run_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    recipe = load_recipe(RECIPE, [f"runs={tmp_path / 'run'}", f"data={tmp_path / 'data'}"])
+    events: list[str] = []
+    gate = Work(
+        "train", "stage1 gate", lambda: False, lambda _: events.append("passed"), ask=lambda: events.append("asked")
+    )
+    after = Work("train", "stage2", lambda: False, lambda _: events.append("next"))
+    person = threading.Thread(target=_resume_when_paused, args=(events,), daemon=True)
+    person.start()
+    assert _as_flow(recipe, [gate, after]) == ["train:stage1 gate", "train:stage2"]
+    person.join(10)
+    assert events == ["asked", "resumed", "passed", "next"]
+
+
+def _resume_when_paused(events: list[str]) -> None:
+    while "asked" not in events:
+        time.sleep(0.2)
+    from prefect.client.orchestration import get_client  # Prefect reads the server's address when it is imported
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.flow_runs import resume_flow_run
+
+    with get_client(sync_client=True) as client:
+        while "resumed" not in events:
+            time.sleep(0.5)
+            for run in client.read_flow_runs(limit=10, sort=FlowRunSort.ID_DESC):
+                if run.state is not None and run.state.is_paused():
+                    events.append("resumed")
+                    resume_flow_run(run.id)
