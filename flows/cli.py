@@ -12,6 +12,7 @@ from flows.dataset_commands import diff, export, forget, show
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
 from flows.recaption_commands import plan, recaption
+from flows.train_commands import latents, train
 from pipelines.errors import ConfigurationError, HarmonError
 
 
@@ -89,6 +90,8 @@ for command in (
     show,
     forget,
     export,
+    latents,
+    train,
     convert,
     generate,
     ask,

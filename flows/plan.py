@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flows.recipe import Recipe
+from flows.train import forecast_of
 from flows.work import rewrite_of
+from harmon.training.forecast import Forecast
 from pipelines.dataset import Dataset
 from pipelines.steps import StepRun
 from recaption.engines import open_engine
@@ -24,10 +26,12 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps that can be estimated; so far those that ask a language model."""
+    """The steps that can be estimated: those that ask a language model, and the training stages."""
 
     recipe: str
     steps: tuple[PlannedStep, ...]
+    stages: tuple[tuple[str, Forecast], ...] = ()
+    """What each training stage takes."""
 
     def to_json(self) -> dict[str, Any]:
         """As `harmon plan --json` prints it."""
@@ -35,7 +39,7 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """As `harmon plan` prints it."""
-        yield f"{self.recipe}: estimates of the steps that ask a language model (the other steps have none yet)"
+        yield f"{self.recipe}: estimates of captioning and training (the other steps have none yet)"
         known = [step.estimate for step in self.steps if step.estimate]
         for step in self.steps:
             yield f"{step.name}: {step.note}"
@@ -43,11 +47,17 @@ class Plan:
                 yield f"    {line}"
         costs = [one.cost for one in known if one.cost is not None]
         requests, hours = sum(one.requests for one in known), sum(one.gpu_hours for one in known)
-        yield f"sum: {requests:,} requests, {hours:,.2f} GPU-hours" + (f", cost {sum(costs):,.2f}" if costs else "")
+        for name, told in self.stages:
+            yield f"train:{name}:"
+            yield from (f"    {line}" for line in told.lines())
+        yield f"sum of captioning: {requests:,} requests, {hours:,.2f} GPU-hours" + (
+            f", cost {sum(costs):,.2f}" if costs else ""
+        )
 
 
 def plan(recipe: Recipe, gpus: float | None, gpu_hour_price: float | None = None) -> Plan:
-    """Estimate every captioning step of `recipe` from a sample of 200 rows that is asked now, and not kept.
+    """Estimate every captioning step of `recipe` from a sample of 200 rows that is asked now, and not kept; and each
+    training stage on as many A100-80G, from sizes alone.
 
     A step whose dataset does not stand yet has no estimate: what it would ask is not known before.
     """
@@ -71,4 +81,7 @@ def plan(recipe: Recipe, gpus: float | None, gpu_hour_price: float | None = None
                 rates = measure(dataset, recaption, counts, engine)
             told = estimate(counts, rates, recipe.recaption.gpus_used(gpus), gpu_hour_price)
             steps.append(PlannedStep(title, told, f"from {rates.measured} rows measured with {rates.engine}"))
-    return Plan(recipe.name, tuple(steps))
+    workers = int(gpus) if gpus and gpus >= 1 else None
+    stages = [settings.stage for settings in recipe.training.stages]
+    told_stages = tuple((stage, forecast_of(recipe, number, workers)) for number, stage in enumerate(stages))
+    return Plan(recipe.name, tuple(steps), told_stages)

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from filtering.embedding import ARCHITECTURE
 from filtering.selection import Selection
+from flows.gate import Gate
 from flows.report.inputs import Goals, StandIn
+from flows.watching import WatchSettings
 from harmon.evaluation.run import EvaluationConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
@@ -16,7 +18,7 @@ from pipelines.download import DownloadSettings
 from pipelines.errors import ConfigurationError
 from pipelines.fetch import FetchSettings
 from pipelines.location import Location, location
-from pipelines.settings import Settings, laid_over, parse, read_yaml, with_override
+from pipelines.settings import Settings, laid_over, nearest, parse, read_yaml, with_override
 from pipelines.terms import Acceptance
 from pipelines.web import WebSettings
 from recaption.engines import EngineSettings
@@ -64,7 +66,8 @@ class MixtureEntry(Settings):
     rows: str
     """text, image2text or text2image: the rows' own task."""
     text: str
-    """caption, conversation, rewrite (the captions of the recipe's prompt), or the version of one of its prompts."""
+    """caption, conversation, picture (reconstruction), rewrite (the captions of the recipe's prompt), the version of
+    one of its prompts, or published captions by catalogue name."""
     sources: tuple[str, ...] | None = None
     """Sources whose rows are taken; all when left out."""
     weight: int = 1
@@ -81,13 +84,15 @@ class StageSettings(Settings):
     text: tuple[MixtureEntry, ...] = ()
     image2text: tuple[MixtureEntry, ...] = ()
     text2image: tuple[MixtureEntry, ...] = ()
+    gate: Gate | None = None
+    """What lets the next step start once this stage is done; None: that it is done."""
 
 
 class TrainingSettings(Settings):
     """The model, its first weights, and the stages in order."""
 
     model: str
-    """File with the model's sizes."""
+    """harmon-0.5b, harmon-1.5b, or a file with the model's sizes."""
     autoencoder: str
     """File with the frozen autoencoder's weights."""
     weights: tuple[str, ...]
@@ -104,6 +109,8 @@ class TrainingSettings(Settings):
     """Train steps from one checkpoint to the next."""
     keep: int = 2
     """Newest checkpoints of each stage that stay."""
+    watch: WatchSettings = WatchSettings()
+    """What follows each stage while it trains, beside metrics.jsonl."""
     stages: tuple[StageSettings, ...]
 
 
@@ -126,12 +133,14 @@ class Recipe(Settings):
     """Folder of the datasets, or s3://bucket/prefix."""
     runs: str
     """Folder of logs, checkpoints and reports."""
-    web: WebSettings
-    """The stand-in for the internet that the run serves on loopback while it downloads."""
+    web: WebSettings | None = None
+    """The stand-in for the internet that the run serves on loopback while it downloads; None: the internet itself."""
     sources: Mapping[str, DownloadSettings]
     """What is downloaded, by catalogue name."""
     files: Mapping[str, FilesSettings] = {}
     """Where the sources that are published elsewhere come from; one that is not named is fetched from the hub."""
+    captions: Mapping[str, tuple[str, ...]] = {}
+    """Published captions that are joined to a source's rows, by catalogue name; a mixture names them as its text."""
     terms: Mapping[str, Acceptance] = {}
     """Who accepted the terms of which source, and when; a source that needs it is refused without."""
     fetch: FetchSettings = FetchSettings()
@@ -143,6 +152,8 @@ class Recipe(Settings):
     """The aesthetic predictor, where its weights are present; None: images have no aesthetic score."""
     sets: Mapping[str, Selection]
     """Training sets, by name: which rows are kept and how they are sharded."""
+    set_sources: Mapping[str, tuple[str, ...]] = {}
+    """Which sources go into a training set; all into one that is not named."""
     training: TrainingSettings
     evaluation: EvaluationConfig = EvaluationConfig()
     """Prompts and questions that the trained model is measured with."""
@@ -155,6 +166,22 @@ class Recipe(Settings):
     """What is done otherwise than in the paper and is no setting of a stage, the model or sampling."""
     stand_ins: tuple[StandIn, ...] = ()
     """Parts of this run that take the place of the paper's."""
+
+    @model_validator(mode="after")
+    def _sets_have_sources(self) -> Self:
+        for name in self.captions:
+            if name not in self.sources:
+                raise ValueError(f"captions: sources has no '{name}'; {nearest(name, list(self.sources))}")
+        for name, sources in self.set_sources.items():
+            for one, known, what in ((name, self.sets, "sets"), *((one, self.sources, "sources") for one in sources)):
+                if one not in known:
+                    raise ValueError(f"set_sources.{name}: {what} has no '{one}'; {nearest(one, list(known))}")
+        return self
+
+    def sources_of(self, set_name: str) -> tuple[str, ...]:
+        """The sources that go into a training set, in the recipe's order."""
+        chosen = self.set_sources.get(set_name)
+        return tuple(name for name in self.sources if chosen is None or name in chosen)
 
     def dataset(self, name: str) -> Location:
         """Where a source's dataset or a training set lies."""

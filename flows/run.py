@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -16,6 +17,9 @@ from flows.work import Work, work_of
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
 from pipelines.steps import Progress
+
+APPROVAL_SECONDS = 14 * 24 * 3600  # how long a gate waits for a person
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,11 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                         session = work.session
                         if session is not None:
                             opened.enter_context(session())
+                    if work.ask is not None:
+                        work.ask()
+                        ui = os.environ["PREFECT_API_URL"].removesuffix("/api")
+                        log.warning("%s waits for a person to resume the flow run in the Prefect UI: %s", work.name, ui)
+                        prefect.pause_flow_run(timeout=APPROVAL_SECONDS)
                     prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
                     did.append(work.name)
             return did

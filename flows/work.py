@@ -7,7 +7,7 @@ done ends the asking.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,19 +19,24 @@ from filtering.clarity import clarity_step, score_clarity
 from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import select, select_step
 from filtering.selection import Selection
+from flows.gate import Gate, check, pass_gate, passed
 from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from flows.terminal import shown_live
+from flows.watching import OnLine, WatchSettings, watched
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
-from harmon.model.config import HarmonConfig, changed_defaults
+from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
+from harmon.text import ChatText
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
+from harmon.training.data import StageData
 from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
-from harmon.training.launch import ray_session, train_stage
+from harmon.training.launch import Launch, ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
+from harmon.training.speed import Speed
 from harmon.training.stage import TASKS, Departure, departures, load_stage
 from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.audit import audit
@@ -43,7 +48,7 @@ from pipelines.loopback import serve
 from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
-from pipelines.web import is_published, planted, publish
+from pipelines.web import WebSettings, is_published, planted, publish
 from recaption.captions import write_captions
 from recaption.engines import Engine, open_engine
 from recaption.language_model import language_model
@@ -66,6 +71,8 @@ class Work:
     """Takes the result away, so that it is made again; None: it stands in a dataset, where nothing is overwritten."""
     session: Callable[[], AbstractContextManager[None]] | None = None
     """What stays open from the first step with this session to the last: one Ray for all stages."""
+    ask: Callable[[], None] | None = None
+    """A person resumes the flow run before it is done; called before that, and raises where there is nothing to ask."""
 
     @property
     def name(self) -> str:
@@ -77,15 +84,16 @@ def work_of(recipe: Recipe) -> list[Work]:
     """Every step of `recipe`, in order."""
     ray = partial(ray_session, recipe.training.launch)
     return [
-        _publish(recipe),
+        *([_publish(recipe, recipe.web)] if recipe.web else []),
         *(_download(recipe, name) for name in recipe.sources),
+        *(_captions(recipe, name, captions) for name, published in recipe.captions.items() for captions in published),
         *(_rewrite(recipe, name, prompt) for name in recipe.recaption.datasets for prompt in recipe.recaption.prompts),
         *(_clarity(recipe, name) for name in recipe.sources),
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
         *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
-        *(_train(recipe, number, ray) for number in range(len(recipe.training.stages))),
+        *(work for number in range(len(recipe.training.stages)) for work in _stage(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
         _audit(recipe),
@@ -105,16 +113,38 @@ def rewrite_of(recipe: Recipe, prompt: str | None = None) -> Recaption:
 
 
 def caption_groups_of(recipe: Recipe) -> dict[str, str]:
-    """The caption group of every prompt version of the recipe; `rewrite` stands for the first."""
+    """The caption group of every prompt version of the recipe, `rewrite` standing for the first, and of the published
+    captions that are there.
+    """
     groups = {prompt: rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts}
-    return {"rewrite": groups[recipe.recaption.prompt]} | groups
+    return {"rewrite": groups[recipe.recaption.prompt]} | groups | _published_groups(recipe)
+
+
+def _published_groups(recipe: Recipe, sources: Sequence[str] | None = None) -> dict[str, str]:
+    """The column group of each entry of published captions that stands in its source's dataset, one of `sources`."""
+    return {
+        captions: group
+        for name, published in recipe.captions.items()
+        if sources is None or name in sources
+        for captions in published
+        for group in Dataset(recipe.dataset(name)).groups()
+        if group.startswith(f"caption.published-{captions}-")
+    }
 
 
 def selection_of(recipe: Recipe, name: str) -> Selection:
-    """The selection of training set `name`, which carries the new captions along."""
-    selection = recipe.sets[name]
-    groups = dict.fromkeys(caption_groups_of(recipe).values())
-    return selection.model_copy(update={"carry": (*selection.carry, *groups)})
+    """The selection of training set `name`, which carries the captions that its sources have been given along."""
+    selection, sources = recipe.sets[name], recipe.sources_of(name)
+    rewritten = any(one in recipe.recaption.datasets for one in sources)
+    groups = [rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts] if rewritten else []
+    groups += _published_groups(recipe, sources).values()
+    return selection.model_copy(update={"carry": (*selection.carry, *dict.fromkeys(groups))})
+
+
+def model_of(recipe: Recipe) -> HarmonConfig:
+    """The sizes of the recipe's model: those of a published one by name, or a file's."""
+    named = recipe.training.model
+    return HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
 
 
 def job_of(recipe: Recipe, number: int) -> TrainJob:
@@ -130,7 +160,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
     return TrainJob(
         stage=stage,
         mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
-        model=HarmonConfig.from_file(part(training.model)),
+        model=model_of(recipe),
         tokenizer=str(part(training.tokenizer)),
         latents=latents_group(stage.px, part(training.autoencoder)),
         weights=weights,
@@ -143,11 +173,11 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
     )
 
 
-def _publish(recipe: Recipe) -> Work:
+def _publish(recipe: Recipe, web: WebSettings) -> Work:
     def do(_: ProgressCallback) -> None:
-        publish(recipe.web_folder, recipe.web)
+        publish(recipe.web_folder, web)
 
-    return Work("publish", "web", lambda: is_published(recipe.web_folder, recipe.web), do)
+    return Work("publish", "web", lambda: is_published(recipe.web_folder, web), do)
 
 
 def _download(recipe: Recipe, name: str) -> Work:
@@ -156,10 +186,14 @@ def _download(recipe: Recipe, name: str) -> Work:
     check_accepted(entry, recipe.terms)
     if entry.layouts:
         return _acquire(recipe, name, entry)
-    links = recipe.web_folder / f"list-{name}.parquet"
+    web, links = recipe.web, recipe.web_folder / f"list-{name}.parquet"
+    if web is None:
+        raise ConfigurationError(
+            f"The source {name} is a list that the stand-in web publishes, and the recipe {recipe.name} has no `web`."
+        )
 
     def do(progress: ProgressCallback) -> None:
-        with serve(recipe.web_folder, recipe.web.port), shown_live(redraw=False) as live:
+        with serve(recipe.web_folder, web.port), shown_live(redraw=False) as live:
             download(dataset, entry, links, settings, recipe.fetch, progress, live)
 
     return _dataset_work("download", dataset, lambda: _new(dataset, download_step(entry, links, settings)), do)
@@ -177,6 +211,20 @@ def _acquire(recipe: Recipe, name: str, entry: Source) -> Work:
             acquire(dataset, entry, asked, progress, on_live=live)
 
     return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do)
+
+
+def _captions(recipe: Recipe, name: str, captions: str) -> Work:
+    """Published captions joined to the rows of a source."""
+    files = recipe.files.get(captions, FilesSettings())
+    entry, dataset = source(captions, settings=files.entry), Dataset(recipe.dataset(name))
+    check_accepted(entry, recipe.terms)
+    folder = None if files.folder is None else Path(files.folder).absolute()
+    asked = Acquisition(recipe.sources[name], dict(recipe.terms), folder, files.only, recipe.fetch)
+
+    def do(progress: ProgressCallback) -> None:
+        acquire(dataset, entry, asked, progress)
+
+    return Work("captions", f"{name}@{captions}", lambda: captions in _published_groups(recipe), do)
 
 
 def _rewrite(recipe: Recipe, name: str, prompt: str) -> Work:
@@ -230,7 +278,7 @@ def _aesthetic(recipe: Recipe, name: str, settings: AestheticSettings) -> Work:
 
 def _select(recipe: Recipe, name: str) -> Work:
     target = Dataset(recipe.dataset(name))
-    sources = [Dataset(recipe.dataset(source)) for source in recipe.sources]
+    sources = [Dataset(recipe.dataset(source)) for source in recipe.sources_of(name)]
 
     def do(progress: ProgressCallback) -> None:
         select(sources, target, selection_of(recipe, name), progress)
@@ -295,6 +343,42 @@ def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[Mixtur
     )
 
 
+def _stage(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> list[Work]:
+    """The training of stage `number`, and the gate behind it."""
+    gate = recipe.training.stages[number].gate
+    return [_train(recipe, number, ray), *([_gate(recipe, number, gate, ray)] if gate else [])]
+
+
+def _gate(recipe: Recipe, number: int, gate: Gate, ray: Callable[[], AbstractContextManager[None]]) -> Work:
+    """The gate counts as a part of the step `train`, so that --until train does not go past it."""
+    stage = recipe.training.stages[number].stage
+
+    def stands() -> tuple[Path, str]:
+        job = job_of(recipe, number)
+        key = training_key(job)
+        return stage_folder(job, key), key
+
+    def is_done() -> bool:
+        folder, key = stands()
+        return passed(gate, folder, key)
+
+    def do(_: ProgressCallback) -> None:
+        folder, key = stands()
+        pass_gate(gate, folder, stage, key)
+
+    def ask() -> None:
+        check(gate, stands()[0], stage)
+
+    return Work(
+        "train",
+        f"{stage} gate",
+        is_done,
+        do,
+        session=None if gate.approval else ray,
+        ask=ask if gate.approval else None,
+    )
+
+
 def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:
     def is_done() -> bool:
         job = job_of(recipe, number)
@@ -308,10 +392,34 @@ def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager
             shutil.rmtree(folder)
 
     def do(_: ProgressCallback) -> None:
-        _describe(recipe, number + 1)
-        train_stage(job_of(recipe, number), recipe.training.launch)
+        train_number(recipe, number)
 
     return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray)
+
+
+def train_number(recipe: Recipe, number: int, launch: Launch | None = None, on_line: OnLine | None = None) -> None:
+    """Train stage `number`, whose run folder then says of itself what it is, followed by what the recipe asks."""
+    _describe(recipe, number + 1)
+    job = job_of(recipe, number)
+    folder = stage_folder(job, training_key(job))
+    with watched(recipe.training.watch, recipe.run_folder, folder, recipe.name, speed_of(recipe, job)) as watch:
+
+        def both(line: dict[str, Any]) -> None:
+            for told in (watch, on_line):
+                if told:
+                    told(line)
+
+        train_stage(job, launch or recipe.training.launch, both if watch or on_line else None)
+
+
+def speed_of(recipe: Recipe, job: TrainJob) -> Speed | None:
+    """What a sample of `job` is in tokens and FLOPs; None where no sink asks."""
+    if recipe.training.watch == WatchSettings():
+        return None
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    lengths = data.lengths()
+    data.close()
+    return Speed.of(job.stage, job.model, lengths)
 
 
 def _description(recipe: Recipe, stages: int) -> RunDescription:
@@ -419,10 +527,10 @@ def report_of(recipe: Recipe) -> ReportInput:
         title=f"Harmon, recipe {recipe.name}",
         run=recipe.run_folder,
         datasets=tuple(dataset.root for dataset in datasets_of(recipe)),
-        planted=planted(recipe.web),
+        planted=planted(recipe.web) if recipe.web else (),
         departures=(
             *recipe.other_departures,
-            *(Departure(*one) for one in changed_defaults(HarmonConfig.from_file(part(recipe.training.model)))),
+            *(Departure(*one) for one in changed_defaults(model_of(recipe))),
             *(
                 Departure(f"{name}.{one.key}", one.paper, one.here)
                 for name, changes in stages

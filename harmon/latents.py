@@ -33,7 +33,9 @@ from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
+from pipelines.tombstones import standing
 
+STEP = "latents"
 VERSION = 2  # 2: rows without a picture are failed
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
 
@@ -62,7 +64,7 @@ def latents_group(px: int, autoencoder: str | Path) -> str:
 def latents_step(dataset: Dataset, px: int, autoencoder: str | Path) -> Step:
     """The step that writes `latents_group(px, autoencoder)` of `dataset`."""
     return Step(
-        name="latents",
+        name=STEP,
         version=VERSION,
         configuration={"px": px, "autoencoder": sha256_hex(Path(autoencoder).read_bytes())},
         reads=(Reads(dataset, ("images", "source")),),
@@ -95,6 +97,35 @@ def write_latents(
             rows_failed={reason: failed.count(reason) for reason in sorted(set(failed))},
         )
     return run.commit()
+
+
+def prove_latents(dataset: Dataset, group: str, px: int) -> None:
+    """Prove by hash that column group `group` holds the latents of the pictures that `dataset` has now, cropped as this
+    version crops them, at `px` pixels, by the autoencoder in the group's name.
+
+    The commit that wrote the group says of which images, rows, pixels and autoencoder; the key of the step made of
+    these and of today's hashes has to be a commit's, or set apart from one by forgetting alone.
+
+    Raises:
+        HarmonError: the latents are of other pictures, rows or pixels, or nothing says of which.
+    """
+    made = [commit for commit in dataset.commits() if commit.step == STEP and _group_of(commit) == group]
+    if not made:
+        raise HarmonError(
+            f"Nothing says what the group {group} of {dataset.root} was made from; run `harmon latents {dataset.root}`."
+        )
+    if all(commit.configuration["px"] != px for commit in made):
+        raise HarmonError(f"The group {group} of {dataset.root} is not of pictures of {px} px; name the one that is.")
+    reads = (Reads(dataset, ("images", "source")),)
+    if not any(standing(dataset, Step(STEP, one.version, one.configuration, reads)) for one in made):
+        raise HarmonError(
+            f"The latents {group} of {dataset.root} are of other pictures or rows than it has now; make them again in "
+            "a new dataset, or train on the commit that they were made at."
+        )
+
+
+def _group_of(commit: Commit) -> str:
+    return f"latents.{commit.configuration['px']}-{commit.configuration['autoencoder'][:8]}"
 
 
 def latents_array(column: pa.ChunkedArray) -> NDArray[np.float16]:

@@ -28,6 +28,15 @@ DESCRIBE_QUESTIONS = (
     "Explain the content of the picture at length.",
 )  # the release varies the instruction for dense captions among 13 sentences; these are our own
 
+RECONSTRUCT_REQUESTS = (
+    *DESCRIBE_QUESTIONS,
+    "Describe the image.",
+    "What is this?",
+    "Say briefly what is shown.",
+    "Sum up the picture in one sentence.",
+    "Tell me what is in the picture, where it stands and what it looks like.",
+)  # long and short ones, as reconstruction alignment (arXiv 2509.07295) asks; the sentences are our own
+
 
 @dataclass(frozen=True)
 class Chat:

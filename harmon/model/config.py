@@ -118,9 +118,9 @@ class HarmonConfig(_Config):
     @classmethod
     def preset(cls, name: str) -> HarmonConfig:
         """`harmon-0.5b` or `harmon-1.5b` (paper, section 3; the released configurations)."""
-        if name not in _PRESETS:
-            raise ConfigurationError(f"there is no model preset {name!r}; the presets are {', '.join(_PRESETS)}")
-        return _PRESETS[name]
+        if name not in PRESETS:
+            raise ConfigurationError(f"there is no model preset {name!r}; the presets are {', '.join(PRESETS)}")
+        return PRESETS[name]
 
     @classmethod
     def from_file(cls, path: str | Path) -> HarmonConfig:
@@ -196,7 +196,7 @@ def _published(
     )
 
 
-_PRESETS = {
+PRESETS = {
     "harmon-0.5b": _published((896, 24, 14, 2, 4864), 768, 12, 12, 1024, 6),  # Qwen2.5-0.5B, MAR-B
     "harmon-1.5b": _published((1536, 28, 12, 2, 8960), 1280, 20, 16, 1536, 12),  # Qwen2.5-1.5B, MAR-H
 }

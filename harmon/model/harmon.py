@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from harmon.model.config import HarmonConfig, QwenConfig
+from harmon.model.config import HarmonConfig
+from harmon.model.gradient import ScaleGradient
 from harmon.model.kept import Past
-from harmon.model.language import read_causally
+from harmon.model.language import qwen, read_causally
 from harmon.model.mar import Grid, Mar, take
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
@@ -61,19 +61,6 @@ def has_weight_decay(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and not name.endswith(".bias") and "diffloss" not in name
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.factor, None
-
-
 class Harmon(nn.Module):
     """The whole trainable model; the autoencoder is separate and frozen.
 
@@ -84,7 +71,7 @@ class Harmon(nn.Module):
     def __init__(self, config: HarmonConfig) -> None:
         super().__init__()
         self.config = config
-        self.llm = _qwen(config.llm)
+        self.llm = qwen(config.llm)
         self.mar = Mar(config.mar, config.head)
         hidden, width = config.llm.hidden_size, config.mar.encoder_width
         self.proj_in = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
@@ -149,13 +136,18 @@ class Harmon(nn.Module):
         read_BSD = self.proj_out(hidden_BSH)
         return x_BSD + torch.cat([read_BSD[:, visible:], read_BSD[:, :visible]], 1)
 
-    def read_after_text(self, text_ids: Tensor, text_mask: Tensor, image_BSH: Tensor) -> Tensor:
+    def read_after_text(
+        self, text_ids: Tensor, text_mask: Tensor, image_BSH: Tensor, text_BLH: Tensor | None = None
+    ) -> Tensor:
         """LLM outputs [B, S, H] of an image that follows right-padded text ([B, L], mask true at real tokens).
+
+        `text_BLH` are the embeddings of prompts that hold pictures; without them an image slot reads as token 0.
 
         The image stands right behind each row's own text and the padding behind both: there causal attention
         needs no mask to keep it out, and places in the sequence are positions.
         """
-        text_BLH = self.llm.model.embed_tokens(text_ids)
+        if text_BLH is None:
+            text_BLH = self.llm.model.embed_tokens(text_ids.clamp(min=0))
         image_BSH = image_BSH.to(text_BLH.dtype)
         places_S = torch.arange(image_BSH.shape[1], device=text_ids.device)
         places_BS = text_mask.sum(1, keepdim=True) + places_S
@@ -178,6 +170,22 @@ class Harmon(nn.Module):
             return text_BLH
         return text_BLH.masked_scatter(slots_BL.unsqueeze(-1), image_BSH.to(text_BLH.dtype))
 
+    def _seeing_prompts(self, text_ids: Tensor, tokens_BNC: Tensor, grid: Grid) -> Tensor | None:
+        """Embeddings [B, L, H] of prompts in whose N + U image slots the row's own picture stands, seen whole as in
+        understanding; rows without slots are text. None where no row has any: short prompts tell without asking the
+        device.
+        """
+        if text_ids.shape[1] <= grid.positions + self.config.mar.buffer_size:
+            return None
+        rows = (text_ids == IMAGE_SLOT).any(1).nonzero()[:, 0]
+        if not len(rows):
+            return None
+        _, image_BSH = self.visual_features(tokens_BNC[rows], grid)
+        if self.config.grad_scale is not None:
+            image_BSH = ScaleGradient.apply(image_BSH, self.config.grad_scale)
+        text_BLH: Tensor = self.llm.model.embed_tokens(text_ids.clamp(min=0))
+        return text_BLH.index_put((rows,), self.prompt_embeddings(text_ids[rows], image_BSH))
+
     # -- losses ----------------------------------------------------------------------------------------------
 
     def text_to_image_loss(
@@ -193,15 +201,17 @@ class Harmon(nn.Module):
     ) -> LossSum:
         """Diffusion loss over the masked positions: the first `masked` of each row's `order` (int64 [B, N]).
 
-        Text is right padded ([B, L], mask true at real tokens). `timesteps` [R, B, N] and `noise` [R, B, N,
-        C] hold R draws per position, of which those at masked positions are read; a position's loss is the
-        mean over them. `weight` [B] multiplies a row's loss and its count.
+        Text is right padded ([B, L], mask true at real tokens); where it holds IMAGE_SLOT, N + U in a row, the row's
+        picture itself is the prompt (reconstruction alignment, arXiv 2509.07295). `timesteps` [R, B, N] and `noise`
+        [R, B, N, C] hold R draws per position, of which those at masked positions are read; a position's loss is
+        the mean over them. `weight` [B] multiplies a row's loss and its count.
         """
         tokens_BNC, grid = self.to_tokens(latents)
         masked_BP = order[:, :masked]
         visible_BM = order[:, masked:].sort(1).values
         x_BSD, image_BSH = self.visual_features(tokens_BNC, grid, visible_BM)
-        hidden_BSH = self.read_after_text(text_ids, text_mask, image_BSH)
+        text_BLH = self._seeing_prompts(text_ids, tokens_BNC, grid)
+        hidden_BSH = self.read_after_text(text_ids, text_mask, image_BSH, text_BLH)
         z_BPZ = self.mar.decode(self.inform(x_BSD, hidden_BSH), grid, visible_BM, masked_BP)
         repeats = len(timesteps)
         index_RBP = masked_BP.expand(repeats, -1, -1)
@@ -232,7 +242,7 @@ class Harmon(nn.Module):
         if latents is not None:
             _, image_BSH = self.visual_features(*self.to_tokens(latents))
             if grad_scale is not None:
-                image_BSH = _ScaleGradient.apply(image_BSH, grad_scale)
+                image_BSH = ScaleGradient.apply(image_BSH, grad_scale)
         x_BLH = self.prompt_embeddings(input_ids, image_BSH)
         targets_BL = labels[:, 1:]
         labelled_BL = targets_BL >= 0
@@ -283,16 +293,3 @@ def _weighted(sums_B: Tensor, counts_B: Tensor, weight: Tensor | None) -> LossSu
 def _listed(problems: list[str], shown: int = 10) -> str:
     more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
     return "; ".join(problems[:shown]) + more
-
-
-def _qwen(config: QwenConfig) -> Any:
-    """Transformers' Qwen2 with PyTorch's fused attention, randomly initialised."""
-    values = config.model_dump(exclude={"rope_theta"})
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            **values,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-            use_sliding_window=False,
-            attn_implementation="sdpa",
-        )
-    )

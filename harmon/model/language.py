@@ -17,10 +17,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from harmon.model.config import QwenConfig
 from harmon.model.kept import Past
 
 _GROWTH = 2  # factor by which full memory grows, so that a long answer copies each key about once
+
+
+def qwen(config: QwenConfig) -> Any:
+    """Transformers' Qwen2 with PyTorch's fused attention, randomly initialised."""
+    values = config.model_dump(exclude={"rope_theta"})
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            **values,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            use_sliding_window=False,
+            attn_implementation="sdpa",
+        )
+    )
 
 
 class KeyValues:

@@ -7,6 +7,7 @@ not made here: see `harmon.training.loop`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,7 +34,7 @@ class ImageDraws:
     noise: NDArray[np.float32]  # [R, B, N, C]
 
 
-def draw_images(stage: StageConfig, indices: range, tokens: int, channels: int, repeats: int) -> ImageDraws:
+def draw_images(stage: StageConfig, indices: Sequence[int], tokens: int, channels: int, repeats: int) -> ImageDraws:
     """The draws of the samples `indices`, one Philox key a sample."""
     rows = len(indices)
     dropped = np.empty(rows, dtype=np.bool_)
@@ -54,6 +55,16 @@ def chat_generator(stage: StageConfig, task: Task, index: int) -> np.random.Gene
     return keyed("sample", stage.seed, stage.stage, task, index=index)
 
 
+def place_of_crop(stage: StageConfig, task: Task, index: int) -> float:
+    """Where the square of a picture lies along its longer side at this visit: uniform from 0 to 1."""
+    return float(keyed("crop", stage.seed, stage.stage, task, index=index).random())
+
+
+def drawn_request(stage: StageConfig, index: int, requests: int) -> int:
+    """Which of `requests` sentences asks for text-to-image sample `index`, whose prompt is its own picture."""
+    return int(keyed("request", stage.seed, stage.stage, index=index).integers(requests))
+
+
 def masked_positions(stage: StageConfig, block_start: int, tokens: int) -> int:
     """Masked positions of each row of the text-to-image block that begins with sample `block_start`.
 
@@ -64,6 +75,13 @@ def masked_positions(stage: StageConfig, block_start: int, tokens: int) -> int:
     full, uniform = generator.random(2)
     ratio = 1.0 if full < stage.full_mask_share else _truncated_normal(stage, uniform)
     return min(tokens, math.ceil(tokens * ratio))
+
+
+def mean_masked_share(stage: StageConfig) -> float:
+    """Mean share of the positions that a text-to-image block masks, rounding up left aside."""
+    points = 1000
+    drawn = sum(_truncated_normal(stage, (point + 0.5) / points) for point in range(points)) / points
+    return stage.full_mask_share + (1 - stage.full_mask_share) * drawn
 
 
 def _truncated_normal(stage: StageConfig, uniform: float) -> float:

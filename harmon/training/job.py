@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harmon.model.config import HarmonConfig
+from harmon.training.decoding import Online
 from harmon.training.mixture import Mixture
 from harmon.training.stage import TASKS, StageConfig
 from pipelines.canonical import canonical_json, sha256_hex
@@ -27,8 +28,8 @@ class TrainJob(Settings):
     model: HarmonConfig
     tokenizer: str
     """Folder with tokenizer.json."""
-    latents: str
-    """Column group of the pictures, at the stage's resolution."""
+    latents: str | Online
+    """Column group of the pictures, at the stage's resolution; or how they become latents while training."""
     weights: tuple[str, ...] = ()
     """Safetensors files with the first weights; modules that none holds start random."""
     previous: str | None = None
@@ -58,14 +59,20 @@ class TrainJob(Settings):
                 for task in TASKS
                 if self.stage.ratio.of(task)
             },
-            "latents": self.latents,
+            "latents": self._pictures(),
             "tokenizer": file_hash(Path(self.tokenizer) / "tokenizer.json"),
             "weights": self.previous or [file_hash(Path(file)) for file in self.weights],
             "dtype": self.dtype,
         }
 
+    def _pictures(self) -> str | dict[str, object]:
+        if isinstance(self.latents, str):
+            return self.latents
+        return self.latents.contents(file_hash(Path(self.latents.autoencoder)))
+
     def _hashes(self, dataset: str, text: str) -> dict[str, str]:
-        groups = ["source", self.latents, *([text] if text.startswith("caption.") else [])]
+        pictures = self.latents if isinstance(self.latents, str) else "images"
+        groups = ["source", pictures, *([text] if text.startswith("caption.") else [])]
         opened = Dataset(dataset)
         return {group: opened.group_hash(group) for group in groups if group in opened.groups()}
 

@@ -30,8 +30,9 @@ class MixtureSource(Settings):
     """Folder of the dataset."""
     rows: Task
     """Rows whose `task` in the source columns is this."""
-    text: str = Field(pattern=r"^(caption|conversation|caption\.[A-Za-z0-9._-]+)$")
-    """`caption` or `conversation` of the source columns, or a caption column group."""
+    text: str = Field(pattern=r"^(caption|conversation|picture|caption\.[A-Za-z0-9._-]+)$")
+    """`caption` or `conversation` of the source columns, a caption column group, or `picture`: the prompt of a
+    text-to-image row is the picture itself (reconstruction alignment)."""
     sources: tuple[str, ...] | None = None
     """Names of the sources whose rows are taken; None: all."""
     weight: int = Field(1, gt=0, le=1000)

@@ -27,15 +27,17 @@ REWRITES = "caption.rewrite-v1-none-00000000"
 TASKS = ("text2image", "image2text", "text")
 
 
-def make_corpus(folder: Path, shards: int = 3, rows: int = 12, px: int = 64, wide: bool = False) -> Dataset:
+def make_corpus(
+    folder: Path | str, shards: int = 3, rows: int = 12, px: int = 64, wide: bool = False, cut: tuple[int, ...] = ()
+) -> Dataset:
     """A dataset of `shards` x `rows` scenes, tasks in turn, with rewritten captions; `wide`: pictures of
-    2:1.
+    2:1; the files of the rows `cut`, counted over all shards, end too early.
     """
     dataset = Dataset(folder)
     run = StepRun(dataset, Step("make-corpus", 1, {"shards": shards, "rows": rows, "wide": wide}, ()))
     for shard in run.pending(range(shards)):
         output = run.shard(shard)
-        output.columns("source", _source(output, shard, rows, px, wide))
+        output.columns("source", _source(output, shard, rows, px, wide, cut))
         output.finish(rows_in=rows)
     run.commit({"scenes": {"licence": "CC0-1.0", "terms": "open"}})
     rewriting = StepRun(dataset, Step("make-rewrites", 1, {}, ()))
@@ -120,7 +122,7 @@ def small_stage(name: str = "stage2", **changes: object) -> StageConfig:
     return load_stage(name, cut | changes)
 
 
-def _source(output: object, shard: int, rows: int, px: int, wide: bool) -> pa.Table:
+def _source(output: object, shard: int, rows: int, px: int, wide: bool, cut: tuple[int, ...]) -> pa.Table:
     records = []
     for row in range(rows):
         task = TASKS[row % 3]
@@ -129,7 +131,7 @@ def _source(output: object, shard: int, rows: int, px: int, wide: bool) -> pa.Ta
         record: dict[str, object] = dict.fromkeys(SOURCE_SCHEMA.names)
         record |= {"key": key, "source": "scenes", "row_id": f"scene-{shard * rows + row:06d}", "task": task}
         if task != "text":
-            data = _png(scene, px, wide)
+            data = _png(scene, px, wide)[: 200 if shard * rows + row in cut else None]
             output.images().add(key, data, "png", {})  # type: ignore[attr-defined]
             record |= {
                 "ext": "png",

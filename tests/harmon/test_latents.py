@@ -4,11 +4,13 @@ import torch
 from miniature import make_autoencoder, make_corpus
 from PIL import Image
 
-from harmon.latents import latents_array, latents_group, load_autoencoder, write_latents
+from harmon.latents import latents_array, latents_group, load_autoencoder, prove_latents, write_latents
 from harmon.pictures import centre_crop, padded_square
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
+from pipelines.forget import forget
+from pipelines.request import Request
 from pipelines.shards import ImageShard
 
 
@@ -94,3 +96,38 @@ def test_a_side_the_stride_does_not_divide_is_refused(written):
     square, _, path = written
     with pytest.raises(HarmonError, match="stride 16"):
         write_latents(square, 72, path)
+
+
+def test_latents_prove_that_they_are_of_these_pictures_pixels_and_autoencoder(written, tmp_path):
+    square, _, path = written
+    group = latents_group(64, path)
+    prove_latents(square, group, 64)
+    with pytest.raises(HarmonError, match="not of pictures of 128 px"):
+        prove_latents(square, group, 128)
+    with pytest.raises(HarmonError, match=r"Nothing says what the group latents\.64-00000000"):
+        prove_latents(square, "latents.64-00000000", 64)
+
+
+def test_latents_of_pictures_that_were_changed_since_are_refused(written, tmp_path):
+    """Other pictures take the place of those that the latents were made of."""
+    _, _, path = written
+    corpus, other = make_corpus(tmp_path / "corpus", shards=2), make_corpus(tmp_path / "other", shards=2, wide=True)
+    write_latents(corpus, 64, path)
+    group, head = latents_group(64, path), corpus.head
+    prove_latents(corpus, group, 64)
+    files = [other.entry(one.group, one.shard) if one.group == "images" else one for one in head.files]
+    changed = head.model_copy(update={"number": head.number + 1, "files": tuple(files), "step": "meddle"})
+    (corpus.root / f"manifest/{changed.number:06d}.json").write_bytes(changed.to_bytes())
+    with pytest.raises(HarmonError, match="are of other pictures or rows than it has now"):
+        prove_latents(Dataset(corpus.root), group, 64)
+
+
+def test_latents_stand_after_a_sample_is_forgotten(written, tmp_path):
+    _, _, path = written
+    corpus = make_corpus(tmp_path / "corpus", shards=2)
+    write_latents(corpus, 64, path)
+    key = corpus.table("source", 0, ["key"])["key"][0].as_py()
+    forget(corpus, Request(keys=frozenset([key])))
+    again = Dataset(corpus.root)
+    prove_latents(again, latents_group(64, path), 64)
+    assert key not in again.whole_table(latents_group(64, path), ["key"])["key"].to_pylist()

@@ -1,0 +1,89 @@
+"""A gate between two stages: a bound on what the stage before it measured, and where asked a person's word."""
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from harmon.training.job import metrics_lines
+from harmon.training.sinks import scalars
+from pipelines.errors import HarmonError
+from pipelines.settings import Settings, nearest
+
+RECORD = "gate.json"
+
+
+class Gate(Settings):
+    """What lets the next stage start."""
+
+    metric: str | None = None
+    """Name of a number in the stage's metrics, as `loss/text2image` or `text_sensitivity`."""
+    at_least: float | None = None
+    at_most: float | None = None
+    """Bounds of its mean over the last lines."""
+    lines: int = Field(10, gt=0)
+    """Last lines of metrics that the mean is over."""
+    approval: bool = False
+    """Wait, too, until a person resumes the flow run in the Prefect UI."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if (self.metric is None) == (self.at_least is not None or self.at_most is not None):
+            raise ValueError("name a metric together with at_least or at_most")
+        if self.metric is None and not self.approval:
+            raise ValueError("a gate asks a metric, or a person's approval")
+        return self
+
+
+def measured(gate: Gate, folder: Path) -> float | None:
+    """The mean of the gate's metric in the stage in `folder`; None where the gate has none.
+
+    Raises:
+        HarmonError: the stage has measured no such number.
+    """
+    if gate.metric is None:
+        return None
+    lines = [scalars(line) for line in metrics_lines(folder)]
+    values = [line[gate.metric] for line in lines if gate.metric in line]
+    if not values:
+        known = sorted({name for line in lines for name in line})
+        raise HarmonError(f"The gate's metric {gate.metric} is not in {folder}; {nearest(gate.metric, known)}.")
+    return fmean(values[-gate.lines :])
+
+
+def check(gate: Gate, folder: Path, stage: str) -> float | None:
+    """`measured`, where it lets the next stage start.
+
+    Raises:
+        HarmonError: it does not.
+    """
+    value = measured(gate, folder)
+    low, high = gate.at_least, gate.at_most
+    if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+        asked = " and ".join(
+            f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
+        )
+        raise HarmonError(
+            f"The gate behind {stage} is shut: {gate.metric} is {value:.4g}, and it asks {asked}; "
+            "train the stage otherwise, or change the gate."
+        )
+    return value
+
+
+def pass_gate(gate: Gate, folder: Path, stage: str, key: str) -> None:
+    """Write down that the gate was passed, for the stage of this `key`. Raises HarmonError where it is shut."""
+    record = {"key": key, "gate": gate.model_dump(), "measured": check(gate, folder, stage)}
+    attempt = folder / f"{RECORD}.writing"
+    attempt.write_text(json.dumps(record) + "\n")
+    attempt.replace(folder / RECORD)
+
+
+def passed(gate: Gate, folder: Path, key: str) -> bool:
+    """Whether exactly this gate was passed by the stage of this `key`."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return record.get("key") == key and record.get("gate") == gate.model_dump()

@@ -1,0 +1,53 @@
+"""What follows a training while it runs: sinks of its metrics, and pictures and answers of its checkpoints."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harmon.training.samples import SampleSettings, write_samples
+from harmon.training.sinks import SinkSettings, open_sinks
+from harmon.training.speed import Speed
+from pipelines.errors import HarmonError
+
+log = logging.getLogger(__name__)
+OnLine = Callable[[Mapping[str, Any]], None]
+
+
+class WatchSettings(SinkSettings):
+    """Sinks, and samples."""
+
+    samples: SampleSettings | None = None
+    """None: no pictures and answers while training."""
+
+
+@contextmanager
+def watched(
+    settings: WatchSettings, run: Path, folder: Path, experiment: str, speed: Speed | None
+) -> Iterator[OnLine | None]:
+    """A function for each line of metrics of the stage in `folder`, a part of `run`; None where nothing is asked."""
+    with open_sinks(settings, folder, experiment) as sink:
+        samples = settings.samples
+        if sink is None and samples is None:
+            yield None
+            return
+        looked = 0
+
+        def on_line(line: Mapping[str, Any]) -> None:
+            nonlocal looked
+            if sink is not None:
+                sink({**line, **(speed.measures(line["samples_per_second"]) if speed else {})})
+            if samples is not None and line["step"] // samples.every > looked:
+                looked = line["step"] // samples.every
+                _sample(samples, run, folder)
+
+        yield on_line
+
+
+def _sample(samples: SampleSettings, run: Path, folder: Path) -> None:
+    """Training goes on where a checkpoint cannot be looked at, as when it was pruned meanwhile."""
+    try:
+        write_samples(samples, run, folder)
+    except HarmonError as error:
+        log.warning("no samples of %s: %s", folder.name, error)

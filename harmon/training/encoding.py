@@ -1,0 +1,113 @@
+"""Latents of pictures that are decoded while training: asked ahead, encoded by the frozen autoencoder, corrupt ones
+rejected and recorded.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harmon.latents import load_autoencoder
+from harmon.pictures import unit_pixels
+from harmon.training.decoding import Decoder, Online, Pixels, Wanted
+from harmon.training.draws import place_of_crop
+from harmon.training.mixture import Block
+from harmon.training.rows import Place, StageRows
+from harmon.training.stage import StageConfig, Task
+from pipelines.errors import HarmonError
+
+BATCH = 16  # pictures encoded together: the autoencoder's activations are large
+log = logging.getLogger(__name__)
+Decoded = list[Future[list[Pixels | str]]]
+
+
+class OnlineLatents:
+    """Latents of the samples of one stage whose pictures lie in image shards.
+
+    Raises HarmonError: the autoencoder cannot be read, or its stride does not divide the stage's pixels.
+    """
+
+    def __init__(self, stage: StageConfig, online: Online, rows: StageRows) -> None:
+        self.stage, self.online, self._rows = stage, online, rows
+        self._autoencoder = load_autoencoder(online.autoencoder).to(online.device)
+        if stage.px % self._autoencoder.stride:
+            raise HarmonError(
+                f"{stage.stage}: {stage.px} px are no multiple of the autoencoder's stride {self._autoencoder.stride}."
+            )
+        self._decoder = Decoder(online.workers)
+        self._asked: dict[tuple[Task, int, int], Decoded] = {}  # by task, first number and count
+        self._told: set[tuple[Task, str]] = set()
+        self.rejected: dict[str, Counter[str]] = {}
+
+    def ask_ahead(self, block: Block, rank: int, world: int) -> None:
+        """Have this worker's share of `block`, and of the next blocks of its task, decoded."""
+        if block.task == "text":
+            return
+        for later in range(self.online.ahead + 1):
+            share = Block(block.task, block.start + later * block.rows, block.rows).share(rank, world)
+            if share and _key(block.task, share) not in self._asked:
+                self._asked[_key(block.task, share)] = self._ask(block.task, share)
+
+    def latents(self, task: Task, numbers: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Those of `numbers` whose picture can be decoded, and their latents [B, C, h, w] float32."""
+        asked = self._asked.pop(_key(task, numbers), None) or self._ask(task, numbers)
+        kept, pixels = [], []
+        for number, result in zip(numbers, chain.from_iterable(future.result() for future in asked), strict=True):
+            if isinstance(result, str):
+                self._reject(task, self._rows.row(task, number).place, result)
+            else:
+                kept.append(number)
+                pixels.append(result)
+        if not kept:
+            return [], torch.empty(0)
+        return kept, torch.cat([self._encoded(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)])
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._decoder.close()
+
+    @torch.no_grad()
+    def _encoded(self, pixels: Sequence[Pixels]) -> Tensor:
+        images = torch.from_numpy(unit_pixels(np.stack(pixels))).to(self.online.device)
+        return self._autoencoder.encode(images).float()
+
+    def _ask(self, task: Task, numbers: Sequence[int]) -> Decoded:
+        return self._decoder.ask([self._wanted(task, number) for number in numbers])
+
+    def _wanted(self, task: Task, number: int) -> Wanted:
+        place, padded = self._rows.row(task, number).place, task == "image2text"
+        drawn = self.online.crop == "random" and not padded
+        return Wanted(
+            dataset=place.dataset,
+            shard=place.shard,
+            key=place.key,
+            px=self.stage.px,
+            padded=padded,
+            at=place_of_crop(self.stage, task, number) if drawn else 0.5,
+            draft=self.online.draft,
+        )
+
+    def _reject(self, task: Task, place: Place, reason: str) -> None:
+        """Count a corrupt picture at every visit; write it down at the first."""
+        self.rejected.setdefault(task, Counter())[reason] += 1
+        if (task, place.key) in self._told:
+            return
+        self._told.add((task, place.key))
+        log.warning("%s: the picture %s of %s is rejected: %s", self.stage.stage, place.key, place.dataset, reason)
+        if self.online.rejects is not None:
+            line = {"stage": self.stage.stage, "task": task, "dataset": place.dataset, "shard": place.shard}
+            path = Path(self.online.rejects)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:  # one write of a short line: several workers may add theirs
+                file.write(json.dumps(line | {"key": place.key, "reason": reason}) + "\n")
+
+
+def _key(task: Task, numbers: Sequence[int]) -> tuple[Task, int, int]:
+    return task, numbers[0], len(numbers)

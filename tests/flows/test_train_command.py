@@ -1,0 +1,118 @@
+"""`harmon latents` and `harmon train` as a person uses them, on a corpus of a few scenes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from flows.cli import main
+from tests.harmon.miniature import TOKENIZER, make_autoencoder, make_corpus, tiny_model
+
+Harmon = Callable[..., Result]
+CUT = {
+    "px": 64, "global_batch": 24, "block_rows": 4, "steps": 6, "warmup_share": 0.25, "learning_rate": {"decoder": 1e-2},
+}  # fmt: skip
+GATE = {"metric": "loss/text2image", "at_most": 100.0}
+SAMPLES = {"every": 2, "prompts": ["a red circle"], "questions": ["What is it?"]}
+WATCH = {"tensorboard": True, "samples": SAMPLES}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    make_autoencoder(folder / "patch_latent.safetensors")
+    make_corpus(folder / "data" / "corpus")
+    (folder / "model.yaml").write_text(tiny_model().model_dump_json())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe_in(folder)))
+    return folder
+
+
+def recipe_in(folder: Path) -> dict[str, object]:
+    seeing = [{"set": "corpus", "rows": "image2text", "text": "conversation"}]
+    drawing = [{"set": "corpus", "rows": "text2image", "text": "caption"}]
+    model = {"model": str(TOKENIZER), "model_name": "tiny", "prompt": "rewrite-v1", "datasets": []}
+    return {
+        "name": "small", "data": str(folder / "data"), "runs": str(folder / "run"), "sources": {},
+        "recaption": model, "sets": {"corpus": {}},
+        "training": {
+            "model": str(folder / "model.yaml"), "autoencoder": str(folder / "patch_latent.safetensors"),
+            "weights": [], "tokenizer": str(TOKENIZER), "launch": {"workers": 0}, "log_every": 1,
+            "checkpoint_every": 2, "watch": WATCH,
+            "stages": [
+                {"stage": "stage1", "departures": CUT, "image2text": seeing, "text2image": drawing, "gate": GATE},
+                {"stage": "finetune-o", "departures": CUT, "text2image": drawing},
+            ],
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def harmon(folder: Path) -> Harmon:
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(one) for one in arguments])
+
+    return run
+
+
+def test_latents_then_a_dry_run_then_training_in_three_goes(folder: Path, harmon: Harmon) -> None:
+    recipe = folder / "recipe.yaml"
+    early = json.loads(harmon("train", recipe, "--stage", "stage1", "--dry-run", "--json").stdout)
+    assert "run `harmon latents" in early["why_no_samples"]
+
+    autoencoder = folder / "patch_latent.safetensors"
+    made = harmon("latents", folder / "data" / "corpus", "--px", 64, "--autoencoder", autoencoder, "--json")
+    assert json.loads(made.stdout)["encoded"] == 24
+    again = harmon("latents", folder / "data" / "corpus", "--px", 64, "--autoencoder", autoencoder)
+    assert "24 of 36 rows" in again.stdout and "no_image: 12" in again.stdout
+
+    told = json.loads(harmon("train", recipe, "--stage", "stage1", "--dry-run", "--gpus", 4, "--json").stdout)
+    assert told["why_no_samples"] is None
+    assert [one["task"] for one in told["samples"]] == ["image2text"] * 8 + ["text2image"] * 16
+    assert told["samples"][0]["text"] and len(told["samples"][0]["key"]) == 32
+    assert told["forecast"]["workers"] == 4 and told["hours"] > 0 and told["largest_memory"] > 2**30
+    assert not (folder / "run").exists()
+
+    stopped = harmon("train", recipe, "--stage", "stage1", "--stop-after", 3, "--json")
+    assert stopped.exit_code == 0, stopped.output
+    stand = json.loads(stopped.stdout)
+    assert (stand["step"], stand["done"]) == (3, False)
+    refused = harmon("train", recipe, "--stage", "stage1")
+    assert refused.exit_code == 2 and "stands at train step 3 of 6" in refused.stderr and "--resume" in refused.stderr
+    done = json.loads(harmon("train", recipe, "--stage", "stage1", "--resume", "--json").stdout)
+    assert done["done"] and done["folder"] == stand["folder"]
+    steps = [json.loads(line)["step"] for line in (Path(done["folder"]) / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert "stage1 is done" in harmon("train", recipe, "--stage", "stage1").stdout
+
+    assert list((Path(done["folder"]) / "tensorboard").iterdir())
+    (answered,) = (json.loads(line) for line in (Path(done["folder"]) / "samples/000003/answers.jsonl").open())
+    assert answered["question"] == "What is it?"
+    assert (Path(done["folder"]) / "samples/000003" / answered["file"]).exists()
+
+    shut = ("--set", "training.stages.0.gate.at_most=-9", "--stage", "finetune-o")
+    refused = harmon("train", recipe, *shut)
+    assert refused.exit_code == 3 and "The gate behind stage1 is shut: loss/text2image is" in refused.stderr
+    assert json.loads(harmon("train", recipe, "--stage", "finetune-o", "--json").stdout)["done"]
+
+
+def test_a_stage_waits_for_the_one_before_it(folder: Path, harmon: Harmon, tmp_path: Path) -> None:
+    answer = harmon("train", folder / "recipe.yaml", "--stage", "finetune-o", "--set", f"runs={tmp_path}")
+    assert answer.exit_code == 3 and "train it first" in answer.stderr
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest_one(folder: Path, harmon: Harmon) -> None:
+    answer = harmon("train", folder / "recipe.yaml", "--stage", "stage11")
+    assert answer.exit_code == 2 and "did you mean 'stage1'" in answer.stderr
+
+
+def test_a_plan_says_what_each_stage_takes_on_a100s(folder: Path, harmon: Harmon) -> None:
+    settings = ("--set", "training.model=harmon-1.5b", "--set", "training.stages.0.departures={}")
+    answer = harmon("plan", folder / "recipe.yaml", "--gpus", 32, *settings)
+    assert answer.exit_code == 0, answer.output
+    lines = answer.stdout.splitlines()
+    start = lines.index("train:stage1:")
+    assert "32 A100-80G: ddp, micro-batches of 16 rows" in lines[start + 1]
+    assert any("GPU-hours" in line for line in lines[start:])

@@ -1,0 +1,223 @@
+"""Pictures decoded while training: the tensors of stored latents, and corrupt ones rejected, never replaced."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from miniature import TOKENIZER, make_autoencoder, make_corpus, make_job, mixture, small_stage, tiny_model
+from PIL import Image
+
+from harmon.text import ChatText
+from harmon.training.data import ChatBatch, ImageBatch, StageData
+from harmon.training.decoding import Decoder, Online, Wanted, decode
+from harmon.training.job import TrainJob, done, training_key
+from harmon.training.loop import train
+from harmon.training.mixture import blocks_of_step
+from pipelines.columns import SOURCE_SCHEMA
+from pipelines.dataset import Dataset
+from pipelines.steps import Step, StepRun
+from tests.s3_server import s3_root, s3_server
+
+__all__ = ["s3_root", "s3_server"]
+
+torch.set_num_threads(1)
+STAGE = small_stage()
+CUT = (6, 7, 13)  # one row for drawing, one for seeing, one more for seeing
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("decoding")
+
+
+@pytest.fixture(scope="module")
+def autoencoder(folder) -> Path:
+    return make_autoencoder(folder / "patch_latent.safetensors")
+
+
+@pytest.fixture(scope="module")
+def wide_cut(folder) -> Dataset:
+    return make_corpus(folder / "cut", wide=True, cut=CUT)
+
+
+def online_data(dataset: Dataset, autoencoder: Path, **settings: object) -> StageData:
+    online = Online(autoencoder=str(autoencoder), **({"workers": 0} | settings))
+    return StageData(STAGE, mixture(dataset), tiny_model(), ChatText(TOKENIZER), online)
+
+
+def batches(data: StageData, world: int = 1, steps: int = 4) -> list[list[ImageBatch | ChatBatch | None]]:
+    """The batches of every block, one for each worker."""
+    return [
+        [data.batch(block, rank, world) for rank in range(world)]
+        for step in range(steps)
+        for block in blocks_of_step(STAGE, step)
+    ]
+
+
+def same(ours: ImageBatch | ChatBatch, theirs: ImageBatch | ChatBatch, tolerance: float = 0.0) -> bool:
+    pairs = zip(vars(ours).values(), vars(theirs).values(), strict=True)
+    return all(
+        torch.allclose(a, b, rtol=0, atol=tolerance) if isinstance(a, torch.Tensor) else a == b for a, b in pairs
+    )
+
+
+def test_centre_squares_give_the_tensors_of_stored_latents(folder):
+    job = make_job(folder / "stored", STAGE)
+    dataset = Dataset(job.mixture.text[0].dataset)
+    stored = StageData(STAGE, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    online = online_data(dataset, folder / "stored" / "patch_latent.safetensors", crop="centre")
+    for (ours,), (theirs,) in zip(batches(online), batches(stored), strict=True):
+        assert same(ours, theirs, tolerance=4e-3)  # stored ones are float16
+
+
+def test_a_corrupt_picture_leaves_its_batch_and_nothing_comes_instead(folder, autoencoder, wide_cut):
+    whole = make_corpus(folder / "whole", wide=True)
+    record = folder / "rejects.jsonl"
+    sound, cut = online_data(whole, autoencoder), online_data(wide_cut, autoencoder, rejects=str(record))
+    rejected = {"text2image": 0, "image2text": 0}
+    keys = wide_cut.whole_table("source", ["key"])["key"].to_pylist()
+    bad = {keys[row] for row in CUT}
+    for step in range(6):
+        for block in blocks_of_step(STAGE, step):
+            keep = [n for n in block.share(0, 1) if sound.rows.row(block.task, n).place.key not in bad]
+            ours = cut.batch(block, 0, 1)
+            if block.task != "text":
+                rejected[block.task] += block.rows - len(keep)
+            if not keep:
+                assert ours is None
+                continue
+            draw = sound.images if block.task == "text2image" else lambda _, n, t=block.task: sound.chats(t, n)
+            assert same(ours, draw(block, keep))
+    assert {task: dict(counts) for task, counts in cut.rejected.items()} == {
+        task: {"undecodable": count} for task, count in rejected.items()
+    }
+    assert min(rejected.values()) > 1
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert {line["key"] for line in lines} == bad
+    assert len(lines) == len({(line["task"], line["key"]) for line in lines})
+
+
+@pytest.mark.parametrize("settings", [{}, {"crop": "centre"}])
+def test_any_number_of_workers_gets_the_same_rows(autoencoder, wide_cut, settings):
+    wholes = batches(online_data(wide_cut, autoencoder, **settings))
+    for world in (2, 4, 8):
+        for (whole,), parts in zip(wholes, batches(online_data(wide_cut, autoencoder, **settings), world), strict=True):
+            present = [part for part in parts if part is not None]
+            assert sum(part.count for part in present) == (whole.count if whole else 0)
+            if whole is not None and whole.latents is not None:
+                assert torch.allclose(torch.cat([part.latents for part in present]), whole.latents, atol=1e-5)
+
+
+def test_decoding_processes_give_what_the_trainer_itself_decodes(autoencoder, wide_cut):
+    apart = online_data(wide_cut, autoencoder, workers=2, ahead=1)
+    try:
+        for (ours,), (theirs,) in zip(batches(apart), batches(online_data(wide_cut, autoencoder)), strict=True):
+            assert (ours is None and theirs is None) or same(ours, theirs)
+    finally:
+        apart.close()
+
+
+def test_a_square_is_drawn_anew_at_each_visit(autoencoder, wide_cut):
+    data = online_data(wide_cut, autoencoder)
+    places = [data.rows.row("text2image", number).place.key for number in range(200)]
+    again = [number for number, key in enumerate(places) if key == places[0]]
+    first, second = (data._online.latents("text2image", [number])[1] for number in again[:2])
+    assert not torch.allclose(first, second, atol=0.05)
+
+
+def test_pictures_in_s3_are_those_on_disk(s3_root, autoencoder, folder):
+    local, remote = make_corpus(folder / "here"), make_corpus(f"{s3_root}/here")
+    for (ours,), (theirs,) in zip(
+        batches(online_data(remote, autoencoder), steps=1), batches(online_data(local, autoencoder), steps=1)
+    ):
+        assert same(ours, theirs)
+
+
+def test_a_large_jpeg_decoded_small_is_nearly_the_same_picture(tmp_path):
+    rows = np.linspace(0, 255, 900)[:, None, None] * np.array([1.0, 0.5, 0.2])
+    picture = Image.fromarray(np.broadcast_to(rows, (900, 1300, 3)).astype(np.uint8))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=95)
+    dataset = _one_picture(tmp_path / "one", stream.getvalue())
+    whole, drafted = (
+        decode([Wanted(str(dataset.root), 0, "0" * 32, 128, False, 0.3, draft)])[0] for draft in (False, True)
+    )
+    assert whole.shape == drafted.shape == (128, 128, 3)
+    assert not np.array_equal(whole, drafted)
+    assert np.abs(whole.astype(int) - drafted).max() <= 3
+
+
+def test_what_online_latents_are_stands_in_the_key_and_how_does_not(folder, autoencoder, wide_cut):
+    def key(**settings: object) -> str:
+        return training_key(_job(folder, autoencoder, wide_cut, **settings))
+
+    assert key() == key(workers=3, ahead=7, rejects="elsewhere")
+    assert len({key(), key(crop="centre"), key(draft=False)}) == 3
+
+
+def test_a_stage_trains_on_pictures_some_of_which_are_corrupt(folder, autoencoder, wide_cut):
+    job = _job(folder, autoencoder, wide_cut)
+    assert done(train(job), training_key(job))["steps"] == 3
+
+
+def test_decoding_processes_end_with_a_trainer_that_is_killed():
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    trainer = context.Process(target=_decode_for_ever, args=(theirs,))
+    trainer.start()
+    children = ours.recv()
+    assert children and all(_runs(pid) for pid in children)
+    os.kill(trainer.pid, signal.SIGKILL)
+    trainer.join()
+    deadline = time.monotonic() + 20
+    while any(_runs(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in children if _runs(pid)]
+
+
+def _decode_for_ever(pipe) -> None:
+    decoder = Decoder(2)
+    for future in decoder.ask([]):
+        future.result()
+    decoder._pool.submit(os.getpid).result()
+    pipe.send(list(decoder._pool._processes))
+    time.sleep(120)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _job(folder: Path, autoencoder: Path, dataset: Dataset, **settings: object) -> TrainJob:
+    return TrainJob(
+        stage=small_stage(steps=3),
+        mixture=mixture(dataset),
+        model=tiny_model(),
+        tokenizer=str(TOKENIZER),
+        latents=Online(autoencoder=str(autoencoder), **({"workers": 0} | settings)),
+        runs=str(folder / "train"),
+    )
+
+
+def _one_picture(folder: Path, data: bytes) -> Dataset:
+    dataset = Dataset(folder)
+    run = StepRun(dataset, Step("one", 1, {}, ()))
+    run.pending([0])
+    output = run.shard(0)
+    output.images().add("0" * 32, data, "jpg", {})
+    row = dict.fromkeys(SOURCE_SCHEMA.names) | {"key": "0" * 32, "task": "text2image", "ext": "jpg"}
+    output.columns("source", pa.Table.from_pylist([row], SOURCE_SCHEMA))
+    output.finish(rows_in=1)
+    run.commit()
+    return dataset
