@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harmon.model.config import HarmonConfig
+from harmon.training.execution import Execution, GuardConfig
 from harmon.training.mixture import Mixture
 from harmon.training.stage import TASKS, StageConfig
 from pipelines.canonical import canonical_json, sha256_hex
@@ -42,6 +43,19 @@ class TrainJob(Settings):
     keep: int = Field(2, gt=0)
     """Newest checkpoints that stay."""
     dtype: Literal["float32", "float64"] = "float32"
+    """Of the weights, their gradients and moments."""
+    autocast: Literal["bfloat16"] | None = None
+    """What the matrix products run in; None: the weights' own type."""
+    average: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, kept beside them; None, as in the paper: none."""
+    guard: GuardConfig = GuardConfig()
+    """Which steps are skipped."""
+    execution: Execution = Execution()
+    """How it runs on its workers."""
+    store: str | None = None
+    """s3://bucket/prefix, or another folder, for the checkpoints' shards; None: beside the metrics."""
+    save_behind: bool = False
+    """Write checkpoints while training goes on, from a copy in memory."""
     device: Literal["cpu", "cuda"] = "cpu"
 
     def contents(self) -> dict[str, Any]:
@@ -62,7 +76,13 @@ class TrainJob(Settings):
             "tokenizer": file_hash(Path(self.tokenizer) / "tokenizer.json"),
             "weights": self.previous or [file_hash(Path(file)) for file in self.weights],
             "dtype": self.dtype,
+            **self._beyond_the_paper(),
         }
+
+    def _beyond_the_paper(self) -> dict[str, Any]:
+        """What decides the result and is set otherwise than by default: what is off leaves the key as it is."""
+        values = self.model_dump(include={"autocast", "average", "guard"}, exclude_defaults=True)
+        return {name: value for name, value in values.items() if value}
 
     def _hashes(self, dataset: str, text: str) -> dict[str, str]:
         groups = ["source", self.latents, *([text] if text.startswith("caption.") else [])]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from miniature import make_job, small_stage
 
+from harmon.training.execution import GuardConfig
 from harmon.training.job import training_key
 from harmon.training.launch import Launch, train_stage
 from harmon.training.loop import train
@@ -53,7 +54,8 @@ def test_without_workers_the_stage_runs_in_this_process(tmp_path):
 
 
 def test_a_failure_says_which_stage_and_why(tmp_path):
-    job = make_job(tmp_path, small_stage(steps=2, learning_rate={"encoder": 1e30, "decoder": 1e30, "llm": 1e30}))
+    rates = {"encoder": 1e30, "decoder": 1e30, "llm": 1e30}
+    job = make_job(tmp_path, small_stage(steps=4, learning_rate=rates), guard=GuardConfig(patience=2))
     with pytest.raises(HarmonError, match="not finite"):
         train_stage(job, Launch(workers=0))
 
