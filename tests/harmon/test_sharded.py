@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from harmon.training.execution import Execution
 from harmon.training.job import TrainJob
 from harmon.training.loop import final_weights, train
-from pipelines.errors import ConfigurationError
 
 torch.set_num_threads(1)
 STEPS, HALF = 50, 26
@@ -51,7 +50,7 @@ def same_losses(ours: Path, theirs: Path, tolerance: float = 1e-9) -> None:
         assert one["step"] == other["step"] and one["samples"] == other["samples"]
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
         assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=tolerance)
-        assert one["text_sensitivity"] == pytest.approx(other["text_sensitivity"], rel=1e-6)
+        assert one["text_sensitivity"] == pytest.approx(other["text_sensitivity"], rel=max(1e-6, 5 * tolerance))
 
 
 def on_workers(world: int, folder: Path, job: TrainJob) -> None:
@@ -95,8 +94,19 @@ def test_what_one_process_has_saved_two_workers_go_on_from(job, alone, tmp_path)
     same_losses(folder, alone)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tolerance"), [({"dtype": "float32"}, 1e-5), ({"dtype": "float32", "autocast": "bfloat16"}, 1e-2)]
+)
+def test_a_frozen_language_model_shards_too_in_lower_precision(job, tmp_path, changes, tolerance):
+    stage = small_stage("stage1", steps=4)
+    whole = train(at(job, tmp_path / "whole", stage=stage, average=None, **changes))
+    (tmp_path / "parts").mkdir()
+    execution = Execution(parallel="fsdp", recompute="full")
+    on_workers(2, tmp_path, at(job, tmp_path / "parts", stage=stage, average=None, execution=execution, **changes))
+    same_losses(tmp_path / "parts" / whole.name, whole, tolerance)
+
+
 def test_shards_that_do_not_fit_the_workers_are_refused(job, tmp_path):
     small = at(job, tmp_path, stage=small_stage(steps=1, block_rows=1), execution=Execution(parallel="fsdp"))
     with pytest.raises(mp.ProcessRaisedException, match="blocks of 1 rows leave some of 2 workers without any"):
         on_workers(2, tmp_path, small)
-    assert issubclass(ConfigurationError, Exception)
