@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,15 @@ class Checkpoints:
         if behind:
             self._pending = dcp.async_save(tensors, **settings)
         else:
-            dcp.save(tensors, **settings)
+            with self._told("cannot be written", "make room or mend the storage, and run again"):
+                dcp.save(tensors, **settings)
 
     def wait(self) -> None:
-        """End the save that is under way. Raises what it raised."""
+        """End the save that is under way. Raises HarmonError where it failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            with self._told("cannot be written", "make room or mend the storage, and run again"):
+                pending.result()
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -128,16 +131,21 @@ class Checkpoints:
             folder = fetched = self.folder / f".fetched-{step:06d}-{os.getpid()}"
             self.store.fetch(step, SHARDS, fetched)
         try:
-            reader = dcp.HuggingFaceStorageReader(str(folder / SHARDS))
-            dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
-        except (dcp.api.CheckpointException, SafetensorError, OSError, KeyError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise HarmonError(
-                f"The checkpoint {folder} is damaged ({reason}); delete it to go on from the one before."
-            ) from error
+            with self._told(f"{folder.name} is damaged", "delete it to go on from the one before"):
+                reader = dcp.HuggingFaceStorageReader(str(folder / SHARDS))
+                dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         finally:
             if fetched is not None:
                 shutil.rmtree(fetched, ignore_errors=True)
+
+    @contextmanager
+    def _told(self, what: str, todo: str) -> Iterator[None]:
+        """DCP's errors, which tell every worker's traceback, in a sentence."""
+        try:
+            yield
+        except (dcp.api.CheckpointException, SafetensorError, OSError, KeyError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            raise HarmonError(f"A checkpoint in {self.folder} {what} ({reason}); {todo}.") from error
 
     def _send(self, step: int, attempt: Path, names: set[str]) -> None:
         """In a worker's thread, its shards standing: take them to the store."""
