@@ -13,11 +13,12 @@ from harmon.training.mixture import Mixture
 from harmon.training.stage import TASKS, StageConfig
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.dataset import Dataset
-from pipelines.errors import HarmonError
-from pipelines.settings import Settings
+from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.settings import Settings, parse
 
 VERSION = 3  # raised when the same job would give other weights
-DONE = "done.json"
+DONE, JOB = "done.json", "job.json"
+Notice = Literal["go on", "save", "stop"]  # what a worker hears of its machine: "save" now, or also end
 
 
 class TrainJob(Settings):
@@ -98,6 +99,23 @@ def training_key(job: TrainJob) -> str:
 def stage_folder(job: TrainJob, key: str) -> Path:
     """Where the stage keeps metrics, checkpoints and, when it is done, done.json."""
     return Path(job.runs) / f"{job.stage.stage}-{key[:8]}"
+
+
+def write_job(job: TrainJob, folder: Path) -> Path:
+    """Write job.json into the stage's folder, from where torchrun reads it, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    attempt = folder / f"{JOB}.writing"
+    attempt.write_text(job.model_dump_json(indent=2) + "\n")
+    return attempt.replace(folder / JOB)
+
+
+def read_job(path: Path) -> TrainJob:
+    """The job in a file that `write_job` wrote. Raises ConfigurationError where it is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}); name a job.json that a run wrote.") from None
+    return parse(TrainJob, values, str(path))
 
 
 def done(folder: Path, key: str) -> dict[str, Any] | None:

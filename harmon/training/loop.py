@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ from harmon.training.average import Average
 from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState, latest_checkpoint
 from harmon.training.data import ChatBatch, ImageBatch, StageData
 from harmon.training.guard import Guard
-from harmon.training.job import DONE, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
+from harmon.training.job import DONE, Notice, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
 from harmon.training.micro import parts_of, split
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
@@ -36,7 +36,6 @@ from pipelines.errors import HarmonError
 
 PROBE_ROWS = 32
 Report = Callable[[dict[str, Any]], None]
-Notice = Literal["go on", "save", "stop"]
 
 
 def train(

@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
     save(checkpoints, 2)
     for path in (tmp_path / "000002" / SHARDS).iterdir():
         path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(HarmonError, match="000002 is damaged .*delete it to go on from the one before"):
+    with pytest.raises(HarmonError, match=r"000002 is damaged .*delete it to go on from the one before"):
         loaded(checkpoints, 2)
     (tmp_path / "000002" / STATE).write_text("{")
     with pytest.raises(HarmonError, match="000002 is damaged"):
