@@ -91,6 +91,13 @@ def ray_session(launch: Launch) -> AbstractContextManager[None]:
     return local_ray(launch.most_workers * launch.threads) if launch.workers else nullcontext()
 
 
+def set_ray_environment() -> None:
+    """How Ray behaves here, unless the environment says otherwise already."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s are few on a busy machine
+
+
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
     """A Ray with `cpus` CPUs inside this block, unless one is connected already or RAY_ADDRESS names a cluster.
@@ -98,9 +105,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     Its processes end with the block. If this process is killed, the kernel ends them with it (the thread that
     enters the block must live as long as the block); Ray's two idle agents follow within a minute.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s are few on a busy machine
+    set_ray_environment()
     import ray
 
     if ray.is_initialized():

@@ -154,6 +154,7 @@ def train(
             seconds = time.perf_counter() - since
             line: dict[str, Any] = {
                 "step": finished,
+                "workers": world,
                 "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
                 "rate": rates,
                 "gradient_norm": norm.item() if math.isfinite(norm.item()) else None,

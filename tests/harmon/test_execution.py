@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from harmon.model.harmon import Harmon
 from harmon.training import loop
 from harmon.training.average import Average
-from harmon.training.checkpoint import AVERAGE, MODEL
+from harmon.training.checkpoint import AVERAGE, MODEL, complete_checkpoints
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.job import TrainJob, training_key
 from harmon.training.loop import final_weights, train
@@ -135,6 +135,19 @@ def test_training_ends_with_an_error_when_the_guard_has_lost_its_patience(job, t
     broken_at(monkeypatch, 1, 2, 3)
     with pytest.raises(HarmonError, match="not finite, or a spike, for 2 steps in a row"):
         train(at(job, tmp_path, guard=GuardConfig(patience=2)))
+
+
+def test_a_notice_saves_once_at_once_and_training_goes_on(job, plain, tmp_path):
+    asked: list[str] = []
+
+    def told() -> str:
+        asked.append("save" if 1 <= len(asked) <= 2 else "go on")
+        return asked[-1]
+
+    folder = train(at(job, tmp_path, checkpoint_every=99, keep=9), told=told)
+    assert len(asked) == 4
+    assert [path.name for path in complete_checkpoints(folder / "checkpoints")] == ["000002", "000004"]
+    assert final_weights(folder).read_bytes() == final_weights(plain).read_bytes()
 
 
 def test_settings_that_are_off_leave_the_key_as_it_was(job, tmp_path):

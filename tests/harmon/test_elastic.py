@@ -1,0 +1,65 @@
+"""Workers that come and go within one run, on a Ray of several nodes: batches and losses stay the same."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import make_job, small_stage
+from ray_nodes import RayNodes, ray_nodes
+
+from harmon.training.checkpoint import complete_checkpoints
+from harmon.training.job import metrics_lines
+from harmon.training.launch import Launch, train_stage
+from harmon.training.loop import train
+
+torch.set_num_threads(1)
+PATIENCE = 500.0
+
+
+def same(ours: Path, theirs: Path) -> None:
+    for one, other in zip(metrics_lines(ours), metrics_lines(theirs), strict=True):
+        assert one["step"] == other["step"] and one["samples"] == other["samples"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)
+
+
+@pytest.mark.slow
+def test_four_workers_then_two_three_and_four_again(tmp_path):
+    job = make_job(tmp_path, small_stage(steps=600), dtype="float64", checkpoint_every=10)
+    sizes: list[int] = []
+    with ray_nodes(4) as nodes:
+
+        def on_line(line: dict) -> None:
+            """As soon as a size has made a few steps, the next."""
+            if not sizes or sizes[-1] != line["workers"]:
+                sizes.append(line["workers"])
+                change = {1: lambda: nodes.kill(2), 2: nodes.add, 3: nodes.add}.get(len(sizes))
+                if change:
+                    threading.Thread(target=change).start()
+
+        launch = Launch(workers=(2, 4), resize_seconds=2, max_failures=10)
+        folder = train_stage(job, launch, on_line)
+    assert sizes[:4] == [4, 2, 3, 4]
+    same(folder, train(job.model_copy(update={"runs": str(tmp_path / "alone")})))
+
+
+@pytest.mark.slow
+def test_a_node_that_is_to_be_taken_away_is_saved_from_first(tmp_path):
+    job = make_job(tmp_path, small_stage(steps=150), dtype="float64", checkpoint_every=1000, keep=9)
+    with ray_nodes(2) as nodes:
+        announced: list[int] = []
+
+        def on_line(line: dict) -> None:
+            if not announced:
+                announced.append(line["step"])
+                announce(nodes)
+
+        folder = train_stage(job, Launch(workers=2, max_failures=2), on_line)
+    early, last = (int(path.name) for path in complete_checkpoints(folder / "checkpoints"))
+    assert announced[0] <= early < last == 150
+    same(folder, train(job.model_copy(update={"runs": str(tmp_path / "alone")})))
+
+
+def announce(nodes: RayNodes) -> None:
+    nodes.announce_preemption(int((time.time() + PATIENCE) * 1000))
