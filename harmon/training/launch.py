@@ -96,6 +96,7 @@ def set_ray_environment() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s are few on a busy machine
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a line of metrics waits for Ray's next look
 
 
 @contextmanager

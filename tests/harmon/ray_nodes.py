@@ -45,6 +45,7 @@ class RayNodes:
 def ray_nodes(nodes: int) -> Iterator[RayNodes]:
     """A Ray of `nodes` nodes that RAY_ADDRESS names inside this block."""
     before = dict(os.environ)
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
     set_ray_environment()
     started = RayNodes(nodes)
     os.environ["RAY_ADDRESS"] = started.cluster.address
