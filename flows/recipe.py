@@ -10,6 +10,7 @@ from filtering.embedding import ARCHITECTURE
 from filtering.selection import Selection
 from flows.report.inputs import Goals, StandIn
 from harmon.evaluation.run import EvaluationConfig
+from harmon.training.execution import Execution, GuardConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
 from pipelines.download import DownloadSettings
@@ -103,6 +104,18 @@ class TrainingSettings(Settings):
     """Train steps from one checkpoint to the next."""
     keep: int = 2
     """Newest checkpoints of each stage that stay."""
+    save_behind: bool = False
+    """Write checkpoints while training goes on."""
+    store: str | None = None
+    """Where the checkpoints' shards go, such as s3://bucket/prefix; None: beside the metrics."""
+    autocast: Literal["bfloat16"] | None = None
+    """What matrix products run in; None: float32."""
+    average: float | None = None
+    """Decay of an average of the weights; None, as in the paper: none."""
+    guard: GuardConfig = GuardConfig()
+    """Which train steps are skipped."""
+    execution: Execution = Execution()
+    """Copies or shards of the model, micro-batches, recomputation and compilation."""
     stages: tuple[StageSettings, ...]
 
 

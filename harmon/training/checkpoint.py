@@ -22,13 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.checkpoint.storage import WriteResult
 
 from harmon.training.checkpoint_store import CheckpointStore
@@ -93,12 +96,13 @@ class Checkpoints:
             sent=lambda names: self._send(state.step, attempt, names),
             complete=lambda: self._complete(state, attempt, plain),
         )
-        settings = {"storage_writer": writer, "process_group": self._group, "no_dist": self._group is None}
+        settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._group}
+        settings["no_dist"] = self._group is None
         if behind:
-            self._pending = dcp.async_save(tensors, **settings)
+            self._pending = async_save(tensors, **settings)  # type: ignore[assignment]  # of a thread: a Future
         else:
             with self._told("cannot be written", "make room or mend the storage, and run again"):
-                dcp.save(tensors, **settings)
+                save(tensors, **settings)
 
     def wait(self) -> None:
         """End the save that is under way. Raises HarmonError where it failed."""
@@ -132,8 +136,8 @@ class Checkpoints:
             self.store.fetch(step, SHARDS, fetched)
         try:
             with self._told(f"{folder.name} is damaged", "delete it to go on from the one before"):
-                reader = dcp.HuggingFaceStorageReader(str(folder / SHARDS))
-                dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+                reader = HuggingFaceStorageReader(str(folder / SHARDS))
+                load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         finally:
             if fetched is not None:
                 shutil.rmtree(fetched, ignore_errors=True)
@@ -143,7 +147,7 @@ class Checkpoints:
         """DCP's errors, which tell every worker's traceback, in a sentence."""
         try:
             yield
-        except (dcp.api.CheckpointException, SafetensorError, OSError, KeyError, RuntimeError) as error:
+        except (CheckpointException, SafetensorError, OSError, KeyError, RuntimeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
             raise HarmonError(f"A checkpoint in {self.folder} {what} ({reason}); {todo}.") from error
 
@@ -175,7 +179,7 @@ class Checkpoints:
         prune_checkpoints(self.folder, self.keep)
 
 
-class _ShardWriter(dcp.HuggingFaceStorageWriter):  # type: ignore[misc]
+class _ShardWriter(HuggingFaceStorageWriter):
     """DCP's writer of sharded safetensors, which tells when a worker's files stand and when all do."""
 
     def __init__(

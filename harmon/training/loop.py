@@ -25,7 +25,7 @@ from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState, 
 from harmon.training.data import ChatBatch, ImageBatch, StageData
 from harmon.training.guard import Guard
 from harmon.training.job import DONE, Notice, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
-from harmon.training.micro import parts_of, split
+from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
 from harmon.training.parallel import at_hand, gradient_of, prepare, reduce_now
@@ -73,6 +73,7 @@ def train(
     guard = Guard(job.guard, device)
     average = Average(trained, job.average) if job.average else None
     data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
 
     def tensors() -> dict[str, Tensor]:
@@ -113,26 +114,23 @@ def train(
         data_seconds += time.perf_counter() - clock
 
         counts = step_counts(blocks, batches, device)
-        parts = [
-            (block, part)
-            for block, batch in zip(blocks, batches, strict=True)
-            if batch is not None
-            for part in split(batch, parts_of(block, world, job.execution.micro_rows))
-        ]
+        parts = micro.parts(blocks, batches)
         gradient.zero()
         step_sums, step_loss = torch.zeros_like(sums), torch.zeros((), dtype=dtype, device=device)
-        for number, (block, part) in enumerate(parts, 1):
-            task = TASKS.index(block.task)
-            share = sum(other.task == block.task for other in blocks) / len(blocks)
-            factor = stage.loss_weight.of(block.task) * share / counts[task].clamp(min=1.0)
+        for number, part in enumerate(parts, 1):
+            task = TASKS.index(part.block.task)
+            share = sum(block.task == part.block.task for block in blocks) / len(blocks)
+            factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
             reduce_now(model, number == len(parts))
             with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
-                loss = loss_sum(model, part, dtype, device)
+                loss = loss_sum(model, part.batch, dtype, device)
+            if part.stands_in:
+                loss = loss * 0.0
             weighted = loss * factor.to(loss.dtype)
             weighted.backward()  # type: ignore[no-untyped-call]
             step_loss += weighted.detach()
             step_sums[0, task] += loss.detach()
-            step_sums[1, task] += part.count
+            step_sums[1, task] += 0 if part.stands_in else part.batch.count
         loss, norm = gradient.reduce(step_loss)
         skip = guard.judge(loss, norm)
         gradient.clip(norm, stage.clip_norm)

@@ -25,22 +25,27 @@ def same(ours: Path, theirs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_workers_then_two_three_and_four_again(tmp_path):
-    job = make_job(tmp_path, small_stage(steps=600), dtype="float64", checkpoint_every=10)
+@pytest.mark.parametrize("course", [(2, 1, 2), (4, 2, 3, 4)], ids=str)
+def test_workers_come_and_go_within_one_run(tmp_path, course):
+    job = make_job(tmp_path, small_stage(steps=150 * len(course)), dtype="float64", checkpoint_every=10)
     sizes: list[int] = []
-    with ray_nodes(4) as nodes:
+    with ray_nodes(course[0]) as nodes:
+
+        def to(size: int) -> None:
+            nodes.kill(len(nodes.nodes) - size)
+            while len(nodes.nodes) < size:
+                nodes.add()
 
         def on_line(line: dict) -> None:
-            """As soon as a size has made a few steps, the next."""
+            """Where a size of the course has made its first step, the next."""
             if not sizes or sizes[-1] != line["workers"]:
                 sizes.append(line["workers"])
-                change = {1: lambda: nodes.kill(2), 2: nodes.add, 3: nodes.add}.get(len(sizes))
-                if change:
-                    threading.Thread(target=change).start()
+                if tuple(sizes) == course[: len(sizes)] != course:
+                    threading.Thread(target=to, args=(course[len(sizes)],)).start()
 
-        launch = Launch(workers=(2, 4), resize_seconds=2, max_failures=10)
+        launch = Launch(workers=(min(course), max(course)), resize_seconds=2, max_failures=10)
         folder = train_stage(job, launch, on_line)
-    assert sizes[:4] == [4, 2, 3, 4]
+    assert tuple(sizes) == course
     same(folder, train(job.model_copy(update={"runs": str(tmp_path / "alone")})))
 
 

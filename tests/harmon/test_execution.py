@@ -11,13 +11,15 @@ from miniature import make_job, small_stage
 from safetensors.torch import load_file
 
 from harmon.model.harmon import Harmon
+from harmon.text import ChatText
 from harmon.training import loop
 from harmon.training.average import Average
 from harmon.training.checkpoint import AVERAGE, MODEL, complete_checkpoints
+from harmon.training.data import StageData
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.job import TrainJob, training_key
 from harmon.training.loop import final_weights, train
-from harmon.training.micro import parts_of
+from harmon.training.micro import MicroBatches, parts_of, split
 from harmon.training.mixture import Block
 from harmon.training.optimiser import trained_parameters
 from pipelines.errors import HarmonError
@@ -51,6 +53,13 @@ def test_micro_batches_and_recomputation_give_the_same_losses(job, plain, tmp_pa
         assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses(job, plain, tmp_path):
+    folder = train(at(job, tmp_path, execution=Execution(compile=True, recompute="full")))
+    for ours, theirs in zip(losses(folder), losses(plain), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9)
+
+
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 9))
 def test_every_worker_makes_equally_many_micro_batches_and_none_is_empty(rows: int, world: int, limit: int):
     block = Block("text", 0, rows)
@@ -60,6 +69,19 @@ def test_every_worker_makes_equally_many_micro_batches_and_none_is_empty(rows: i
         assert parts <= max(1, share)
         if limit > 1 and rows >= world:
             assert -(-share // parts) <= limit
+
+
+def test_a_worker_without_rows_keeps_in_step_by_a_part_without_weight(job):
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    blocks = [Block("text2image", 0, 4), Block("text2image", 4, 4)]
+    batches = [data.batch(block, 0, 1) for block in blocks]
+    alone = MicroBatches(world=1, rows=2, in_step=False)
+    assert [part.stands_in for part in alone.parts(blocks, [batches[0], None])] == [False, False]
+    sharded = MicroBatches(world=1, rows=2, in_step=True)
+    parts = sharded.parts(blocks, [split(batches[0], 4)[0], None])
+    assert [part.stands_in for part in parts] == [False, True, True, True]
+    with pytest.raises(HarmonError, match="No picture of the first text2image samples can be decoded"):
+        MicroBatches(world=1, rows=2, in_step=True).parts(blocks, [None, None])
 
 
 def test_autocast_trains_like_float32_with_float32_weights(job, tmp_path):
