@@ -87,7 +87,8 @@ class Checkpoints:
             attempt = attempt.with_name(f"{attempt.name}-{dist.get_rank()}")  # this machine's own: it is sent away
         if self._first:
             for left in self.folder.glob(".writing-*"):
-                shutil.rmtree(left, ignore_errors=True)
+                if not left.name.startswith(f"{attempt.name}-"):  # another worker's, who may be at work already
+                    shutil.rmtree(left, ignore_errors=True)
             if self.store is not None:
                 self.store.clear(state.step)  # other workers write only after rank 0 has joined them
         writer = _ShardWriter(

@@ -232,8 +232,8 @@ def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, d
             moved(batch.noise),
         ).total
     latents = None if batch.latents is None else moved(batch.latents)
-    ids, labels = moved(batch.input_ids), moved(batch.labels)
-    return model.image_to_text_loss(latents, ids, labels, grad_scale=model.config.grad_scale).total
+    scale = model.config.grad_scale
+    return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale).total
 
 
 @torch.no_grad()

@@ -60,6 +60,12 @@ def test_a_failure_says_which_stage_and_why(tmp_path):
         train_stage(job, Launch(workers=0))
 
 
+def test_a_range_of_workers_names_the_smaller_number_first():
+    assert Launch.model_validate({"workers": [2, 4]}).most_workers == 4 and Launch(workers=3).most_workers == 3
+    with pytest.raises(ValueError, match="must name the smaller number first"):
+        Launch(workers=(4, 2))
+
+
 def _workers() -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():

@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from miniature import make_job, small_stage
 from safetensors.torch import load_file
 
+from harmon.training.checkpoint import AVERAGE, MODEL
 from harmon.training.execution import Execution
 from harmon.training.job import TrainJob
 from harmon.training.loop import final_weights, train
@@ -70,10 +71,11 @@ def test_fsdp_on_two_workers_gives_the_losses_of_one_process(alone, sharded):
 
 
 def test_its_plain_export_is_the_whole_model(alone, sharded):
-    ours, theirs = load_file(final_weights(sharded)), load_file(final_weights(alone))
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-9)
+    for file in (MODEL, AVERAGE):
+        ours, theirs = (load_file(final_weights(folder).with_name(file)) for folder in (sharded, alone))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-9)
 
 
 def test_what_two_workers_have_saved_one_process_goes_on_from(job, alone, sharded, tmp_path):
@@ -90,8 +92,17 @@ def test_what_one_process_has_saved_two_workers_go_on_from(job, alone, tmp_path)
     shutil.copytree(alone, folder)
     (folder / "done.json").unlink()
     shutil.rmtree(folder / "checkpoints" / f"{STEPS:06d}")
-    on_workers(2, tmp_path, at(job, tmp_path, execution=Execution(parallel="hsdp", shard_workers=2)))
+    on_workers(2, tmp_path, at(job, tmp_path, execution=Execution(parallel="fsdp")))
     same_losses(folder, alone)
+
+
+def test_shards_within_groups_that_are_copies_give_the_same_losses(job, tmp_path):
+    short = at(job, tmp_path, stage=small_stage(steps=3), average=None)
+    whole = train(short)
+    (tmp_path / "parts").mkdir()
+    execution = Execution(parallel="hsdp", shard_workers=2)
+    on_workers(4, tmp_path, short.model_copy(update={"runs": str(tmp_path / "parts"), "execution": execution}))
+    same_losses(tmp_path / "parts" / whole.name, whole)
 
 
 @pytest.mark.parametrize(
