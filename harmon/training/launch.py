@@ -95,7 +95,6 @@ def set_ray_environment() -> None:
     """How Ray behaves here, unless the environment says otherwise already."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s are few on a busy machine
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a line of metrics waits for Ray's next look
 
 
@@ -170,6 +169,10 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # A fixed number of workers may take long on a busy machine. With a range, Ray should soon give up waiting for a
+    # node that has gone, and take fewer.
+    patience = "300" if isinstance(launch.workers, int) else "60"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
     notes = folder / "ray"  # Ray Train's own state, of no use to a later start: ours resumes from checkpoints
     shutil.rmtree(notes, ignore_errors=True)
     resources = {"CPU": launch.threads} | ({"GPU": 1} if job.device == "cuda" else {})

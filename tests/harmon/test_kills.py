@@ -14,6 +14,7 @@ import pytest
 import torch
 from miniature import make_job, small_stage
 from ray_nodes import RayNodes, ray_nodes
+from ray_workers import processes, workers_of
 
 from harmon.training.job import TrainJob, done, metrics_lines, stage_folder, training_key, write_job
 from harmon.training.loop import train
@@ -45,11 +46,12 @@ def test_training_goes_on_from_the_last_complete_checkpoint(job, alone, tmp_path
     with ray_nodes(3) if victim == "node" else nullcontext() as nodes:
         process = driver(path)
         wait(process, moment(folder, during, after=EVERY + number % EVERY))
+        standing = workers_of(process.pid)
         kill(victim, process, nodes)
         code = process.wait(PATIENCE)
         assert (code == -signal.SIGKILL) == (victim == "trainer")
         if victim == "trainer":
-            wait_until_gone()
+            wait_until_gone(standing)
             assert driver(path).wait(PATIENCE) == 0
     assert done(folder, training_key(there))
     ours, theirs = metrics_lines(folder), metrics_lines(alone)
@@ -88,27 +90,16 @@ def kill(victim: str, process: subprocess.Popen[bytes], nodes: RayNodes | None) 
         assert nodes is not None
         nodes.kill()
     else:
-        os.kill(process.pid if victim == "trainer" else workers()[0], signal.SIGKILL)
+        os.kill(process.pid if victim == "trainer" else workers_of(process.pid)[0], signal.SIGKILL)
 
 
-def wait_until_gone() -> None:
+def wait_until_gone(pids: list[int]) -> None:
     """The kernel ends a killed trainer's Ray; no worker of it may write beside the next."""
+    assert pids
     deadline = time.monotonic() + PATIENCE
-    while workers():
+    while set(pids) & set(processes()):
         assert time.monotonic() < deadline, "workers of the killed trainer live on"
         time.sleep(0.1)
-
-
-def workers() -> list[int]:
-    """Ray Train's workers on this machine."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                found.append(int(entry.name))
-        except OSError:  # it has ended meanwhile
-            continue
-    return found
 
 
 def test_the_moments_are_told_apart(tmp_path):

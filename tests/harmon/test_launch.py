@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from miniature import make_job, small_stage
+from ray_workers import workers_of
 
 from harmon.training.execution import GuardConfig
 from harmon.training.job import training_key
@@ -30,7 +31,7 @@ def test_a_stage_on_two_ray_workers_survives_a_killed_worker(tmp_path):
     def on_line(line: dict) -> None:
         heard.append(line["step"])
         if not killed and line["step"] >= 5:
-            killed.extend(_workers()[:1])
+            killed.extend(workers_of(os.getpid())[:1])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -64,18 +65,3 @@ def test_a_range_of_workers_names_the_smaller_number_first():
     assert Launch.model_validate({"workers": [2, 4]}).most_workers == 4 and Launch(workers=3).most_workers == 3
     with pytest.raises(ValueError, match="must name the smaller number first"):
         Launch(workers=(4, 2))
-
-
-def _workers() -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _command(entry).startswith("ray::RayTrainWorker"):
-            found.append(int(entry.name))
-    return found
-
-
-def _command(entry: Path) -> str:
-    try:
-        return (entry / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:  # the process has ended meanwhile
-        return ""
