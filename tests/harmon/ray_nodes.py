@@ -46,7 +46,6 @@ def ray_nodes(nodes: int) -> Iterator[RayNodes]:
     """A Ray of `nodes` nodes that RAY_ADDRESS names inside this block."""
     before = dict(os.environ)
     os.environ |= {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # for which a dead node that Ray still counts is waited for
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "5",

@@ -27,7 +27,8 @@ def same(ours: Path, theirs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("course", [(2, 1, 2), (4, 2, 3, 4)], ids=str)
 def test_workers_come_and_go_within_one_run(tmp_path, course):
-    job = make_job(tmp_path, small_stage(steps=150 * len(course)), dtype="float64", checkpoint_every=10)
+    # A line of metrics takes half a second here, so each size has time to come before the steps run out.
+    job = make_job(tmp_path, small_stage(steps=120 * len(course)), dtype="float64", checkpoint_every=10)
     sizes: list[int] = []
     with ray_nodes(course[0]) as nodes:
 
