@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,12 +14,15 @@ import torch
 from miniature import make_job, small_stage
 from ray_nodes import RayNodes, ray_nodes
 from ray_workers import processes, workers_of
+from train_driver import driver
 
 from harmon.training.job import TrainJob, done, metrics_lines, stage_folder, training_key, write_job
+from harmon.training.launch import Launch
 from harmon.training.loop import train
 
 torch.set_num_threads(1)
 STEPS, EVERY, PATIENCE = 30, 5, 500.0
+LAUNCH = Launch(workers=2, max_failures=5)
 KILLS = 20 if os.environ.get("HARMON_SOAK") else 3
 VICTIMS = ("worker", "trainer", "node")
 
@@ -44,7 +46,7 @@ def test_training_goes_on_from_the_last_complete_checkpoint(job, alone, tmp_path
     folder = stage_folder(there, training_key(there))
     path = write_job(there, folder)
     with ray_nodes(3) if victim == "node" else nullcontext() as nodes:
-        process = driver(path)
+        process = driver(path, LAUNCH)
         wait(process, moment(folder, during, after=EVERY + number % EVERY))
         standing = workers_of(process.pid)
         kill(victim, process, nodes)
@@ -52,19 +54,13 @@ def test_training_goes_on_from_the_last_complete_checkpoint(job, alone, tmp_path
         assert (code == -signal.SIGKILL) == (victim == "trainer")
         if victim == "trainer":
             wait_until_gone(standing)
-            assert driver(path).wait(PATIENCE) == 0
+            assert driver(path, LAUNCH).wait(PATIENCE) == 0
     assert done(folder, training_key(there))
     ours, theirs = metrics_lines(folder), metrics_lines(alone)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
     for one, other in zip(ours, theirs, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-9) and one["samples"] == other["samples"]
     assert not list((folder / "checkpoints").glob(".writing-*"))
-
-
-def driver(job: Path) -> subprocess.Popen[bytes]:
-    script = str(Path(__file__).with_name("train_driver.py"))
-    path = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen([sys.executable, script, str(job), "2"], env=os.environ | {"PYTHONPATH": path})
 
 
 def moment(folder: Path, during: bool, after: int) -> Callable[[], bool]:
