@@ -15,6 +15,7 @@ from harmon.training.checkpoint import complete_checkpoints
 from harmon.training.job import TrainJob, metrics_lines, stage_folder, training_key, write_job
 from harmon.training.launch import Launch
 from harmon.training.loop import train
+from harmon.training.stage import PARTS
 
 torch.set_num_threads(1)
 PATIENCE = 500.0
@@ -23,8 +24,10 @@ PATIENCE = 500.0
 @pytest.mark.slow
 @pytest.mark.parametrize("course", [(2, 1, 2), (4, 2, 3, 4)], ids=str)
 def test_workers_come_and_go_within_one_run(tmp_path, course):
-    # A line of metrics takes half a second here, so each size has time to come before the steps run out.
-    job = make_job(tmp_path, small_stage(steps=120 * len(course)), dtype="float64", checkpoint_every=10)
+    # A line of metrics takes half a second here, so each size has time to come before the steps run out. Over so many
+    # of them the tests' usual rates of 1e-2 blow the last bits of sums up to everything.
+    stage = small_stage(steps=120 * len(course), learning_rate=dict.fromkeys(PARTS, 1e-4))
+    job = make_job(tmp_path, stage, dtype="float64", checkpoint_every=10)
     folder = stage_folder(job, training_key(job))
     launch = Launch(workers=(min(course), max(course)), resize_seconds=2, max_failures=10)
     with ray_nodes(course[0]) as nodes:
