@@ -12,6 +12,7 @@ from flows.gate import Gate
 from flows.report.inputs import Goals, StandIn
 from flows.watching import WatchSettings
 from harmon.evaluation.run import EvaluationConfig
+from harmon.training.execution import Execution, GuardConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
 from pipelines.download import DownloadSettings
@@ -111,6 +112,18 @@ class TrainingSettings(Settings):
     """Newest checkpoints of each stage that stay."""
     watch: WatchSettings = WatchSettings()
     """What follows each stage while it trains, beside metrics.jsonl."""
+    save_behind: bool = False
+    """Write checkpoints while training goes on."""
+    store: str | None = None
+    """Where the checkpoints' shards go, such as s3://bucket/prefix; None: beside the metrics."""
+    autocast: Literal["bfloat16"] | None = None
+    """What matrix products run in; None: float32."""
+    average: float | None = None
+    """Decay of an average of the weights; None, as in the paper: none."""
+    guard: GuardConfig = GuardConfig()
+    """Which train steps are skipped."""
+    execution: Execution = Execution()
+    """Copies or shards of the model, micro-batches, recomputation and compilation."""
     stages: tuple[StageSettings, ...]
 
 

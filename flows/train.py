@@ -169,7 +169,7 @@ def stage_of(recipe: Recipe, number: int) -> StageConfig:
 def forecast_of(recipe: Recipe, number: int, gpus: int | None = None) -> Forecast:
     """What stage `number` takes on `gpus` A100-80G, the recipe's workers where None."""
     pictures = any(entry.text == PICTURE for entry in recipe.training.stages[number].text2image)
-    workers = gpus or max(1, recipe.training.launch.workers)
+    workers = gpus or max(1, recipe.training.launch.most_workers)
     return forecast(stage_of(recipe, number), model_of(recipe), workers, lengths=Lengths(picture=pictures))
 
 

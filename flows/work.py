@@ -169,6 +169,12 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         log_every=training.log_every,
         checkpoint_every=training.checkpoint_every,
         keep=training.keep,
+        save_behind=training.save_behind,
+        store=training.store,
+        autocast=training.autocast,
+        average=training.average,
+        guard=training.guard,
+        execution=training.execution,
         device=training.device,
     )
 

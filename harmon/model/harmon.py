@@ -156,7 +156,10 @@ class Harmon(nn.Module):
         return read_causally(self.llm.model, x_BTH, read_BR=places_BS)
 
     def prompt_embeddings(self, input_ids: Tensor, image_BSH: Tensor | None) -> Tensor:
-        """LLM inputs [B, L, H]: the table's rows, with `image_BSH` in the slots marked IMAGE_SLOT."""
+        """LLM inputs [B, L, H]: the table's rows, with `image_BSH` in the slots marked IMAGE_SLOT.
+
+        The slots are counted where `input_ids` lie: on the CPU that waits for no other device.
+        """
         slots_BL = input_ids == IMAGE_SLOT
         wanted = 0 if image_BSH is None else image_BSH.shape[1]
         found = slots_BL.sum(1)
@@ -165,10 +168,13 @@ class Harmon(nn.Module):
                 f"each prompt must hold {wanted} image slots for these images, but they hold "
                 f"{found.tolist()}; build them for this image size and do not cut them"
             )
-        text_BLH: Tensor = self.llm.model.embed_tokens(input_ids.masked_fill(slots_BL, 0))
+        text_BLH: Tensor = self.llm.model.embed_tokens(self._here(input_ids.masked_fill(slots_BL, 0)))
         if image_BSH is None:
             return text_BLH
-        return text_BLH.masked_scatter(slots_BL.unsqueeze(-1), image_BSH.to(text_BLH.dtype))
+        return text_BLH.masked_scatter(self._here(slots_BL).unsqueeze(-1), image_BSH.to(text_BLH.dtype))
+
+    def _here(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
 
     def _seeing_prompts(self, text_ids: Tensor, tokens_BNC: Tensor, grid: Grid) -> Tensor | None:
         """Embeddings [B, L, H] of prompts in whose N + U image slots the row's own picture stands, seen whole as in
@@ -236,7 +242,8 @@ class Harmon(nn.Module):
         `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
         and must be right padded: causal attention keeps that padding out by itself, and no other. `labels` [B, L]
         hold `harmon.text.IGNORED` where nothing is learned, padding included. The gradient into the visual features is
-        multiplied by `grad_scale` (None: not).
+        multiplied by `grad_scale` (None: not). Both may lie on the CPU wherever the model does; then nothing here waits
+        for its device.
         """
         image_BSH = None
         if latents is not None:
@@ -250,12 +257,13 @@ class Harmon(nn.Module):
         # The last layer and the vocabulary run where there is a label: each row's first so many of `places_BR`.
         most = max(1, int(counts_B.max()))
         places_BR = labelled_BL.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        hidden_BRH = read_causally(self.llm.model, x_BLH, read_BR=places_BR)
-        real_BR = torch.arange(most, device=labels.device) < counts_B.unsqueeze(1)
-        rows = real_BR.nonzero()[:, 0]
-        logits = self.llm.lm_head(hidden_BRH[real_BR])
+        rows, columns = (torch.arange(most, device=labels.device) < counts_B.unsqueeze(1)).nonzero(as_tuple=True)
+        wanted = self._here(targets_BL.gather(1, places_BR)[rows, columns])
+        rows, columns, counts_B = self._here(rows), self._here(columns), self._here(counts_B)
+        hidden_BRH = read_causally(self.llm.model, x_BLH, read_BR=self._here(places_BR))
+        logits = self.llm.lm_head(hidden_BRH[rows, columns])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a float64 model stays exact
-        losses = F.cross_entropy(logits, targets_BL.gather(1, places_BR)[real_BR], reduction="none")
+        losses = F.cross_entropy(logits, wanted, reduction="none")
         sums_B = losses.new_zeros(len(labels)).index_add(0, rows, losses)
         return _weighted(sums_B, counts_B.to(losses.dtype), weight)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,19 +104,39 @@ def read_causally(
     mask = None if single or (seen is None and not before) else _causal_mask(x_BTH, before, seen)
     layers = llm.layers[: llm.config.num_hidden_layers]
     for number, layer in enumerate(layers):
-        normed_BTH = norm(layer.input_layernorm, x_BTH)
-        keys, values = _keys_values(layer.self_attn, normed_BTH, rotation)
-        if past is not None:
-            keys, values = past.put(number, keys, values)
-        if read_BR is not None and number == len(layers) - 1:
-            mask = None if single else _rows_of_mask(mask, read_BR, before, keys.shape[2])
-            rotation = _at(rotation[0], read_BR), _at(rotation[1], read_BR)
-            x_BTH, normed_BTH = _at(x_BTH, read_BR), _at(normed_BTH, read_BR)
-        x_BTH = x_BTH + _attend(layer.self_attn, normed_BTH, keys, values, rotation, mask, causal=not single)
-        x_BTH = x_BTH + layer.mlp(norm(layer.post_attention_layernorm, x_BTH))
+        read = getattr(layer, "read", None) or partial(read_layer, layer)  # training may lay its own around it
+        x_BTH = read(x_BTH, rotation, mask, read_BR if number == len(layers) - 1 else None, past, number)
     if past is not None:
         past.length += length
     return norm(llm.norm, x_BTH)
+
+
+def read_layer(
+    layer: Any,
+    x_BTH: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    read_BR: Tensor | None = None,
+    past: KeyValues | None = None,
+    number: int = 0,
+) -> Tensor:
+    """One Qwen2DecoderLayer over [B, T, H], its output at every position or at `read_BR` alone.
+
+    Without a `mask` attention is causal; with a `past`, layer `number` of it is attended to and written.
+    """
+    before = past.length if past is not None else 0
+    normed_BTH = norm(layer.input_layernorm, x_BTH)
+    keys, values = _keys_values(layer.self_attn, normed_BTH, rotation)
+    if past is not None:
+        keys, values = past.put(number, keys, values)
+    single = mask is None and x_BTH.shape[1] == 1  # one new position sees every key
+    if read_BR is not None:
+        mask = None if single else _rows_of_mask(mask, read_BR, before, keys.shape[2])
+        rotation = _at(rotation[0], read_BR), _at(rotation[1], read_BR)
+        x_BTH, normed_BTH = _at(x_BTH, read_BR), _at(normed_BTH, read_BR)
+    x_BTH = x_BTH + _attend(layer.self_attn, normed_BTH, keys, values, rotation, mask, causal=not single)
+    out: Tensor = x_BTH + layer.mlp(norm(layer.post_attention_layernorm, x_BTH))
+    return out
 
 
 def read_among(

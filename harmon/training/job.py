@@ -9,15 +9,17 @@ from pydantic import Field
 
 from harmon.model.config import HarmonConfig
 from harmon.training.decoding import Online
+from harmon.training.execution import Execution, GuardConfig
 from harmon.training.mixture import Mixture
 from harmon.training.stage import TASKS, StageConfig
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.dataset import Dataset
-from pipelines.errors import HarmonError
-from pipelines.settings import Settings
+from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.settings import Settings, parse
 
 VERSION = 3  # raised when the same job would give other weights
-DONE = "done.json"
+DONE, JOB = "done.json", "job.json"
+Notice = Literal["go on", "save", "stop"]  # what a worker hears of its machine: "save" now, or also end
 
 
 class TrainJob(Settings):
@@ -43,6 +45,19 @@ class TrainJob(Settings):
     keep: int = Field(2, gt=0)
     """Newest checkpoints that stay."""
     dtype: Literal["float32", "float64"] = "float32"
+    """Of the weights, their gradients and moments."""
+    autocast: Literal["bfloat16"] | None = None
+    """What the matrix products run in; None: the weights' own type."""
+    average: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, kept beside them; None, as in the paper: none."""
+    guard: GuardConfig = GuardConfig()
+    """Which steps are skipped."""
+    execution: Execution = Execution()
+    """How it runs on its workers."""
+    store: str | None = None
+    """s3://bucket/prefix, or another folder, for the checkpoints' shards; None: beside the metrics."""
+    save_behind: bool = False
+    """Write checkpoints while training goes on, from a copy in memory."""
     device: Literal["cpu", "cuda"] = "cpu"
 
     def contents(self) -> dict[str, Any]:
@@ -63,12 +78,18 @@ class TrainJob(Settings):
             "tokenizer": file_hash(Path(self.tokenizer) / "tokenizer.json"),
             "weights": self.previous or [file_hash(Path(file)) for file in self.weights],
             "dtype": self.dtype,
+            **self._beyond_the_paper(),
         }
 
     def _pictures(self) -> str | dict[str, object]:
         if isinstance(self.latents, str):
             return self.latents
         return self.latents.contents(file_hash(Path(self.latents.autoencoder)))
+
+    def _beyond_the_paper(self) -> dict[str, Any]:
+        """What decides the result and is set otherwise than by default: what is off leaves the key as it is."""
+        values = self.model_dump(include={"autocast", "average", "guard"}, exclude_defaults=True)
+        return {name: value for name, value in values.items() if value}
 
     def _hashes(self, dataset: str, text: str) -> dict[str, str]:
         pictures = self.latents if isinstance(self.latents, str) else "images"
@@ -85,6 +106,23 @@ def training_key(job: TrainJob) -> str:
 def stage_folder(job: TrainJob, key: str) -> Path:
     """Where the stage keeps metrics, checkpoints and, when it is done, done.json."""
     return Path(job.runs) / f"{job.stage.stage}-{key[:8]}"
+
+
+def write_job(job: TrainJob, folder: Path) -> Path:
+    """Write job.json into the stage's folder, from where torchrun reads it, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    attempt = folder / f"{JOB}.writing"
+    attempt.write_text(job.model_dump_json(indent=2) + "\n")
+    return attempt.replace(folder / JOB)
+
+
+def read_job(path: Path) -> TrainJob:
+    """The job in a file that `write_job` wrote. Raises ConfigurationError where it is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}); name a job.json that a run wrote.") from None
+    return parse(TrainJob, values, str(path))
 
 
 def done(folder: Path, key: str) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""Starting a stage: on Ray Train's workers, which come back after a failure, or in this process."""
+"""Starting a stage: on Ray Train's workers, which come back after a failure, or in this process.
+
+torchrun is the other way in: harmon.training.__main__.
+"""
 
 import logging
 import os
@@ -7,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
-from harmon.training.job import TrainJob, done, metrics_lines, stage_folder, training_key
+from harmon.training.job import Notice, TrainJob, done, metrics_lines, stage_folder, training_key, write_job
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
 
@@ -29,12 +32,27 @@ class Launch(Settings):
     gives another, equally valid, draw of it.
     """
 
-    workers: int = Field(2, ge=0)
-    """Ray Train workers; 0 trains in this process, without Ray."""
+    workers: Annotated[int, Field(ge=0)] | tuple[PositiveInt, PositiveInt] = 2
+    """Ray Train workers; 0 trains in this process, without Ray. Two numbers: at least and at most so many, as the
+    cluster has room; a step's samples and loss weights are the same for any number."""
+    resize_seconds: float = Field(60.0, gt=0)
+    """Seconds from one look for room to the next, while there are fewer workers than there could be."""
     threads: int = Field(1, gt=0)
     """CPU threads, and CPUs asked of Ray, for each worker."""
     max_failures: int = Field(3, ge=0)
-    """How often lost workers are started again, from the latest complete checkpoint."""
+    """How often lost workers are started again, from the latest complete checkpoint. Workers that were announced to
+    be taken away do not count."""
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> Self:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"workers {list(self.workers)} must name the smaller number first")
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that there may be."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 def train_stage(job: TrainJob, launch: Launch | None = None, on_line: OnLine | None = None) -> Path:
@@ -50,6 +68,7 @@ def train_stage(job: TrainJob, launch: Launch | None = None, on_line: OnLine | N
     folder = stage_folder(job, key)
     if done(folder, key):
         return folder
+    write_job(job, folder)
     if launch.workers == 0:
         import torch
 
@@ -69,7 +88,14 @@ def ray_session(launch: Launch) -> AbstractContextManager[None]:
 
     Starting Ray takes some ten seconds, which is then paid once.
     """
-    return local_ray(launch.workers * launch.threads) if launch.workers else nullcontext()
+    return local_ray(launch.most_workers * launch.threads) if launch.workers else nullcontext()
+
+
+def set_ray_environment() -> None:
+    """How Ray behaves here, unless the environment says otherwise already."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a line of metrics waits for Ray's next look
 
 
 @contextmanager
@@ -79,9 +105,7 @@ def local_ray(cpus: int) -> Iterator[None]:
     Its processes end with the block. If this process is killed, the kernel ends them with it (the thread that
     enters the block must live as long as the block); Ray's two idle agents follow within a minute.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # 60 s are few on a busy machine
+    set_ray_environment()
     import ray
 
     if ray.is_initialized():
@@ -145,6 +169,10 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    # A fixed number of workers may take long on a busy machine. With a range, Ray should soon give up waiting for a
+    # node that has gone, and take fewer.
+    patience = "300" if isinstance(launch.workers, int) else "60"
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
     notes = folder / "ray"  # Ray Train's own state, of no use to a later start: ours resumes from checkpoints
     shutil.rmtree(notes, ignore_errors=True)
     resources = {"CPU": launch.threads} | ({"GPU": 1} if job.device == "cuda" else {})
@@ -153,7 +181,10 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
         train_loop_config={"job": job.model_dump_json(), "key": key, "threads": launch.threads},
         torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=launch.workers, use_gpu=job.device == "cuda", resources_per_worker=resources
+            num_workers=launch.workers,
+            use_gpu=job.device == "cuda",
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=launch.resize_seconds,
         ),
         run_config=RunConfig(
             name="train",
@@ -177,4 +208,13 @@ def _worker(config: dict[str, Any]) -> None:
     from harmon.training.loop import train
 
     torch.set_num_threads(config["threads"])
-    train(TrainJob.model_validate_json(config["job"]), config["key"], ray.train.report)
+    train(TrainJob.model_validate_json(config["job"]), config["key"], ray.train.report, _notice)
+
+
+def _notice() -> Notice:
+    """Whether a node of these workers is about to be taken away. All workers ask together and hear the same; when it
+    goes, Ray starts them again.
+    """
+    import ray.train
+
+    return "go on" if ray.train.get_preemption_info() is None else "save"

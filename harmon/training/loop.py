@@ -7,10 +7,11 @@ Shape letters: B batch, L text length, N image positions, S image slots of the L
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -19,21 +20,17 @@ from torch import Tensor
 from harmon.model.harmon import Harmon
 from harmon.seeds import stream
 from harmon.text import ChatText
-from harmon.training.checkpoint import (
-    MODEL,
-    TrainState,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    prune_checkpoints,
-    read_state,
-    save_checkpoint,
-)
+from harmon.training.average import Average
+from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState, latest_checkpoint
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.job import DONE, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
+from harmon.training.guard import Guard
+from harmon.training.job import DONE, Notice, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
+from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
-from harmon.training.optimiser import FlatGradient, make_optimiser, rate_factor, set_rates, trained_parameters
+from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
+from harmon.training.parallel import at_hand, gradient_of, prepare, reduce_now
 from harmon.training.stage import TASKS
+from harmon.training.weights import load_weights, own_tensors, whole
 from pipelines.canonical import canonical_json
 from pipelines.errors import HarmonError
 
@@ -41,41 +38,60 @@ PROBE_ROWS = 32
 Report = Callable[[dict[str, Any]], None]
 
 
-def train(job: TrainJob, key: str | None = None, report: Report | None = None) -> Path:
+def train(
+    job: TrainJob, key: str | None = None, report: Report | None = None, told: Callable[[], Notice] | None = None
+) -> Path:
     """Train one stage to its end and return its folder; goes on from the folder's latest complete checkpoint.
 
     Workers are those of the torch.distributed group, if one is initialised. `key` is `training_key(job)`
-    where the caller has it already. Every worker calls `report` with each line of metrics, at the same steps.
+    where the caller has it already. Every worker calls `report` with each line of metrics, at the same steps, and then
+    asks `told` whether its machine is about to be taken away: "save" writes a checkpoint at once, "stop" also ends.
 
     Raises:
-        HarmonError: the data or weights do not fit, or the gradient is no longer finite.
+        HarmonError: the data or weights do not fit, every step is skipped for longer than the guard's patience, or
+            training was told to stop.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stage, key = job.stage, key or training_key(job)
     folder = stage_folder(job, key)
-    checkpoints = folder / "checkpoints"
     if done(folder, key):
         return folder
     if rank == 0:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    contents = job.contents() if rank == 0 else None
     dtype, device = getattr(torch, job.dtype), torch.device(job.device)
 
     torch.manual_seed(stream(stage.seed, stage.stage, "initial weights") % 2**63)
     model = Harmon(job.model)
     load_weights(model, [Path(file) for file in job.weights])
     model.to(device, dtype).train()
-    trained = trained_parameters(model, stage)
+    trained_parameters(model, stage)
+    mesh = prepare(model, stage, job.execution)
+    trained = trained_parameters(model, stage)  # sharding has replaced them
     optimiser = make_optimiser(stage, trained)
-    gradient = FlatGradient(trained)
+    gradient = gradient_of(trained, mesh)
+    guard = Guard(job.guard, device)
+    average = Average(trained, job.average) if job.average else None
     data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
 
+    def tensors() -> dict[str, Tensor]:
+        """All that a checkpoint keeps, by name; loading one writes into them."""
+        kept = {f"model/{name}": value for name, value in own_tensors(model).items() if value.numel()}
+        for name, parameter in trained.items():
+            kept |= {f"moment/{name}/{part}": value for part, value in optimiser.state[parameter].items()}
+        if average:
+            kept |= {f"average/{name}": value for name, value in average.tensors.items()}
+        return kept | {f"guard/{name}": value for name, value in guard.state.items()}
+
     first = 0
-    if checkpoint := latest_checkpoint(checkpoints):
-        state = read_state(checkpoint)
+    checkpoints = Checkpoints(folder / "checkpoints", job.keep, job.store and f"{job.store}/{folder.name}")
+    if latest := checkpoints.latest():
+        state = checkpoints.state(latest)
         if state.key != key or state.cursors != cursors(stage, state.step):
-            raise HarmonError(f"The checkpoint {checkpoint} belongs to another training; remove its folder.")
-        load_checkpoint(checkpoint, model, optimiser, trained)
+            raise HarmonError(f"Checkpoint {latest} in {folder} belongs to another training; remove its folder.")
+        checkpoints.load(latest, tensors())
         first = state.step
     if dist.is_initialized():
         dist.barrier()  # every worker has chosen the same checkpoint before rank 0 writes a newer one
@@ -83,9 +99,12 @@ def train(job: TrainJob, key: str | None = None, report: Report | None = None) -
         _forget_after(folder, first)
     metrics = folder / "metrics.jsonl"
 
-    # Since the last line of metrics: each task's loss sum and count over this worker's rows, and the clocks.
+    # Since the last line of metrics: each task's loss sum and count over this worker's rows, the clocks, and what the
+    # guard said of each step. The host reads nothing off the device before the next line.
     sums = torch.zeros(2, len(TASKS), dtype=torch.float64, device=device)
+    verdicts: list[Tensor] = []
     data_seconds, samples, since = 0.0, 0, time.perf_counter()
+    noticed: Notice = "go on"
     for step in range(first, stage.steps):
         # -- one train step ----------------------------------------------------------------------------------
         torch.manual_seed(stream(stage.seed, stage.stage, "dropout", step, rank) % 2**63)
@@ -94,25 +113,34 @@ def train(job: TrainJob, key: str | None = None, report: Report | None = None) -
         batches = [data.batch(block, rank, world) for block in blocks]
         data_seconds += time.perf_counter() - clock
 
-        counts: list[float] = step_counts(blocks, batches, device).tolist()
-
+        counts = step_counts(blocks, batches, device)
+        parts = micro.parts(blocks, batches)
         gradient.zero()
-        for block, batch in zip(blocks, batches, strict=True):
-            if batch is None:
-                continue
-            task = TASKS.index(block.task)
-            share = sum(other.task == block.task for other in blocks) / len(blocks)
-            factor = stage.loss_weight.of(block.task) * share / max(1.0, counts[task])
-            loss = loss_sum(model, batch, dtype, device)
-            (loss * factor).backward()  # type: ignore[no-untyped-call]
-            sums[0, task] += loss.detach()
-            sums[1, task] += batch.count
-        gradient.sum_over_workers()
-        norm = gradient.clip(stage.clip_norm)
-        if not bool(torch.isfinite(norm)):
-            raise HarmonError(f"{stage.stage}, step {step}: the gradient is not finite; lower the learning rate.")
+        step_sums, step_loss = torch.zeros_like(sums), torch.zeros((), dtype=dtype, device=device)
+        for number, part in enumerate(parts, 1):
+            task = TASKS.index(part.block.task)
+            share = sum(block.task == part.block.task for block in blocks) / len(blocks)
+            factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
+            reduce_now(model, number == len(parts))
+            with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
+                loss = loss_sum(model, part.batch, dtype, device)
+            if part.stands_in:
+                loss = loss * 0.0
+            weighted = loss * factor.to(loss.dtype)
+            weighted.backward()  # type: ignore[no-untyped-call]
+            step_loss += weighted.detach()
+            step_sums[0, task] += loss.detach()
+            step_sums[1, task] += 0 if part.stands_in else part.batch.count
+        loss, norm = gradient.reduce(step_loss)
+        skip = guard.judge(loss, norm)
+        gradient.clip(norm, stage.clip_norm)
         rates = set_rates(optimiser, rate_factor(stage, step))
+        optimiser.found_inf = skip  # type: ignore[attr-defined]  # 1: the fused kernel leaves all as it is
         optimiser.step()
+        if average:
+            average.update()
+        sums += torch.where(skip > 0, 0.0, step_sums)
+        verdicts.append(skip)
         samples += stage.global_batch
 
         # -- once in a while ---------------------------------------------------------------------------------
@@ -124,27 +152,46 @@ def train(job: TrainJob, key: str | None = None, report: Report | None = None) -
             seconds = time.perf_counter() - since
             line: dict[str, Any] = {
                 "step": finished,
+                "workers": world,
                 "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
                 "rate": rates,
-                "gradient_norm": norm.item(),
+                "gradient_norm": norm.item() if math.isfinite(norm.item()) else None,
                 "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
                 "samples": cursors(stage, finished),
                 "samples_per_second": samples / seconds,
                 "data_share": data_seconds / seconds,
             }
+            if skipped := torch.stack(verdicts).nonzero()[:, 0].tolist():
+                line["skipped"] = [finished - len(verdicts) + 1 + place for place in skipped]
             if probe:
-                line["text_sensitivity"] = text_sensitivity(model, probe, dtype, device)
+                with at_hand(model):
+                    line["text_sensitivity"] = text_sensitivity(model, probe, dtype, device)
             if rank == 0:
                 with metrics.open("a") as file:
                     file.write(json.dumps(line) + "\n")
             if report:
                 report(line)
+            if guard.exhausted():
+                raise HarmonError(
+                    f"{stage.stage}, step {finished}: loss or gradient was not finite, or a spike, for "
+                    f"{job.guard.patience} steps in a row; lower the learning rate or look at the data."
+                )
+            before, noticed = noticed, _agreed(told() if told else "go on", device)
+            saves = saves or (noticed != "go on" and before == "go on")
             sums.zero_()
+            verdicts.clear()
             data_seconds, samples, since = 0.0, 0, time.perf_counter()
-        if saves and rank == 0:
-            now = TrainState(step=finished, key=key, cursors=cursors(stage, finished))
-            save_checkpoint(checkpoints, model, optimiser, trained, now)
-            prune_checkpoints(checkpoints, job.keep)
+        if saves:
+            stands = cursors(stage, finished)
+            now = TrainState(step=finished, key=key, cursors=stands, contents=contents, metrics=line)
+            plain = {MODEL: whole(own_tensors(model), keep=rank == 0)}
+            if average:
+                plain[AVERAGE] = plain[MODEL] | whole(average.tensors, keep=rank == 0)
+            checkpoints.save(now, tensors(), plain, behind=job.save_behind)
+        if noticed == "stop":
+            checkpoints.wait()
+            raise HarmonError(f"{stage.stage} was told to stop and saved step {finished}; run it again to go on.")
+    checkpoints.wait()
     if rank == 0:
         _finish(folder, key, job, data)
     if dist.is_initialized():
@@ -185,8 +232,8 @@ def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, d
             moved(batch.noise),
         ).total
     latents = None if batch.latents is None else moved(batch.latents)
-    ids, labels = moved(batch.input_ids), moved(batch.labels)
-    return model.image_to_text_loss(latents, ids, labels, grad_scale=model.config.grad_scale).total
+    scale = model.config.grad_scale
+    return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale).total
 
 
 @torch.no_grad()
@@ -211,6 +258,16 @@ def final_weights(folder: Path) -> Path:
     if not (folder / DONE).exists() or checkpoint is None:
         raise HarmonError(f"The stage in {folder} has not finished; train it first.")
     return checkpoint / MODEL
+
+
+def _agreed(notice: Notice, device: torch.device) -> Notice:
+    """The gravest of the workers' notices."""
+    notices = get_args(Notice)
+    gravest = torch.tensor(notices.index(notice), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(gravest, dist.ReduceOp.MAX)
+    heard: Notice = notices[int(gravest)]
+    return heard
 
 
 def _forget_after(folder: Path, step: int) -> None:

@@ -38,7 +38,7 @@ from harmon.prompts import padded
 from harmon.sampling_config import SamplingConfig
 from harmon.text import IMAGE_SLOT
 from harmon.trained import load, open_checkpoint
-from harmon.training.checkpoint import load_weights
+from harmon.training.weights import load_weights
 from pipelines.errors import ConfigurationError, HarmonError
 from tests.parts import need_shared
 

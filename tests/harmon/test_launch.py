@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from miniature import make_job, small_stage
+from ray_workers import workers_of
 
+from harmon.training.execution import GuardConfig
 from harmon.training.job import training_key
 from harmon.training.launch import Launch, train_stage
 from harmon.training.loop import train
@@ -29,7 +31,7 @@ def test_a_stage_on_two_ray_workers_survives_a_killed_worker(tmp_path):
     def on_line(line: dict) -> None:
         heard.append(line["step"])
         if not killed and line["step"] >= 5:
-            killed.extend(_workers()[:1])
+            killed.extend(workers_of(os.getpid())[:1])
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
@@ -53,21 +55,13 @@ def test_without_workers_the_stage_runs_in_this_process(tmp_path):
 
 
 def test_a_failure_says_which_stage_and_why(tmp_path):
-    job = make_job(tmp_path, small_stage(steps=2, learning_rate={"encoder": 1e30, "decoder": 1e30, "llm": 1e30}))
+    rates = {"encoder": 1e30, "decoder": 1e30, "llm": 1e30}
+    job = make_job(tmp_path, small_stage(steps=4, learning_rate=rates), guard=GuardConfig(patience=2))
     with pytest.raises(HarmonError, match="not finite"):
         train_stage(job, Launch(workers=0))
 
 
-def _workers() -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _command(entry).startswith("ray::RayTrainWorker"):
-            found.append(int(entry.name))
-    return found
-
-
-def _command(entry: Path) -> str:
-    try:
-        return (entry / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:  # the process has ended meanwhile
-        return ""
+def test_a_range_of_workers_names_the_smaller_number_first():
+    assert Launch.model_validate({"workers": [2, 4]}).most_workers == 4 and Launch(workers=3).most_workers == 3
+    with pytest.raises(ValueError, match="must name the smaller number first"):
+        Launch(workers=(4, 2))

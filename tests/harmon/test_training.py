@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from harmon.model.harmon import Harmon, part_of
 from harmon.text import ChatText
-from harmon.training.checkpoint import MODEL, latest_checkpoint, load_weights
+from harmon.training.checkpoint import MODEL, latest_checkpoint
 from harmon.training.data import ChatBatch, ImageBatch, StageData
 from harmon.training.job import TrainJob, done, training_key
 from harmon.training.loop import final_weights, loss_sum, step_counts, train
@@ -25,6 +25,7 @@ from harmon.training.mixture import blocks_of_step
 from harmon.training.optimiser import make_optimiser, trained_parameters
 from harmon.training.rows import have_pairs, pairs_of
 from harmon.training.stage import load_stage
+from harmon.training.weights import load_weights
 from pipelines.columns import CONVERSATIONS, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError

@@ -1,0 +1,87 @@
+"""Micro-batches: a worker's rows of a block in parts that fit its memory.
+
+The loss of a part is a sum, divided by the whole step's count, so the gradients of the parts add up to the block's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harmon.training.data import ChatBatch, ImageBatch
+from harmon.training.mixture import Block
+from harmon.training.stage import Task
+from pipelines.errors import HarmonError
+
+
+def parts_of(block: Block, world: int, rows: int | None) -> int:
+    """Micro-batches of at most `rows` rows (None: no limit) that every worker of `world` makes of its share of
+    `block`: equally many on all, as sharded weights need, and none of them empty.
+    """
+    largest, smallest = -(-block.rows // world), block.rows // world
+    return 1 if rows is None else max(1, min(-(-largest // rows), smallest))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One forward and backward pass of a worker."""
+
+    block: Block
+    batch: ImageBatch | ChatBatch
+    stands_in: bool = False
+    """Whether it only keeps this worker in step with the others: it has no weight."""
+
+
+class MicroBatches:
+    """Cuts a worker's batches into parts of at most `rows` rows (None: no limit).
+
+    `in_step`: all of `world` workers make equally many passes of a block, which sharded weights need, since each pass
+    gathers them from all. A worker whose pictures proved corrupt then repeats a part that it had before, without
+    weight.
+    """
+
+    def __init__(self, world: int, rows: int | None, in_step: bool) -> None:
+        self.world, self.rows, self.in_step = world, rows, in_step
+        self._had: dict[Task, ImageBatch | ChatBatch] = {}
+
+    def parts(self, blocks: Sequence[Block], batches: Sequence[ImageBatch | ChatBatch | None]) -> list[Part]:
+        """The parts of a step's blocks, in order. Raises HarmonError where a worker has nothing to repeat."""
+        return [part for block, batch in zip(blocks, batches, strict=True) for part in self._of(block, batch)]
+
+    def _of(self, block: Block, batch: ImageBatch | ChatBatch | None) -> list[Part]:
+        wanted = parts_of(block, self.world, self.rows)
+        parts = [] if batch is None else [Part(block, piece) for piece in split(batch, wanted)]
+        if not self.in_step:
+            return parts
+        if parts:
+            self._had[block.task] = parts[0].batch
+        elif block.task not in self._had:
+            raise HarmonError(f"No picture of the first {block.task} samples can be decoded; look at the dataset.")
+        return parts + [Part(block, self._had[block.task], stands_in=True)] * (wanted - len(parts))
+
+
+def split(batch: ImageBatch | ChatBatch, parts: int) -> list[ImageBatch] | list[ChatBatch]:
+    """The rows of `batch` in order, in `parts` batches of equal size within one row; fewer where it has fewer rows."""
+    if isinstance(batch, ImageBatch):
+        return [batch] if parts == 1 else [_images(batch, rows) for rows in _slices(len(batch.latents), parts)]
+    return [batch] if parts == 1 else [_chats(batch, rows) for rows in _slices(len(batch.input_ids), parts)]
+
+
+def _slices(rows: int, parts: int) -> list[slice]:
+    parts = min(rows, parts)
+    return [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
+
+
+def _images(batch: ImageBatch, rows: slice) -> ImageBatch:
+    return ImageBatch(
+        latents=batch.latents[rows],
+        text_ids=batch.text_ids[rows],
+        text_mask=batch.text_mask[rows],
+        order=batch.order[rows],
+        masked=batch.masked,
+        timesteps=batch.timesteps[:, rows],
+        noise=batch.noise[:, rows],
+    )
+
+
+def _chats(batch: ChatBatch, rows: slice) -> ChatBatch:
+    latents = None if batch.latents is None else batch.latents[rows]
+    return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows])

@@ -1,0 +1,123 @@
+"""Sharded weights: two workers give what one process gives, and one goes on from what two have saved."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from miniature import make_job, small_stage
+from safetensors.torch import load_file
+
+from harmon.training.checkpoint import AVERAGE, MODEL
+from harmon.training.execution import Execution
+from harmon.training.job import TrainJob
+from harmon.training.loop import final_weights, train
+
+torch.set_num_threads(1)
+STEPS, HALF = 50, 26
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> TrainJob:
+    folder = tmp_path_factory.mktemp("run")
+    return make_job(folder, small_stage(steps=STEPS), dtype="float64", checkpoint_every=HALF, average=0.9)
+
+
+@pytest.fixture(scope="module")
+def alone(job) -> Path:
+    return train(job)
+
+
+@pytest.fixture(scope="module")
+def sharded(job, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    on_workers(2, folder, at(job, folder, execution=Execution(parallel="fsdp", micro_rows=1), save_behind=True))
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+def at(job: TrainJob, folder: Path, **changes: object) -> TrainJob:
+    return job.model_copy(update={"runs": str(folder), **changes})
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_losses(ours: Path, theirs: Path, tolerance: float = 1e-9) -> None:
+    for one, other in zip(lines(ours), lines(theirs), strict=True):
+        assert one["step"] == other["step"] and one["samples"] == other["samples"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
+        assert one["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=tolerance)
+        assert one["text_sensitivity"] == pytest.approx(other["text_sensitivity"], rel=max(1e-6, 5 * tolerance))
+
+
+def on_workers(world: int, folder: Path, job: TrainJob) -> None:
+    rendezvous = f"file://{folder / f'meeting-of-{world}'}"
+    mp.start_processes(_train, args=(world, rendezvous, job.model_dump_json()), nprocs=world, start_method="spawn")
+
+
+def _train(rank: int, world: int, rendezvous: str, job: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world)
+    train(TrainJob.model_validate_json(job))
+    dist.destroy_process_group()
+
+
+def test_fsdp_on_two_workers_gives_the_losses_of_one_process(alone, sharded):
+    same_losses(sharded, alone)
+
+
+def test_its_plain_export_is_the_whole_model(alone, sharded):
+    for file in (MODEL, AVERAGE):
+        ours, theirs = (load_file(final_weights(folder).with_name(file)) for folder in (sharded, alone))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-9)
+
+
+def test_what_two_workers_have_saved_one_process_goes_on_from(job, alone, sharded, tmp_path):
+    folder = tmp_path / sharded.name
+    shutil.copytree(sharded, folder)
+    (folder / "done.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / f"{STEPS:06d}")
+    train(at(job, tmp_path))
+    same_losses(folder, alone)
+
+
+def test_what_one_process_has_saved_two_workers_go_on_from(job, alone, tmp_path):
+    folder = tmp_path / alone.name
+    shutil.copytree(alone, folder)
+    (folder / "done.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / f"{STEPS:06d}")
+    on_workers(2, tmp_path, at(job, tmp_path, execution=Execution(parallel="fsdp")))
+    same_losses(folder, alone)
+
+
+def test_shards_within_groups_that_are_copies_give_the_same_losses(job, tmp_path):
+    short = at(job, tmp_path, stage=small_stage(steps=3), average=None)
+    whole = train(short)
+    (tmp_path / "parts").mkdir()
+    execution = Execution(parallel="hsdp", shard_workers=2)
+    on_workers(4, tmp_path, short.model_copy(update={"runs": str(tmp_path / "parts"), "execution": execution}))
+    same_losses(tmp_path / "parts" / whole.name, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"), [({"dtype": "float32"}, 1e-5), ({"dtype": "float32", "autocast": "bfloat16"}, 1e-2)]
+)
+def test_a_frozen_language_model_shards_too_in_lower_precision(job, tmp_path, changes, tolerance):
+    stage = small_stage("stage1", steps=4)
+    whole = train(at(job, tmp_path / "whole", stage=stage, average=None, **changes))
+    (tmp_path / "parts").mkdir()
+    execution = Execution(parallel="fsdp", recompute="full")
+    on_workers(2, tmp_path, at(job, tmp_path / "parts", stage=stage, average=None, execution=execution, **changes))
+    same_losses(tmp_path / "parts" / whole.name, whole, tolerance)
+
+
+def test_shards_that_do_not_fit_the_workers_are_refused(job, tmp_path):
+    small = at(job, tmp_path, stage=small_stage(steps=1, block_rows=1), execution=Execution(parallel="fsdp"))
+    with pytest.raises(mp.ProcessRaisedException, match="blocks of 1 rows leave some of 2 workers without any"):
+        on_workers(2, tmp_path, small)
