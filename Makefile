@@ -19,7 +19,8 @@ demo-long: env img2dataset
 	.venv/bin/harmon run flows/recipes/demo-long.yaml
 
 test: env img2dataset vllm check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup -m "not alone"
+	$(PY) -m pytest -m alone
 
 soak: env img2dataset vllm
 	mkdir -p docs/proof

@@ -30,6 +30,7 @@ def test_a_missed_goal_ends_the_benchmark_with_1(capsys: pytest.CaptureFixture[s
     assert "not measured: peer" in capsys.readouterr().out
 
 
+@pytest.mark.alone
 def test_an_accelerator_is_fed(capsys: pytest.CaptureFixture[str]) -> None:
     filtering.feeding(filtering.make_images(20))
     assert capsys.readouterr().out.count("% busy") == 2

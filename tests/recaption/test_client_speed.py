@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 GOAL = 0.60  # of the bare loop's requests per CPU-second
 SCRIPT = """
@@ -17,6 +19,7 @@ print(statistics.median(theirs / mine for mine, theirs in rounds))
 """
 
 
+@pytest.mark.alone
 def test_the_client_takes_little_more_cpu_than_a_bare_loop_of_its_library() -> None:
     """In a process of its own: what other tests left in this one would be looked through at each collection."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=True)
