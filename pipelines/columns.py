@@ -45,6 +45,9 @@ LIST_SCHEMA = pa.schema(
     ]
 )
 """A list of links, which the download step reads."""
+MD5 = "md5"
+MD5_FIELD = pa.field(MD5, pa.string())
+"""A list may have it, too: what the file behind a link must hash to, in small letters."""
 
 REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "source", "row_id", "url", "reason", "detail")])
 

@@ -7,6 +7,7 @@ when they came.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from pydantic import Field, IPvAnyNetwork
 
 from pipelines.canonical import sample_key, sha256_hex
 from pipelines.catalogue import Source
-from pipelines.columns import REJECT_SCHEMA, SOURCE_SCHEMA
+from pipelines.columns import MD5, REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.fetch import Engine, FetchSettings, Links, LiveCallback, fetch, write_links
@@ -98,9 +99,9 @@ def download(
 ) -> Commit:
     """Download the list `links` of `source` into `dataset`; what an earlier attempt finished is kept.
 
-    The list has the columns of LIST_SCHEMA, or of types that can be cast to it. A row without url (null) must
-    be of task text and becomes a row without picture; an empty url is a bad one. Groups written: images,
-    source, download.telemetry. How it goes is logged, and told to `on_live`.
+    The list has the columns of LIST_SCHEMA, or of types that can be cast to it, and may have `md5`. A row without
+    url (null) must be of task text and becomes a row without picture; an empty url is a bad one. Groups written:
+    images, source, download.telemetry. How it goes is logged, and told to `on_live`.
 
     Raises:
         HarmonError: the list is no such file or has a column of another type, the engine is absent or keeps
@@ -307,6 +308,8 @@ def _store(
             data = landed.read(link) if landed and row["url"] else None
             if data is not None and barred.bar_bytes(sha256_hex(data)):
                 raise BadRow(REASON, "its bytes are in a tombstone")
+            if data is not None and row[MD5]:
+                _compare(data, row[MD5])
             facts = _add_picture(out, identity, row, data, limits) if data is not None else {}
         except (BadRow, FetchError, BadPicture) as error:
             answered = "HTTP 200: " if isinstance(error, BadPicture) else ""
@@ -337,6 +340,13 @@ def _check(row: Row) -> None:
         raise BadRow("no_url", f"a row of task {row['task']} needs a link")
     if row["url"]:
         link_of(row["url"])
+
+
+def _compare(data: bytes, md5: str) -> None:
+    """Refuse another file than the one that the list means: a publisher may have put it in its place."""
+    came = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if came != md5.lower():
+        raise BadRow("changed", f"the file has the MD5 {came}, and the list says {md5}")
 
 
 def _passed_on(row: Row) -> Row:

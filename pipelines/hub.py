@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.catalogue import Source
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.layouts import left_in, matching, patterns
+from pipelines.layouts import left_in, matching, patterns, warn_of_idle
 from pipelines.readers.files import Checksums, scratch_folder
 from pipelines.readers.paths import BadPath, clean_path
 from pipelines.workspace import WORK
@@ -67,6 +67,7 @@ def list_files(source: Source, revision: str | None = None) -> HubListing:
             raise HarmonError(f"the hub lists {error} in {source.hub}; take nothing from there") from None
     for layout in source.layouts:
         if rows := matching(left_in(siblings, layout), patterns(layout)):
+            warn_of_idle(siblings, layout, source.hub)
             files = (_file(siblings[name], source) for name in rows)
             return HubListing(source.hub, str(info.sha), tuple(files))
     globs = " or ".join(", ".join(patterns(layout)) for layout in source.layouts)

@@ -3,6 +3,7 @@
 Nothing is read here; `pipelines.readers` reads.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -11,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipelines.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Names = tuple[str, ...]
 Globs = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -36,6 +39,8 @@ class Fields(Settings):
     label: Names = ()
     """Number of the row's class."""
     licence: Names = ()
+    md5: Names = ()
+    """Of the file behind a link; a file of another is rejected as `changed`."""
 
     @property
     def named(self) -> dict[str, Names]:
@@ -140,6 +145,14 @@ def left_in(names: Iterable[str], layout: Layout) -> list[str]:
     """The names that a layout does not leave out, in their order."""
     compiled = [glob_pattern(glob) for glob in layout.without]
     return [name for name in names if not any(pattern.fullmatch(name) for pattern in compiled)]
+
+
+def warn_of_idle(names: Iterable[str], layout: Layout, where: str) -> None:
+    """Log each pattern of a layout that was to leave something out and matches none of the files: a slip, perhaps."""
+    names = list(names)
+    for glob in layout.without:
+        if not matching(names, [glob]):
+            log.warning("'%s' leaves out nothing: no file of %s matches it", glob, where)
 
 
 @lru_cache(maxsize=1024)

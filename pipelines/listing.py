@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.canonical import sample_key
-from pipelines.columns import LIST_SCHEMA, REJECT_SCHEMA, SOURCE_SCHEMA
+from pipelines.columns import LIST_SCHEMA, MD5, MD5_FIELD, REJECT_SCHEMA, SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.download import DownloadSettings, download
 from pipelines.errors import HarmonError
@@ -23,7 +23,7 @@ from pipelines.layouts import UrlTable
 from pipelines.manifest import Commit
 from pipelines.readers.files import NativeFiles, scratch_folder
 from pipelines.readers.links import LinkReader
-from pipelines.readers.rules import Reject, sample_of
+from pipelines.readers.rules import Reject, fields_of, sample_of
 from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.terms import Acceptance, terms_record
 from pipelines.tombstones import tombstones_beside
@@ -82,12 +82,13 @@ def _list(run: StepRun, files: NativeFiles, links: Path, rows_per_shard: int) ->
     listed = 0
     with tempfile.TemporaryDirectory(prefix="listing-", dir=scratch_folder()) as scratch:
         away, attempt = _Spill(Path(scratch)), Path(scratch) / "list.parquet"
-        with pq.ParquetWriter(attempt, LIST_SCHEMA, compression="zstd") as out:
+        schema = LIST_SCHEMA.append(MD5_FIELD) if fields_of(files.layout).md5 else LIST_SCHEMA
+        with pq.ParquetWriter(attempt, schema, compression="zstd") as out:
             while batch := list(itertools.islice(rows, BATCH)):
                 good = [row for row in batch if not isinstance(row, Reject)]
                 bad = [_reject(files.source.name, row) for row in batch if isinstance(row, Reject)]
                 away.add([row | ({"url": None} if barred.bar_row(row["key"], row["url"]) else {}) for row in bad])
-                out.write_table(pa.Table.from_pylist(good, LIST_SCHEMA))
+                out.write_table(pa.Table.from_pylist(good, schema))
                 listed += len(good)
         if not listed:
             raise HarmonError(
@@ -133,11 +134,12 @@ class _Spill:
 
 def read_list_rows(files: NativeFiles) -> Iterator[dict[str, Any] | Reject]:
     """Every row of the tables, as a row of the list or a reject."""
-    assert isinstance(files.layout, UrlTable)
-    reader = LinkReader(files.root, files.tables, files.layout)
+    layout = files.layout
+    assert isinstance(layout, UrlTable)
+    reader = LinkReader(files.root, files.tables, layout)
     for file in reader.files:
         for native in reader.rows(file):
-            sample = sample_of(files.source, files.layout, native, is_link=True)
+            sample = sample_of(files.source, layout, native, is_link=True)
             if isinstance(sample, Reject):
                 yield sample
             else:
@@ -148,6 +150,7 @@ def read_list_rows(files: NativeFiles) -> Iterator[dict[str, Any] | Reject]:
                     "task": sample.task,
                     "conversations": sample.conversations,
                     "licence": sample.licence,
+                    **({MD5: sample.md5} if layout.fields.md5 else {}),
                 }
 
 

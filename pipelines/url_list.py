@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.columns import LIST_SCHEMA
+from pipelines.columns import LIST_SCHEMA, MD5, MD5_FIELD
 from pipelines.errors import HarmonError
 
 LIST_COLUMNS = tuple(LIST_SCHEMA.names)
@@ -24,7 +24,9 @@ def list_sha256(links: Path) -> str:
 
     Raises HarmonError where there is no such file, or it is no list.
     """
-    columns = {field.name: _Digest(field.type) for field in LIST_SCHEMA}
+    with _opened(links) as file:
+        checked = MD5 in file.schema_arrow.names
+    columns = {field.name: _Digest(field.type) for field in (*LIST_SCHEMA, *([MD5_FIELD] if checked else []))}
     for table in read_list(links):
         for name, digest in columns.items():
             for chunk in table.column(name).chunks:
@@ -39,14 +41,20 @@ def rows_of(links: Path) -> int:
 
 
 def read_list(links: Path) -> Iterator[pa.Table]:
-    """The rows in tables of LIST_SCHEMA. Raises HarmonError as `list_sha256` does."""
+    """The rows in tables of LIST_SCHEMA and MD5, which is null where the list has none. Raises HarmonError as
+    `list_sha256` does.
+    """
+    schema = LIST_SCHEMA.append(MD5_FIELD)
     with _opened(links) as file:
+        wanted = [name for name in schema.names if name in file.schema_arrow.names]
         try:
-            for batch in file.iter_batches(BATCH, columns=list(LIST_COLUMNS), use_threads=False):
+            for batch in file.iter_batches(BATCH, columns=wanted, use_threads=False):
                 table = pa.Table.from_batches([batch])
+                if MD5 not in wanted:
+                    table = table.append_column(MD5_FIELD, pa.nulls(table.num_rows, pa.string()))
                 if table.column("row_id").null_count:
                     raise HarmonError(f"the list {links} has rows without row_id; every row of a list needs one")
-                yield pa.table([_typed(table.column(one.name), one, links) for one in LIST_SCHEMA], schema=LIST_SCHEMA)
+                yield pa.table([_typed(table.column(one.name), one, links) for one in schema], schema=schema)
         except (pa.ArrowException, OSError) as error:
             raise HarmonError(f"{links} cannot be read to its end: {error}; write it anew") from None
 

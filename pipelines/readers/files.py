@@ -10,7 +10,17 @@ from typing import Any, Self
 
 from pipelines.catalogue import Source
 from pipelines.errors import ConfigurationError, HarmonError
-from pipelines.layouts import ClassFolders, Layout, ParquetImages, UrlTable, WebDataset, left_in, matching, patterns
+from pipelines.layouts import (
+    ClassFolders,
+    Layout,
+    ParquetImages,
+    UrlTable,
+    WebDataset,
+    left_in,
+    matching,
+    patterns,
+    warn_of_idle,
+)
 from pipelines.readers.class_folders import ClassFolderReader
 from pipelines.readers.parquet_images import ParquetImageReader
 from pipelines.readers.records import ArchivedReader, RecordReader
@@ -94,6 +104,8 @@ def local_files(source: Source, root: Path, revision: str = "local", only: Seque
         rows = matching(names, patterns(layout) if isinstance(layout, ClassFolders) else layout.files)
         if not rows:
             continue
+        if revision == "local":  # else the hub's list was looked at, and what is left out was never fetched
+            warn_of_idle(there, layout, str(root))
         if only:
             left = matching(rows, only)
             if not left:

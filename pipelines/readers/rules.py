@@ -59,6 +59,8 @@ class Sample:
     """One of NOTES."""
     caption_kind: str | None = None
     """Of what kind the entry says that the caption is, where there is one."""
+    md5: str | None = None
+    """Of the file behind the link, as its publisher had it, in small letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,10 @@ def _sample(source: Source, layout: Layout, native: Native, row_id: str, url: st
             raise _Odd("no_caption", "the row has an image and no text")
         note = NO_CAPTION
     kind = None if caption is None else _kind(source, native.record, fields)
-    return Sample(row_id, source.task, caption, turns, url, licence, native.image, note, kind)
+    md5 = _text(native, fields, "md5")
+    return Sample(
+        row_id, source.task, caption, turns, url, licence, native.image, note, kind, md5.lower() if md5 else None
+    )
 
 
 def _kind(source: Source, record: Mapping[str, Any], fields: Fields) -> str:

@@ -2,6 +2,7 @@
 must become of them. All wording, ids and links are made up."""
 
 import csv
+import hashlib
 import io
 import json
 import tarfile
@@ -422,14 +423,19 @@ def pd12m(root: Path, web: str) -> Miniature:
     )
     old = pa.schema([(n, pa.string()) for n in ("id", "url", "caption", "md5_hash", "license_type", "s3_key")])
     cc0 = "https://creativecommons.org/publicdomain/zero/1.0/"
+    md5 = [hashlib.md5(picture(n)).hexdigest() for n in range(GOOD // 2)]
     rows = [
-        {"id": f"3b1f-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license": cc0} for n in range(GOOD // 2)
+        {"id": f"3b1f-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license": cc0, "hash": one}
+        for n, one in enumerate(md5)
     ]
     more = [
-        {"id": f"old-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license_type": cc0}
-        for n in range(GOOD // 2)
-    ]
+        {"id": f"old-{n}", "url": f"{web}/{n}.jpg", "caption": f"Ink, {n}.", "license_type": cc0,
+         "md5_hash": one.upper()}
+        for n, one in enumerate(md5)
+    ]  # fmt: skip
     mini.good(GOOD)
+    rows.append({"id": "flagged", "url": f"{web}/1.jpg", "caption": "Ink.", "license": cc0, "hash": md5[0]})
+    mini.bad("changed")
     more.append({"id": "cut", "url": f"{web}/cut.jpg", "caption": "Half."})
     mini.bad("truncated")
     parquet(root / "metadata/pd12m.000.parquet", rows, new)

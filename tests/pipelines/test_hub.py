@@ -126,3 +126,11 @@ def test_a_gate_a_missing_layout_and_a_hub_that_is_away_are_told(hub: Hub, monke
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HarmonError, match="cannot be read"):
         list_files(SOURCE)
+
+
+def test_a_pattern_that_leaves_out_nothing_is_told(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listing = list_files(catalogue.without(SOURCE, ["dale*.tar"]))
+    assert len(listing.files) > 1 and "'dale*.tar' leaves out nothing" in caplog.text
+    caplog.clear()
+    list_files(catalogue.without(SOURCE, ["dalle*.tar"]))
+    assert not caplog.text
