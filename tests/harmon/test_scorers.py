@@ -33,8 +33,7 @@ from harmon.evaluation.scorers import (
 from harmon.evaluation.scorers.choices import extract_lmms_eval, infer_lmms_eval, infer_vlmevalkit, present_options
 from pipelines.errors import HarmonError
 
-settings.register_profile("shared cores", deadline=None, max_examples=50)
-settings.load_profile("shared cores")
+few = settings(deadline=None, max_examples=50)
 
 OPTIONS = {"A": "teddy bear", "B": "rabbit", "C": "cat", "D": "dog"}
 POPE_READINGS: tuple[pope.Reading, ...] = ("official", "lmms-eval", "vlmevalkit")
@@ -209,6 +208,7 @@ def test_pope_mean_of_splits_is_not_the_score_of_all_answers() -> None:
     assert scores.overall.accuracy == 0.75
 
 
+@few
 @given(st.lists(st.tuples(st.sampled_from(["yes", "no"]), NOISE), min_size=1, max_size=20))
 def test_pope_shares_stay_within_bounds(pairs: list[tuple[pope.Label, str]]) -> None:
     for reading in POPE_READINGS:
@@ -265,6 +265,7 @@ def test_missing_options_are_absent_however_a_table_writes_them() -> None:
     assert present_options({"A": "x", "B": float("nan"), "C": "nan", "D": None}) == {"A": "x"}
 
 
+@few
 @given(NOISE)
 def test_every_rule_names_an_option_or_none(text: str) -> None:
     assert infer_vlmevalkit(text, OPTIONS) in {*OPTIONS, "Z", None}
@@ -363,12 +364,14 @@ def test_vlmevalkit_makes_open_questions_easy_choices() -> None:
     assert mmmu.score([replace(question, given="A")], "vlmevalkit", partial=True).accuracy == 1
 
 
+@few
 @given(NOISE)
 def test_mmmu_parsers_name_an_option_or_none(text: str) -> None:
     for parser in ("official", "lmms-eval", "mmmu-pro"):
         assert mmmu_choice.parse(text, ["red", "green"], parser) in {"A", "B", None}
 
 
+@few
 @given(st.floats(-1e6, 1e6, allow_nan=False).map(lambda number: f"{number:.2f}"))
 def test_mmmu_a_number_answers_itself(number: str) -> None:
     assert mmmu_open.is_right(mmmu_open.parse(f"So the answer is {number}"), number)
@@ -442,6 +445,7 @@ def test_geneval_tells_that_a_target_is_missing() -> None:
     assert reason == "expected cat>=1, found 0\nno target for dog to be above"
 
 
+@few
 @given(st.lists(st.integers(0, 200), min_size=4, max_size=4), st.lists(st.integers(0, 200), min_size=4, max_size=4))
 def test_geneval_directions_are_opposite_from_the_other_side(box_a: list[int], box_b: list[int]) -> None:
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -520,6 +524,7 @@ def test_dpg_goes_through_questions_once_in_the_order_given() -> None:
     assert child_first.score == pytest.approx(1 / 3)
 
 
+@few
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.data())
 def test_dpg_a_better_answer_never_lowers_the_score(yes: list[bool], data: st.DataObject) -> None:
     numbers = range(1, len(yes) + 1)
@@ -533,7 +538,7 @@ def test_dpg_a_better_answer_never_lowers_the_score(yes: list[bool], data: st.Da
 # --- FID
 
 
-@settings(max_examples=25)
+@few
 @given(st.integers(0, 10_000), st.integers(1, 8), st.integers(2, 20))
 def test_fid_is_zero_of_a_set_with_itself_symmetric_and_not_negative(number: int, width: int, n: int) -> None:
     generator = np.random.default_rng(number)
