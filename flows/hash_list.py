@@ -13,7 +13,7 @@ from filtering.decode import Undecodable
 from filtering.decontamination import LIST_SCHEMA
 from filtering.phash import digits, phash
 from harmon.evaluation.benchmark import GENERATION, read_prompts, read_questions
-from harmon.evaluation.question import Picture, Prompt, Question
+from harmon.evaluation.question import MARK, Picture, Prompt, Question
 from pipelines.errors import ConfigurationError, HarmonError
 
 ROWS = 1024  # written at a time
@@ -62,7 +62,8 @@ def write_hash_list(
 
 def _rows(name: str, item: Question | Prompt, hashes: dict[str, str]) -> Iterator[dict[str, str | None]]:
     for picture in item.pictures or (None,):
-        row: dict[str, str | None] = {"benchmark": name, "item": item.id, "prompt": item.text or None}
+        text = " ".join(MARK.sub(" ", item.text).split())  # a copy has no marks of pictures, or others
+        row: dict[str, str | None] = {"benchmark": name, "item": item.id, "prompt": text or None}
         if picture is not None:
             data = picture.read()
             sha256 = hashlib.sha256(data).hexdigest()

@@ -157,12 +157,14 @@ def _checked(name: str, folder: Path, items: Iterator[Item], count: Count, limit
         _check_file(name, folder, *count.file)
     found, ids = list[Item](), set[str]()
     for item in items:
-        if limit is not None and len(found) >= limit and not _same_group(found[-1], item):
-            return found
+        if limit is not None and len(found) >= limit and _group(item) != _group(found[-1]):
+            break
         if item.id in ids:
             raise HarmonError(f"{folder}: {name} has the item {item.id} twice; fetch its files anew.")
         ids.add(item.id)
         found.append(item)
+        if limit is not None and len(found) >= limit and not _group(item):
+            break  # nothing behind it is looked at, which may not be there
     if not found:
         raise HarmonError(f"{folder} holds no item of {name}; fetch its files anew.")
     if limit is None:
@@ -170,8 +172,8 @@ def _checked(name: str, folder: Path, items: Iterator[Item], count: Count, limit
     return found
 
 
-def _same_group(one: Question | Prompt, other: Question | Prompt) -> bool:
-    return isinstance(one, Question) and isinstance(other, Question) and bool(one.group) and one.group == other.group
+def _group(item: Question | Prompt) -> str:
+    return item.group if isinstance(item, Question) else ""
 
 
 def _check_file(name: str, folder: Path, file: str, md5: str) -> None:

@@ -33,7 +33,7 @@ def test_a_list_has_a_row_for_each_picture_of_each_item(tmp_path: Path) -> None:
         "item": "validation_Subject_0_1",
         "sha256": hashlib.sha256(mini.jpeg(0)).hexdigest(),
         "phash": digits(phash(mini.jpeg(0))),
-        "prompt": "<image 1> What of it, 0?",
+        "prompt": "What of it, 0?",
     }
     assert (rows[1]["item"], rows[1]["phash"]) == (rows[0]["item"], digits(phash(mini.jpeg(1))))
     assert [path.name for path in tmp_path.glob("*l.parquet*")] == ["l.parquet"]

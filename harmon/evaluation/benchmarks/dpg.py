@@ -51,8 +51,8 @@ def _question(row: Record) -> dict[str, object]:
     return {
         "id": row.number("proposition_id"),
         "dependency": [int(part) for part in parents],
-        "category": row.text("category_broad"),
-        "detail": row.text("category_detailed"),
+        "category": row.optional("category_broad"),
+        "detail": row.optional("category_detailed"),
         "tuple": row.text("tuple"),
         "question": row.text("question_natural_language"),
     }

@@ -56,7 +56,6 @@ class TableRow(Record):
 
 def read_table(path: Path, columns: Sequence[str], picture: str = "image") -> Iterator[TableRow]:
     """The rows of a table in order. Raises HarmonError where it lacks one of `columns`, or is damaged."""
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))
     with path.open("rb") as stream:
         lines = _Lines(stream, path)
         rows = _reader(lines)
@@ -120,6 +119,7 @@ class _Lines:
 
 
 def _reader(lines: "io.StringIO | _Lines") -> Iterator[list[str]]:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CELL))  # of the process, which may be a new one
     return csv.reader(lines, delimiter="\t", strict=True)  # strict: an open quote would swallow the rest of the file
 
 
