@@ -10,6 +10,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from harmon.evaluation.files.found import OTHER, Record, files_of
 from harmon.evaluation.question import Prompt
@@ -44,7 +45,7 @@ def read_dpg(folder: Path, references: bool = False) -> Iterator[Prompt]:
         yield Prompt("dpg-bench", item, text, IMAGES, {}, {"questions": questions})
 
 
-def _question(row: Record) -> dict[str, object]:
+def _question(row: Record) -> dict[str, Any]:
     parents = [part.strip() for part in row.text("dependency").split(",")]
     if not all(part.isdecimal() for part in parents):
         raise row.wrong("dependency", f"{row.text('dependency')[:40]!r}, where ids are read")
