@@ -9,6 +9,7 @@ import click
 
 from flows.catalogue_commands import catalog, download
 from flows.dataset_commands import diff, export, forget, show
+from flows.evaluate_commands import evaluate
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
 from flows.recaption_commands import plan, recaption
@@ -95,6 +96,7 @@ for command in (
     convert,
     generate,
     ask,
+    evaluate,
 ):
     main.add_command(command)
 

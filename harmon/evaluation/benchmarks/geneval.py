@@ -1,0 +1,34 @@
+"""GenEval: 553 prompts of six tasks, four pictures each (djghosh13/geneval; EVALS.md 3.1).
+
+As published     evaluation_metadata.jsonl
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from harmon.evaluation.files.found import Record, file_of, json_lines
+from harmon.evaluation.question import Prompt
+
+TASKS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+"""Task to its number of prompts."""
+IMAGES = 4
+
+
+def read_geneval(folder: Path, references: bool = False) -> Iterator[Prompt]:
+    """The prompts in order; an id is the folder that the official evaluation reads: 00000 to 00552. `record` is the
+    line, which that folder's metadata.jsonl holds."""
+    path = file_of(folder, "**/evaluation_metadata.jsonl", named="GenEval")
+    for number, row in enumerate(json_lines(path)):
+        tag = row.one_of(list(TASKS), "tag")
+        _check_objects(row)
+        yield Prompt("geneval", f"{number:05}", row.text("prompt"), IMAGES, {"task": tag}, row.values)
+
+
+def _check_objects(row: Record) -> None:
+    for field in ("include", *(("exclude",) if "exclude" in row.values else ())):
+        objects = row.value(field)
+        if not isinstance(objects, list) or not all(
+            isinstance(one, dict) and isinstance(one.get("class"), str) and isinstance(one.get("count"), int)
+            for one in objects
+        ):
+            raise row.wrong(field, "no list of objects with class and count")

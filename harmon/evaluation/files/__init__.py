@@ -1,0 +1,1 @@
+"""Readers of the forms that benchmarks are published in: nothing here knows any benchmark."""
