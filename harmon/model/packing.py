@@ -78,10 +78,12 @@ def attend_within(queries_1HTd: Tensor, keys_1GTd: Tensor, values_1GTd: Tensor, 
     On CUDA in 16 bits one fused kernel reads all texts (FlashAttention's, for variable lengths). Elsewhere they are
     read one after the other: faster than one call with a mask, which computes what it hides (benchmarks.packing).
     """
+    heads = queries_1HTd, keys_1GTd, values_1GTd
     if queries_1HTd.device.type == "cuda" and (small := _small(queries_1HTd)) is not None:
-        return _fused(*(one.to(small) for one in (queries_1HTd, keys_1GTd, values_1GTd)), segments)
-    texts = zip(*(one.split(segments.lengths, 2) for one in (queries_1HTd, keys_1GTd, values_1GTd)), strict=True)
-    read = [F.scaled_dot_product_attention(*text, is_causal=True, enable_gqa=True) for text in texts]
+        queries_1HTd, keys_1GTd, values_1GTd = (one.to(small) for one in heads)
+        return _fused(queries_1HTd, keys_1GTd, values_1GTd, segments)
+    texts = zip(*(one.split_with_sizes(segments.lengths, 2) for one in heads), strict=True)
+    read = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in texts]
     return torch.cat(read, 2)
 
 
