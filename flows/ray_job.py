@@ -101,12 +101,13 @@ class RayJobs:
                 time.sleep(POLL_SECONDS)
 
     def last_words(self, name: str) -> str:
-        """The last line of a job's log."""
+        """The last line of a job's log, besides Ray's own first one, which it may write after the driver's."""
         try:
             lines = str(self._client.get_job_logs(name)).strip().splitlines()
         except (OSError, RuntimeError) as error:  # they lie on the node that ran the job, which may be gone
             return f"its log cannot be read: {error}"
-        return lines[-1] if lines else "it said nothing"
+        said = [line for line in lines if not line.startswith("Running entrypoint for job")]
+        return said[-1] if said else "it said nothing"
 
 
 def train_on_cluster(
