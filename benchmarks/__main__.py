@@ -1,6 +1,6 @@
 """Runs every benchmark, one after the other: `make bench`."""
 
-from benchmarks import audit, dataset_io, filtering, generation, recaption, training_step
+from benchmarks import audit, dataset_io, filtering, generation, packing, recaption, training_step
 
 if __name__ == "__main__":
     dataset_io.main()
@@ -8,4 +8,5 @@ if __name__ == "__main__":
     filtering.main()
     recaption.main([])
     training_step.main([])
+    packing.main([])
     generation.main([])

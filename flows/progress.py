@@ -10,9 +10,9 @@ from pipelines.steps import Progress
 
 
 @contextmanager
-def progress_artifact(name: str) -> Iterator[Callable[[Progress], None]]:
+def progress_artifact(name: str, unit: str = "shards") -> Iterator[Callable[[Progress], None]]:
     """An artifact at 0 %; what it yields moves it on; 100 % when the block ends without an error."""
-    artifact = create_progress_artifact(progress=0.0, key=_key(name), description=f"Shards of {name}")
+    artifact = create_progress_artifact(progress=0.0, key=_key(name), description=f"{unit.capitalize()} of {name}")
     assert isinstance(artifact, UUID)  # a coroutine only inside an event loop
 
     def show(now: Progress) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows.flow_run import Cancelled
 from flows.recipe import Recipe
 from flows.server import prefect_server
 from flows.work import Work, work_of
@@ -107,7 +108,9 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
     """Run `works` in order as one Prefect flow run; returns the names of those that were done."""
     with prefect_server(recipe.run_folder / "logs" / "prefect.log"):
         import prefect  # after the server's address is set, which Prefect reads once
+        from prefect import State
         from prefect.cache_policies import NO_CACHE
+        from prefect.exceptions import CancelledRun
         from prefect.logging.handlers import APILogWorker
 
         from flows.progress import progress_artifact
@@ -115,14 +118,15 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
         def do(work: Work) -> None:
             logger = prefect.get_run_logger()
             started, clock = datetime.now(UTC), time.perf_counter()
-            with progress_artifact(work.name) as show:
+            with progress_artifact(work.name, work.unit) as show:
 
                 def progress(now: Progress) -> None:
                     logger.info(
-                        "%s: %d of %d shards, %d rows",
+                        "%s: %d of %d %s, %d rows",
                         work.name,
                         now.shards_done,
                         now.shards_total,
+                        work.unit,
                         now.rows_done,
                     )
                     show(now)
@@ -130,7 +134,7 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                 work.do(progress)
             _note_time(recipe.run_folder / "timings.jsonl", work, started, time.perf_counter() - clock)
 
-        def flow() -> list[str]:
+        def flow() -> list[str] | State[list[str]]:
             did: list[str] = []
             session: Callable[[], AbstractContextManager[None]] | None = None
             with ExitStack() as opened:
@@ -147,14 +151,21 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                         ui = os.environ["PREFECT_API_URL"].removesuffix("/api")
                         log.warning("%s waits for a person to resume the flow run in the Prefect UI: %s", work.name, ui)
                         prefect.pause_flow_run(timeout=APPROVAL_SECONDS)
-                    prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
+                    try:
+                        prefect.task(name=work.name, cache_policy=NO_CACHE)(do)(work)
+                    except Cancelled as error:
+                        return prefect.states.Cancelled(message=str(error))
                     did.append(work.name)
             return did
 
         for name in ("prefect.flow_runs", "prefect.task_runs"):
             logging.getLogger(name).addFilter(_in_one_sentence)
         try:
-            return prefect.flow(name=f"harmon {recipe.name}", validate_parameters=False)(flow)()
+            did = prefect.flow(name=f"harmon {recipe.name}", validate_parameters=False)(flow)()
+            assert isinstance(did, list)  # Prefect raises where the state is Cancelled
+            return did
+        except CancelledRun as error:
+            raise HarmonError(str(error)) from None
         finally:
             APILogWorker.drain_all(timeout=5)  # before the embedded server goes
 

@@ -110,7 +110,7 @@ def _train_until(recipe: Recipe, number: int, last: int, on_line: OnLine | None)
             on_line(line)
 
     training = recipe.training.model_copy(update={"checkpoint_every": last})
-    alone = recipe.training.launch.model_copy(update={"workers": 0})
+    alone = recipe.training.launch.model_copy(update={"workers": 0, "submit": None})
     try:
         train_number(recipe.model_copy(update={"training": training}), number, alone, watch)
     except _Enough:

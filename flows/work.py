@@ -7,7 +7,7 @@ done ends the asking.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,9 @@ from filtering.clarity import clarity_step, score_clarity
 from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import select, select_step
 from filtering.selection import Selection
+from flows.flow_run import cancellation
 from flows.gate import Gate, check, pass_gate, passed
+from flows.ray_job import train_on_cluster
 from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
@@ -45,7 +47,7 @@ from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
-from pipelines.steps import ProgressCallback, Step, StepRun
+from pipelines.steps import Progress, ProgressCallback, Step, StepRun
 from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
 from pipelines.web import WebSettings, is_published, planted, publish
@@ -71,6 +73,8 @@ class Work:
     """Takes the result away, so that it is made again; None: it stands in a dataset, where nothing is overwritten."""
     session: Callable[[], AbstractContextManager[None]] | None = None
     """What stays open from the first step with this session to the last: one Ray for all stages."""
+    unit: str = "shards"
+    """What its progress counts."""
     ask: Callable[[], None] | None = None
     """A person resumes the flow run before it is done; called before that, and raises where there is nothing to ask."""
 
@@ -397,10 +401,16 @@ def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager
         if folder.exists():
             shutil.rmtree(folder)
 
-    def do(_: ProgressCallback) -> None:
-        train_number(recipe, number)
+    def do(progress: ProgressCallback) -> None:
+        settings = recipe.training.stages[number]
+        steps = load_stage(settings.stage, settings.departures).steps
 
-    return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray)
+        def mirror(line: Mapping[str, Any]) -> None:
+            progress(Progress("train", settings.stage, line["step"], steps, sum(line["samples"].values())))
+
+        train_number(recipe, number, on_line=mirror if recipe.training.launch.submit else None)
+
+    return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray, unit="train steps")
 
 
 def train_number(recipe: Recipe, number: int, launch: Launch | None = None, on_line: OnLine | None = None) -> None:
@@ -415,7 +425,11 @@ def train_number(recipe: Recipe, number: int, launch: Launch | None = None, on_l
                 if told:
                     told(line)
 
-        train_stage(job, launch or recipe.training.launch, both if watch or on_line else None)
+        launch = launch or recipe.training.launch
+        if launch.submit:
+            train_on_cluster(job, launch, both, cancellation())
+        else:
+            train_stage(job, launch, both if watch or on_line else None)
 
 
 def speed_of(recipe: Recipe, job: TrainJob) -> Speed | None:

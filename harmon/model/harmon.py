@@ -21,10 +21,13 @@ from harmon.model.gradient import ScaleGradient
 from harmon.model.kept import Past
 from harmon.model.language import qwen, read_causally
 from harmon.model.mar import Grid, Mar, take
+from harmon.model.packing import Segments, pack
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
 
 Part = Literal["encoder", "decoder", "llm"]
+_Read = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Where labels are predicted: hidden states [R, H], the labels [R], the row of each [R]; and labels a row [B]."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,9 @@ class Harmon(nn.Module):
         x_BTH = torch.cat([text_BLH, room_BSH], 1).scatter(1, places_BS.unsqueeze(-1).expand_as(image_BSH), image_BSH)
         return read_causally(self.llm.model, x_BTH, read_BR=places_BS)
 
-    def prompt_embeddings(self, input_ids: Tensor, image_BSH: Tensor | None) -> Tensor:
-        """LLM inputs [B, L, H]: the table's rows, with `image_BSH` in the slots marked IMAGE_SLOT.
+    def prompt_embeddings(self, input_ids: Tensor, image_BSH: Tensor | None, real_BL: Tensor | None = None) -> Tensor:
+        """LLM inputs [B, L, H]: the table's rows, with `image_BSH` in the slots marked IMAGE_SLOT; or those of the
+        places `real_BL` (bool, all slots among them) alone, end to end, [1, T, H].
 
         The slots are counted where `input_ids` lie: on the CPU that waits for no other device.
         """
@@ -168,6 +172,8 @@ class Harmon(nn.Module):
                 f"each prompt must hold {wanted} image slots for these images, but they hold "
                 f"{found.tolist()}; build them for this image size and do not cut them"
             )
+        if real_BL is not None:
+            input_ids, slots_BL = input_ids[real_BL].unsqueeze(0), slots_BL[real_BL].unsqueeze(0)
         text_BLH: Tensor = self.llm.model.embed_tokens(self._here(input_ids.masked_fill(slots_BL, 0)))
         if image_BSH is None:
             return text_BLH
@@ -236,6 +242,7 @@ class Harmon(nn.Module):
         *,
         weight: Tensor | None = None,
         grad_scale: float | None = 0.1,
+        packed: bool = False,
     ) -> LossSum:
         """Cross-entropy of the labelled tokens; with `latents` None, of text alone.
 
@@ -243,13 +250,23 @@ class Harmon(nn.Module):
         and must be right padded: causal attention keeps that padding out by itself, and no other. `labels` [B, L]
         hold `harmon.text.IGNORED` where nothing is learned, padding included. The gradient into the visual features is
         multiplied by `grad_scale` (None: not). Both may lie on the CPU wherever the model does; then nothing here waits
-        for its device.
+        for its device. `packed`: the language model reads the rows end to end, without their padding; the loss is the
+        same up to the last bits of float sums.
         """
         image_BSH = None
         if latents is not None:
             _, image_BSH = self.visual_features(*self.to_tokens(latents))
             if grad_scale is not None:
                 image_BSH = ScaleGradient.apply(image_BSH, grad_scale)
+        read = self._read_packed if packed else self._read_padded
+        hidden_RH, wanted_R, rows_R, counts_B = read(input_ids, labels, image_BSH)
+        logits = self.llm.lm_head(hidden_RH)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a float64 model stays exact
+        losses = F.cross_entropy(logits, wanted_R, reduction="none")
+        sums_B = losses.new_zeros(len(labels)).index_add(0, rows_R, losses)
+        return _weighted(sums_B, counts_B.to(losses.dtype), weight)
+
+    def _read_padded(self, input_ids: Tensor, labels: Tensor, image_BSH: Tensor | None) -> _Read:
         x_BLH = self.prompt_embeddings(input_ids, image_BSH)
         targets_BL = labels[:, 1:]
         labelled_BL = targets_BL >= 0
@@ -261,11 +278,15 @@ class Harmon(nn.Module):
         wanted = self._here(targets_BL.gather(1, places_BR)[rows, columns])
         rows, columns, counts_B = self._here(rows), self._here(columns), self._here(counts_B)
         hidden_BRH = read_causally(self.llm.model, x_BLH, read_BR=self._here(places_BR))
-        logits = self.llm.lm_head(hidden_BRH[rows, columns])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a float64 model stays exact
-        losses = F.cross_entropy(logits, wanted, reduction="none")
-        sums_B = losses.new_zeros(len(labels)).index_add(0, rows, losses)
-        return _weighted(sums_B, counts_B.to(losses.dtype), weight)
+        return hidden_BRH[rows, columns], wanted, rows, counts_B
+
+    def _read_packed(self, input_ids: Tensor, labels: Tensor, image_BSH: Tensor | None) -> _Read:
+        chats = pack(input_ids, labels)
+        x_1TH = self.prompt_embeddings(input_ids, image_BSH, chats.real_BL)
+        segments, read_1R = Segments.of(chats.lengths, self.device), self._here(chats.read_R).unsqueeze(0)
+        hidden_1RH = read_causally(self.llm.model, x_1TH, read_BR=read_1R, segments=segments)
+        wanted_R, rows_R, counts_B = (self._here(one) for one in (chats.wanted_R, chats.rows_R, chats.counts_B))
+        return hidden_1RH[0], wanted_R, rows_R, counts_B
 
     # -- released weights ------------------------------------------------------------------------------------
 

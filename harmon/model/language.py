@@ -22,6 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from harmon.model.config import QwenConfig
 from harmon.model.kept import Past
+from harmon.model.packing import Segments, attend_within
 
 _GROWTH = 2  # factor by which full memory grows, so that a long answer copies each key about once
 
@@ -84,6 +85,7 @@ def read_causally(
     read_BR: Tensor | None = None,
     seen: Tensor | None = None,
     past: KeyValues | None = None,
+    segments: Segments | None = None,
 ) -> Tensor:
     """Hidden states after the final norm: [B, T, H], or [B, R, H] at positions `read_BR` (int64) alone.
 
@@ -91,17 +93,20 @@ def read_causally(
     therefore belongs at the end, where no real position sees it; `seen` (bool [B, K]) excludes keys elsewhere.
     `positions` (int64 [T] or [B, T]) rotate keys and queries, by default 0, 1, ... A `past` is attended to and
     extended by these T positions, the memory of it being written in place; it needs `positions`, and `seen`
-    covers the past and the new.
+    covers the past and the new. `segments`: one row, B = 1, holds several texts, which do not see each other; without
+    `seen` or a `past`.
     """
     length = x_BTH.shape[1]
     if positions is None:
-        positions = torch.arange(length, device=x_BTH.device)
+        positions = segments.positions_1T if segments else torch.arange(length, device=x_BTH.device)
     rotation = llm.rotary_emb(x_BTH, positions if positions.ndim == 2 else positions.unsqueeze(0))
     before = past.length if past is not None else 0
     if past is not None:
         past.reserve(length)
     single = seen is None and length == 1  # one new position sees every key, so it needs no mask
-    mask = None if single or (seen is None and not before) else _causal_mask(x_BTH, before, seen)
+    mask: Tensor | Segments | None = segments
+    if not single and (seen is not None or before):
+        mask = _causal_mask(x_BTH, before, seen)
     layers = llm.layers[: llm.config.num_hidden_layers]
     for number, layer in enumerate(layers):
         read = getattr(layer, "read", None) or partial(read_layer, layer)  # training may lay its own around it
@@ -115,28 +120,34 @@ def read_layer(
     layer: Any,
     x_BTH: Tensor,
     rotation: tuple[Tensor, Tensor],
-    mask: Tensor | None,
+    mask: Tensor | Segments | None,
     read_BR: Tensor | None = None,
     past: KeyValues | None = None,
     number: int = 0,
 ) -> Tensor:
     """One Qwen2DecoderLayer over [B, T, H], its output at every position or at `read_BR` alone.
 
-    Without a `mask` attention is causal; with a `past`, layer `number` of it is attended to and written.
+    Without a `mask` attention is causal, with Segments causal in each; with a `past`, layer `number` of it is attended
+    to and written.
     """
     before = past.length if past is not None else 0
     normed_BTH = norm(layer.input_layernorm, x_BTH)
     keys, values = _keys_values(layer.self_attn, normed_BTH, rotation)
     if past is not None:
         keys, values = past.put(number, keys, values)
+    if isinstance(mask, Segments):  # attended to everywhere: the fused kernel takes no choice of queries
+        mixed_BTE = attend_within(_queries(layer.self_attn, normed_BTH, rotation), keys, values, mask)
+        mixed_BTE = mixed_BTE.transpose(1, 2).flatten(2)
+        if read_BR is not None:
+            x_BTH, mixed_BTE = _at(x_BTH, read_BR), _at(mixed_BTE, read_BR)
+        return _with_mlp(layer, x_BTH + layer.self_attn.o_proj(mixed_BTE))
     single = mask is None and x_BTH.shape[1] == 1  # one new position sees every key
     if read_BR is not None:
         mask = None if single else _rows_of_mask(mask, read_BR, before, keys.shape[2])
         rotation = _at(rotation[0], read_BR), _at(rotation[1], read_BR)
         x_BTH, normed_BTH = _at(x_BTH, read_BR), _at(normed_BTH, read_BR)
     x_BTH = x_BTH + _attend(layer.self_attn, normed_BTH, keys, values, rotation, mask, causal=not single)
-    out: Tensor = x_BTH + layer.mlp(norm(layer.post_attention_layernorm, x_BTH))
-    return out
+    return _with_mlp(layer, x_BTH)
 
 
 def read_among(
@@ -160,7 +171,7 @@ def read_among(
         keys = torch.cat([prompt_keys, _rotated(keys, rotation)], 2)
         values = torch.cat([prompt_values, values], 2)
         x_BQH = x_BQH + _attend(attention, normed_BQH, keys, values, rotation_BQ, seen_BQK.unsqueeze(1), causal=False)
-        x_BQH = x_BQH + layer.mlp(norm(layer.post_attention_layernorm, x_BQH))
+        x_BQH = _with_mlp(layer, x_BQH)
     return norm(llm.norm, x_BQH)
 
 
@@ -172,6 +183,15 @@ def positions_of(seen_BT: Tensor) -> Tensor:
 def norm(module: Any, x: Tensor) -> Tensor:
     """Transformers' Qwen2RMSNorm in PyTorch's own kernel."""
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _with_mlp(layer: Any, x_BTH: Tensor) -> Tensor:
+    out: Tensor = x_BTH + layer.mlp(norm(layer.post_attention_layernorm, x_BTH))
+    return out
+
+
+def _queries(attention: Any, x_BTH: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    return _rotated(_heads(attention.q_proj, x_BTH, attention.head_dim), rotation)
 
 
 def _keys_values(attention: Any, x_BTH: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -189,7 +209,7 @@ def _attend(
     causal: bool,
 ) -> Tensor:
     """Attention through `mask`; without one, over the keys up to each query where `causal`, else over all."""
-    queries = _rotated(_heads(attention.q_proj, x_BTH, attention.head_dim), rotation)
+    queries = _queries(attention, x_BTH, rotation)
     groups = attention.num_key_value_groups
     if mask is not None and groups > 1:  # CUDA's fused kernels share key heads only where no mask is given
         keys_BGKd, values_BGKd = keys_BGKd.repeat_interleave(groups, 1), values_BGKd.repeat_interleave(groups, 1)

@@ -18,6 +18,10 @@ class Execution(Settings):
     """hsdp: workers that hold one copy together, such as the GPUs of a machine."""
     micro_rows: int | None = Field(None, gt=0)
     """Rows of one forward pass on one worker; None: all that it has of a block."""
+    pack: bool = False
+    """Chats lie end to end in one row of the language model instead of each padded to the longest, and are dealt so
+    that micro-batches hold about equally many tokens; text-to-image rows whose prompts are of near length share a
+    micro-batch."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What of each block is computed again in the backward pass: nothing, all but matrix products and attention, or
     all."""

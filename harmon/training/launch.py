@@ -43,10 +43,18 @@ class Launch(Settings):
     """How often lost workers are started again, from the latest complete checkpoint. Workers that were announced to
     be taken away do not count."""
 
+    submit: str | None = None
+    """Job API of a Ray cluster, such as http://head:8265, on which the stage then runs as a job; None: the workers
+    belong to this process. `runs` must be a folder that this machine and the cluster share."""
+    lease_seconds: float = Field(60.0, gt=0)
+    """How long a job goes on when whoever submitted it is gone."""
+
     @model_validator(mode="after")
-    def _least_and_most(self) -> Self:
+    def _can_be(self) -> Self:
         if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
             raise ValueError(f"workers {list(self.workers)} must name the smaller number first")
+        if self.submit and not self.most_workers:
+            raise ValueError("submit needs workers: with 0 the stage trains in this process")
         return self
 
     @property
@@ -88,12 +96,15 @@ def ray_session(launch: Launch) -> AbstractContextManager[None]:
 
     Starting Ray takes some ten seconds, which is then paid once.
     """
-    return local_ray(launch.most_workers * launch.threads) if launch.workers else nullcontext()
+    if not launch.workers or launch.submit:
+        return nullcontext()
+    return local_ray(launch.most_workers * launch.threads)
 
 
 def set_ray_environment() -> None:
     """How Ray behaves here, unless the environment says otherwise already."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # 2.60 demands tokens by default; this Ray is loopback only
+    if "RAY_ADDRESS" not in os.environ:  # 2.60 demands tokens by default; a Ray of our own is loopback only
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a line of metrics waits for Ray's next look
 

@@ -73,7 +73,7 @@ def train(
     guard = Guard(job.guard, device)
     average = Average(trained, job.average) if job.average else None
     data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
-    micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None)
+    micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None, packs=job.execution.pack)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
 
     def tensors() -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def train(
             factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
             reduce_now(model, number == len(parts))
             with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
-                loss = loss_sum(model, part.batch, dtype, device)
+                loss = loss_sum(model, part.batch, dtype, device, job.execution.pack)
             if part.stands_in:
                 loss = loss * 0.0
             weighted = loss * factor.to(loss.dtype)
@@ -215,8 +215,10 @@ def step_counts(
     return counts
 
 
-def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Sum of a batch's losses over its masked positions or labelled tokens (scalar)."""
+def loss_sum(
+    model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, device: torch.device, pack: bool = False
+) -> Tensor:
+    """Sum of a batch's losses over its masked positions or labelled tokens (scalar); `pack` as in Execution."""
 
     def moved(value: Tensor) -> Tensor:
         return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
@@ -233,7 +235,7 @@ def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, d
         ).total
     latents = None if batch.latents is None else moved(batch.latents)
     scale = model.config.grad_scale
-    return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale).total
+    return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale, packed=pack).total
 
 
 @torch.no_grad()

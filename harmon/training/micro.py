@@ -6,6 +6,11 @@ The loss of a part is a sum, divided by the whole step's count, so the gradients
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from harmon.model.packing import pack
+from harmon.training.buckets import alike, balanced
 from harmon.training.data import ChatBatch, ImageBatch
 from harmon.training.mixture import Block
 from harmon.training.stage import Task
@@ -35,11 +40,12 @@ class MicroBatches:
 
     `in_step`: all of `world` workers make equally many passes of a block, which sharded weights need, since each pass
     gathers them from all. A worker whose pictures proved corrupt then repeats a part that it had before, without
-    weight.
+    weight. `packs`: lengths say which rows share a part (Execution.pack).
     """
 
-    def __init__(self, world: int, rows: int | None, in_step: bool) -> None:
+    def __init__(self, world: int, rows: int | None, in_step: bool, packs: bool = False) -> None:
         self.world, self.rows, self.in_step = world, rows, in_step
+        self._split = split_by_length if packs else split
         self._had: dict[Task, ImageBatch | ChatBatch] = {}
 
     def parts(self, blocks: Sequence[Block], batches: Sequence[ImageBatch | ChatBatch | None]) -> list[Part]:
@@ -48,7 +54,7 @@ class MicroBatches:
 
     def _of(self, block: Block, batch: ImageBatch | ChatBatch | None) -> list[Part]:
         wanted = parts_of(block, self.world, self.rows)
-        parts = [] if batch is None else [Part(block, piece) for piece in split(batch, wanted)]
+        parts = [] if batch is None else [Part(block, piece) for piece in self._split(batch, wanted)]
         if not self.in_step:
             return parts
         if parts:
@@ -65,16 +71,30 @@ def split(batch: ImageBatch | ChatBatch, parts: int) -> list[ImageBatch] | list[
     return [batch] if parts == 1 else [_chats(batch, rows) for rows in _slices(len(batch.input_ids), parts)]
 
 
+def split_by_length(batch: ImageBatch | ChatBatch, parts: int) -> list[ImageBatch] | list[ChatBatch]:
+    """The rows of `batch` in as many batches as by `split`: prompts of near length together, and cut to the longest
+    of them; chats so that each batch has about equally many tokens.
+    """
+    if parts == 1:
+        return split(batch, parts)
+    if isinstance(batch, ImageBatch):
+        lengths = batch.text_mask.sum(1).tolist()
+        groups = alike(lengths, min(len(lengths), parts))
+        return [_images(batch, torch.tensor(rows), max(lengths[row] for row in rows)) for rows in groups]
+    tokens = pack(batch.input_ids, batch.labels).lengths
+    return [_chats(batch, torch.tensor(rows)) for rows in balanced(tokens, min(len(tokens), parts))]
+
+
 def _slices(rows: int, parts: int) -> list[slice]:
     parts = min(rows, parts)
     return [slice(rows * part // parts, rows * (part + 1) // parts) for part in range(parts)]
 
 
-def _images(batch: ImageBatch, rows: slice) -> ImageBatch:
+def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None) -> ImageBatch:
     return ImageBatch(
         latents=batch.latents[rows],
-        text_ids=batch.text_ids[rows],
-        text_mask=batch.text_mask[rows],
+        text_ids=batch.text_ids[rows, :longest],
+        text_mask=batch.text_mask[rows, :longest],
         order=batch.order[rows],
         masked=batch.masked,
         timesteps=batch.timesteps[:, rows],
@@ -82,6 +102,6 @@ def _images(batch: ImageBatch, rows: slice) -> ImageBatch:
     )
 
 
-def _chats(batch: ChatBatch, rows: slice) -> ChatBatch:
+def _chats(batch: ChatBatch, rows: slice | Tensor) -> ChatBatch:
     latents = None if batch.latents is None else batch.latents[rows]
     return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows])
