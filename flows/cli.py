@@ -11,6 +11,7 @@ from flows.catalogue_commands import catalog, download
 from flows.dataset_commands import diff, export, forget, show
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
+from flows.probe_commands import probe
 from flows.recaption_commands import plan, recaption
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -92,6 +93,7 @@ for command in (
     convert,
     generate,
     ask,
+    probe,
 ):
     main.add_command(command)
 
