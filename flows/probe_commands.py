@@ -36,7 +36,7 @@ _PATH = click.Path(path_type=Path)
     "--px", type=click.IntRange(16), help="Side at which MAR and VAE see pictures. [MAR's own; 256 published]"
 )
 @click.option("--pooling", type=click.Choice(["mean", "flat", "buffers"]), default="mean", show_default=True,
-              help="What the head reads: the mean over positions, all of them, or (MAR) its buffers.")  # fmt: skip
+              help="What the head reads: the mean over positions, all of them, or MAR's buffers.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(2), help="Use so many of the pictures.")
 @click.option("--epochs", type=click.IntRange(1), help="Of the head's training. [MAE: 90]")
 @click.option("--shown", default=8, show_default=True, type=click.IntRange(0), help="Pictures shown and reconstructed.")
@@ -86,7 +86,7 @@ def probe(
         raise ConfigurationError(f"There is no picture {absent[0]}; name a file.")
     labelled = open_labelled(data, label)
     labelled = labelled.limited(limit) if limit else labelled
-    encoders = _encoders(checkpoint, mar, vae, tokenizer, model, clips, px, device)
+    encoders = _encoders(checkpoint, mar, vae, tokenizer, model, clips, px, pooling, device)
     result = study(encoders, labelled, out, config, extra, device, shown_progress)
     if as_json:
         click.echo(json.dumps(result.report() | {"report": str(out / REPORT)}))
@@ -109,10 +109,17 @@ def _encoders(
     model: str | None,
     clips: tuple[str, ...],
     px: int | None,
+    pooling: str,
     device: str,
 ) -> list[Encoder]:
     from harmon.convert.released import Named
-    from harmon.evaluation.encoders import clip_encoder, demo_encoders, pretrained_encoders, trained_encoders
+    from harmon.evaluation.encoders import (
+        MarEncoder,
+        clip_encoder,
+        demo_encoders,
+        pretrained_encoders,
+        trained_encoders,
+    )
     from harmon.trained import load
 
     if checkpoint and mar:
@@ -127,9 +134,15 @@ def _encoders(
         found += trained_encoders(trained, Path(checkpoint).name, px)
     elif mar and vae:
         found += pretrained_encoders(mar, vae, px, model)
+    if pooling == "buffers":  # which MAR alone has
+        found = [encoder for encoder in found if isinstance(encoder, MarEncoder)]
+        clips = ()
     for clip in clips:
         architecture, _, weights = clip.partition("=")
         found.append(clip_encoder(architecture, Path(weights) if weights else None))
     if not found:
-        raise ConfigurationError("Name a CHECKPOINT (or demo), --mar with --vae, or --clip: there is nothing to probe.")
+        raise ConfigurationError(
+            "Name a CHECKPOINT (or demo), --mar with --vae, or (unless buffers are pooled) --clip: there is nothing to "
+            "probe."
+        )
     return found

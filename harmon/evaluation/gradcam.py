@@ -1,9 +1,11 @@
 """Grad-CAM++ (arXiv 1710.11063): where in a picture an encoder's features speak for a class.
 
 Our own few lines in place of the package `grad-cam`: its hooks read a layer inside the network, while here a probe
-reads the encoder's last map (of MAR the output of `encoder_norm` without its buffers), so the gradient ends at the map
-and no pass through the encoder is needed. The package also adds 1e-6 where gradients of a mean over hundreds of
-positions, squared, are smaller than that.
+reads the encoder's last map, so the gradient ends at the map and no pass through the encoder is needed. The package
+also adds 1e-6 where gradients of a mean over hundreds of positions, squared, are smaller than that.
+
+The map is the one that the probe pools (of MAR the output of `encoder_norm` without its buffers), behind the probe's
+own normalisation: a channel with an offset, negative everywhere, would otherwise speak for nothing.
 
 Shape letters: B batch, D feature width, h w grid.
 """

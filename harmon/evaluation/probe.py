@@ -4,8 +4,8 @@ The paper gives no recipe; this is MAE's (arXiv 2111.06377, table 10; its releas
 normalisation without weights, one linear layer, LARS, a base rate of 0.1 for 256 pictures and a batch of 16,384, 90
 epochs of which 10 warm up, then half a cosine, no weight decay.
 
-Every accuracy stands beside two others: what always naming the commonest classes would get (chance), and what the same
-head gets when it is trained on labels that were shuffled.
+Every accuracy stands beside two others: what needs no features (chance: naming the commonest classes, or
+any), and what the same head gets when it is trained on labels that were shuffled.
 
 Shape letters: n pictures, F features, K classes.
 """
@@ -113,6 +113,17 @@ class ProbeHead(nn.Module):
         logits: Tensor = self.linear(self.norm(features_nF))
         return logits
 
+    def normalised(self, maps_nDhw: Tensor) -> Tensor:
+        """Maps in the head's own units, position by position: pooled and given to `linear` they are the same logits,
+        since a mean and a normalisation by fixed statistics may change places.
+        """
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        if len(mean) == maps_nDhw.shape[1]:  # the head reads means over positions
+            return F.batch_norm(maps_nDhw, mean, variance, eps=EPS)
+        out: Tensor = self.norm(maps_nDhw.flatten(1)).view_as(maps_nDhw)
+        return out
+
 
 @dataclass(frozen=True)
 class Probed:
@@ -202,11 +213,12 @@ def probe(
 def score(
     head: ProbeHead, values_nF: NDArray[np.float32], labels_n: NDArray[np.int64], k: int, device: str = "cpu"
 ) -> Score:
-    """How many labels are among the `k` likeliest classes; chance: how many are among the first `k`, which
-    `LabelledSet.classes` makes the commonest in training.
+    """How many labels are among the `k` likeliest classes. Chance is what needs no features: always the first `k`,
+    which `LabelledSet.classes` makes the commonest in training, or any `k` blindly, whichever is more often right.
     """
     k = min(k, head.linear.out_features)
     with torch.inference_mode():
         best_nk = head(torch.from_numpy(values_nF).to(device)).topk(k).indices.cpu().numpy()
     right = int((best_nk == labels_n[:, None]).any(1).sum())
-    return Score(right, len(labels_n), chance=float((labels_n < k).mean()))
+    blind = k / head.linear.out_features
+    return Score(right, len(labels_n), chance=max(blind, float((labels_n < k).mean())))

@@ -187,10 +187,11 @@ def _cams(
         classes = torch.tensor([number[pictures[row].label] for row in rows], device=device)
 
         def score(maps: Tensor, classes: Tensor = classes) -> Tensor:
-            return head(pooled_map(maps, pooling)).gather(1, classes[:, None])[:, 0]
+            logits: Tensor = head.linear(pooled_map(maps, pooling))
+            return logits.gather(1, classes[:, None])[:, 0]
 
         with torch.no_grad():
-            maps = encoder.maps(images.to(device))
+            maps = head.normalised(encoder.maps(images.to(device)))
         cams = grad_cam(maps, score).cpu()
         originals = levels(images).numpy()
         found += [(pictures[row], original, cam) for row, original, cam in zip(rows, originals, cams, strict=True)]

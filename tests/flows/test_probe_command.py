@@ -78,14 +78,36 @@ def test_a_second_run_reads_the_features_and_says_the_same(made: tuple[Path, Res
     assert probes[0] == probes[1]
 
 
+def test_buffers_are_pooled_of_mar_alone_and_have_no_map(made: tuple[Path, Result], tmp_path: Path) -> None:
+    arguments = (
+        "--data",
+        "scene-colours",
+        "-o",
+        tmp_path,
+        "--limit",
+        40,
+        "--shown",
+        0,
+        "--pooling",
+        "buffers",
+        "--json",
+    )
+    done = harmon("probe", "demo", *arguments)
+    assert done.exit_code == 0, done.output
+    (only,) = json.loads(done.stdout.splitlines()[-1])["encoders"]
+    assert only["encoder"] == "MAR (demo)" and only["pointing"] is None
+    assert "which lie nowhere in a picture" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
         (("demo", "--data", "nowhere"), "There are no pictures nowhere"),
-        (("--data", "digits"), "there is nothing to probe"),
+        (("--data", "digits"), "Name a CHECKPOINT"),
         (("demo", "--mar", "x.pth", "--data", "digits"), "not both"),
         (("--mar", "x.pth", "--data", "digits"), "needs the autoencoder"),
         (("demo", "--data", "digits", "--picture", "none.png"), "There is no picture none.png"),
+        (("--data", "digits", "--clip", "ViT-B-32", "--pooling", "buffers"), "unless buffers are pooled"),
         (("--data", "digits", "--clip", "ViT-B-77"), "open_clip knows no network 'ViT-B-77'"),
     ],
 )

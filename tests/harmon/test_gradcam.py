@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harmon.evaluation.encoders import Pooling, pooled_map
 from harmon.evaluation.features import Features, batches
 from harmon.evaluation.gradcam import chance_inside, grad_cam, overlaid, points_inside
 from harmon.evaluation.labelled import LabelledPicture, LabelledSet, png
-from harmon.evaluation.probe import ProbeConfig, probe
+from harmon.evaluation.probe import ProbeConfig, ProbeHead, probe
 from harmon.evaluation.study import StudyConfig, _maps
 
 PX, PATCH = 64, 8
@@ -87,6 +89,19 @@ def test_the_derivatives_of_the_exponential_are_those_of_the_paper() -> None:
     third = torch.autograd.grad(second, value)[0][0]
     alpha = second / (2 * second + value.sum() * third)
     torch.testing.assert_close(alpha, 1 / (2 + value.sum() * 0.7))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "flat"])
+def test_maps_in_the_heads_units_give_the_same_logits(pooling: Pooling) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(5, 3, 4, 4) + 7
+    read = pooled_map(maps, pooling)
+    head = ProbeHead(read.shape[1], 2)
+    head.train()(read)  # gives it statistics
+    head.eval()
+    torch.testing.assert_close(
+        head.linear(pooled_map(head.normalised(maps), pooling)), head(read), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_score_that_nothing_speaks_for_gives_a_map_of_zeros() -> None:
