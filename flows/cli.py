@@ -12,6 +12,7 @@ from flows.dataset_commands import diff, export, forget, show
 from flows.evaluate_commands import evaluate
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
+from flows.probe_commands import probe
 from flows.recaption_commands import plan, recaption
 from flows.train_commands import latents, train
 from pipelines.errors import ConfigurationError, HarmonError
@@ -97,6 +98,7 @@ for command in (
     generate,
     ask,
     evaluate,
+    probe,
 ):
     main.add_command(command)
 

@@ -37,16 +37,8 @@ def open_parts(mar: Path, qwen: Path, kl16: Path, model: str | None = None, seed
         ConfigurationError: a file is absent, or the sizes are unknown.
         HarmonError: a file is damaged, would run code, or holds other keys than its part of the model.
     """
-    held = read_pickle(mar)
-    if "model_ema" not in held:
-        raise HarmonError(f"{mar} has no entry 'model_ema'; name MAR's checkpoint-last.pth.")
-    drawn = tensors_of(held["model_ema"], f"{mar}['model_ema']")
-    given = model_sizes(model) if model else None
-    config = HarmonConfig(
-        llm=QwenConfig.from_folder(qwen),
-        mar=given.mar if given else _mar_sizes(drawn, mar),
-        head=given.head if given else _head_sizes(drawn),
-    )
+    sizes, head, drawn = read_mar(mar, model)
+    config = HarmonConfig(llm=QwenConfig.from_folder(qwen), mar=sizes, head=head)
     autoencoder, latent, unused = read_kl(kl16)
     config = config.model_copy(update={"latent_stride": autoencoder.stride})
     spoken, files = _qwen_tensors(qwen)
@@ -65,6 +57,23 @@ def open_parts(mar: Path, qwen: Path, kl16: Path, model: str | None = None, seed
         unused=unused,
         weights=(mar, *files, kl16),
     ).checked(f"{mar}, {qwen}, {kl16}")
+
+
+def read_mar(file: Path, model: str | None = None) -> tuple[MarConfig, HeadConfig, dict[str, Tensor]]:
+    """MAR's `checkpoint-last.pth` alone: its sizes and the tensors of its entry `model_ema`.
+
+    `model` and what is raised as `open_parts`.
+    """
+    held = read_pickle(file)
+    if "model_ema" not in held:
+        raise HarmonError(f"{file} has no entry 'model_ema'; name MAR's checkpoint-last.pth.")
+    drawn = tensors_of(held["model_ema"], f"{file}['model_ema']")
+    given = model_sizes(model) if model else None
+    return (
+        given.mar if given else _mar_sizes(drawn, file),
+        given.head if given else _head_sizes(drawn),
+        drawn,
+    )
 
 
 def _fresh_connectors(config: HarmonConfig, seed: int) -> dict[str, Tensor]:

@@ -96,23 +96,11 @@ class Harmon(nn.Module):
 
     def to_tokens(self, latents: Tensor) -> tuple[Tensor, Grid]:
         """[B, channels, h, w] -> tokens [B, N, C] in raster order, and their grid."""
-        patch = self.config.mar.patch_size
-        batch, channels, height, width = latents.shape
-        if channels != self.config.mar.latent_channels or height % patch or width % patch:
-            raise HarmonError(
-                f"latents {tuple(latents.shape)} do not fit the model: it takes "
-                f"{self.config.mar.latent_channels} channels and sides that are multiples of {patch}"
-            )
-        grid = Grid(height // patch, width // patch)
-        blocks = latents.reshape(batch, channels, grid.height, patch, grid.width, patch)
-        return blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid.positions, -1), grid
+        return self.mar.to_tokens(latents)
 
     def to_latents(self, tokens_BNC: Tensor, grid: Grid) -> Tensor:
         """The inverse of `to_tokens`."""
-        patch = self.config.mar.patch_size
-        blocks = tokens_BNC.reshape(len(tokens_BNC), grid.height, grid.width, -1, patch, patch)
-        shape = (len(tokens_BNC), -1, grid.height * patch, grid.width * patch)
-        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(shape)
+        return self.mar.to_latents(tokens_BNC, grid)
 
     # -- forward passes --------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from harmon.model.config import HeadConfig, MarConfig
 from harmon.model.head import DiffusionHead
 from harmon.model.kept import Past
+from pipelines.errors import HarmonError
 
 _EPS = 1e-6  # every LayerNorm of MAR
 
@@ -176,6 +177,26 @@ class Mar(nn.Module):
         ):
             nn.init.normal_(table, std=0.02)
         self.diffloss.net.reset_parameters()
+
+    def to_tokens(self, latents: Tensor) -> tuple[Tensor, Grid]:
+        """[B, channels, h, w] -> tokens [B, N, C] in raster order, and their grid."""
+        patch = self.config.patch_size
+        batch, channels, height, width = latents.shape
+        if channels != self.config.latent_channels or height % patch or width % patch:
+            raise HarmonError(
+                f"latents {tuple(latents.shape)} do not fit the model: it takes "
+                f"{self.config.latent_channels} channels and sides that are multiples of {patch}"
+            )
+        grid = Grid(height // patch, width // patch)
+        blocks = latents.reshape(batch, channels, grid.height, patch, grid.width, patch)
+        return blocks.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid.positions, -1), grid
+
+    def to_latents(self, tokens_BNC: Tensor, grid: Grid) -> Tensor:
+        """The inverse of `to_tokens`."""
+        patch = self.config.patch_size
+        blocks = tokens_BNC.reshape(len(tokens_BNC), grid.height, grid.width, -1, patch, patch)
+        shape = (len(tokens_BNC), -1, grid.height * patch, grid.width * patch)
+        return blocks.permute(0, 3, 1, 4, 2, 5).reshape(shape)
 
     def encode(
         self,
