@@ -143,7 +143,8 @@ class ClipEncoder:
 
 def as_map(x_BSD: Tensor, grid: Grid, buffers: int) -> Tensor:
     """Encoder outputs [B, U + N, D], buffers first -> [B, D, h, w]: the buffers, which lie nowhere, are dropped."""
-    return x_BSD[:, buffers:].transpose(1, 2).unflatten(2, tuple(grid))
+    x_BDS = x_BSD[:, buffers:].transpose(1, 2)
+    return x_BDS.reshape(*x_BDS.shape[:2], *grid)
 
 
 def pooled(encoder: Encoder, images: Tensor, pooling: Pooling) -> Tensor:

@@ -170,7 +170,7 @@ def train_head(
         logits = head(features if whole else features[chosen])
         loss = F.cross_entropy(logits, labels if whole else labels[chosen])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in optimiser.param_groups:
             group["lr"] = config.rate(step, steps, warm_up)
         optimiser.step()
