@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from harmon.training.agreement import cpu_group, rank_0_decides
 from harmon.training.checkpoint_store import SHARDS, CheckpointStore
+from harmon.training.failure import FinalError
 from harmon.training.shard_reader import Part, ShardReader, read_parts
 from harmon.training.shard_writer import ShardWriter
 from pipelines.canonical import canonical_json
@@ -264,8 +265,8 @@ def _state(data: bytes, where: str) -> TrainState:
         raise _damaged(where, error) from None
 
 
-def _damaged(where: str, error: Exception) -> HarmonError:
-    return HarmonError(f"The checkpoint {where} is damaged ({error}); delete it to go on from the one before.")
+def _damaged(where: str, error: Exception) -> FinalError:
+    return FinalError(f"The checkpoint {where} is damaged ({error}); delete it to go on from the one before.")
 
 
 def _appear(attempt: Path, final: Path) -> None:

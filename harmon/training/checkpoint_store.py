@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from pipelines.errors import HarmonError
+from harmon.training.failure import FinalError
 from pipelines.storage import Store, open_store
 
 LAST, SHARDS, RECORD = "state.json", "shards", "done.json"
@@ -41,10 +41,10 @@ class CheckpointStore:
         self.files.put(f"{step:06d}/{name}", source)
 
     def shards(self, step: int) -> list[str]:
-        """Paths of a checkpoint's shards. Raises HarmonError where it has none."""
+        """Paths of a checkpoint's shards. Raises FinalError where it has none."""
         found = [path for path in self.files.list(f"{step:06d}/{SHARDS}") if path.endswith(".safetensors")]
         if not found:
-            raise HarmonError(
+            raise FinalError(
                 f"The checkpoint {self.where(step)} has no {SHARDS}; delete it to go on from the one before, or keep "
                 "runs on a disk that all machines share."
             )

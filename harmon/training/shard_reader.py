@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
+    STORAGE_TYPES,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -26,7 +27,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from pipelines.errors import HarmonError
+from harmon.training.failure import FinalError
 from pipelines.storage import ByteView, Store
 
 THREADS = 8  # files read at a time
@@ -55,7 +56,7 @@ class Part:
 
 
 def read_parts(store: Store, files: Sequence[str]) -> list[Part]:
-    """What stands in each of the shard `files`. Raises HarmonError where one is damaged."""
+    """What stands in each of the shard `files`. Raises FinalError where one is damaged."""
     with ThreadPoolExecutor(THREADS) as pool:
         return [part for parts in pool.map(partial(_parts_of, store), files) for part in parts]
 
@@ -75,7 +76,8 @@ class ShardReader(StorageReader):
         parts: dict[str, list[Part]] = {}
         for part in self._parts.values():
             parts.setdefault(part.name, []).append(part)
-        return Metadata({name: _described(found) for name, found in parts.items()})
+        sizes: dict[str, STORAGE_TYPES] = {name: _described(found) for name, found in parts.items()}
+        return Metadata(sizes)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """The parts are known already."""
@@ -124,7 +126,7 @@ def _parts_of(store: Store, file: str) -> list[Part]:
             raise ValueError("it ends too early")
         return [_part(name, file, body, entry, offsets[name][OFFSETS]) for name, entry in header.items()]
     except (ValueError, KeyError, TypeError) as error:
-        raise HarmonError(
+        raise FinalError(
             f"{store.where(file)} is damaged ({error}); delete its checkpoint to go on from the one before."
         ) from error
 
