@@ -19,7 +19,11 @@ T = TypeVar("T")
 
 def cpu_group() -> dist.ProcessGroup | None:
     """A gloo group of all workers; None in a process alone. Each use has its own, since threads must not share one."""
-    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)  # torch gives a worker outside a group a mark instead; all are inside
+    return group
 
 
 def rank_0_decides(decide: Callable[[], T], group: dist.ProcessGroup | None) -> T:

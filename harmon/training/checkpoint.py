@@ -130,7 +130,7 @@ class Checkpoints:
             HarmonError: it is damaged, holds no shards, or holds others.
         """
         place = self.store or CheckpointStore(str(self.folder))
-        sharded = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+        sharded: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
         whole = {name: tensor for name, tensor in tensors.items() if name not in sharded}
 
         def read(tensors: dict[str, Tensor], parts: Sequence[Part], group: dist.ProcessGroup | None) -> None:

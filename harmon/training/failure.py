@@ -23,7 +23,7 @@ def ending_callback() -> Any:
     """
     from ray.train import UserCallback
 
-    class Ending(UserCallback):
+    class Ending(UserCallback):  # type: ignore[misc]  # Ray has no types here
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             error = final_error(worker_exceptions)
             if error is not None:

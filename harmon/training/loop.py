@@ -273,7 +273,7 @@ def final_weights(folder: Path, store: str | None = None) -> Path:
     recall(folder, store)
     if not (folder / DONE).exists():
         raise HarmonError(f"The stage in {folder} has not finished; train it first.")
-    weights = folder / CHECKPOINTS / json.loads((folder / DONE).read_bytes())["checkpoint"] / MODEL
+    weights: Path = folder / CHECKPOINTS / json.loads((folder / DONE).read_bytes())["checkpoint"] / MODEL
     if not weights.exists():
         raise HarmonError(f"The weights {weights} are gone; put them back, or delete {folder / DONE} and train again.")
     return weights

@@ -71,7 +71,7 @@ class ShardReader(StorageReader):
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is kept between reads."""
 
-    def read_metadata(self) -> Metadata:  # type: ignore[override]  # with **kwargs DCP would call it twice
+    def read_metadata(self) -> Metadata:  # without **kwargs, or DCP would call it twice
         """Sizes and parts of every tensor."""
         parts: dict[str, list[Part]] = {}
         for part in self._parts.values():
