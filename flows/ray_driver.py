@@ -25,13 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("job", type=Path, help="job.json of the stage")
     parser.add_argument("--launch", required=True, help="settings of training.launch, as JSON")
     parser.add_argument("--lease", type=Path, required=True, help="file that the follower renews")
+    parser.add_argument("--until", type=int, help="train step whose checkpoint ends it")
     chosen = parser.parse_args(arguments)
     launch = Launch.model_validate_json(chosen.launch)
     Lease(chosen.lease, launch.lease_seconds).held(_leave)
     try:
         job = read_job(chosen.job)
         _check_same(job, chosen.job)
-        train_stage(job, launch)
+        train_stage(job, launch, until=chosen.until)
     except HarmonError as error:
         print(error, file=sys.stderr)
         return WRONG_JOB if isinstance(error, ConfigurationError) else NOT_DONE

@@ -17,8 +17,9 @@ from typing import Any
 from flows.flow_run import Cancelled
 from flows.lease import Lease
 from flows.ray_driver import LEASE_OVER, NOT_DONE, WRONG_JOB
-from harmon.training.job import TrainJob, done, metrics_lines, stage_folder, training_key, write_job
+from harmon.training.job import TrainJob, metrics_lines, stage_folder, training_key, write_job
 from harmon.training.launch import Launch, OnLine
+from harmon.training.standing import completed, trained_steps
 from pipelines.errors import ConfigurationError, HarmonError
 
 POLL_SECONDS = 2.0
@@ -111,10 +112,15 @@ class RayJobs:
 
 
 def train_on_cluster(
-    job: TrainJob, launch: Launch, on_line: OnLine | None = None, cancelled: Callable[[], bool] = lambda: False
+    job: TrainJob,
+    launch: Launch,
+    on_line: OnLine | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    until: int | None = None,
 ) -> Path:
-    """Train `job` on the cluster that `launch.submit` names, and return its folder; a stage that is done is not
-    touched. `on_line` is called with each new line of metrics; `cancelled` is asked at each look.
+    """Train `job` on the cluster that `launch.submit` names, to its end or to a checkpoint of train step `until`, and
+    return its folder; a stage that is done is not touched. `on_line` is called with each new line of metrics;
+    `cancelled` is asked at each look.
 
     Raises:
         Cancelled: `cancelled` said so, and the job has stopped.
@@ -123,12 +129,12 @@ def train_on_cluster(
     assert launch.submit is not None
     key = training_key(job)
     folder = stage_folder(job, key)
-    if done(folder, key):
+    if completed(job, key):
         return folder
     path, jobs = write_job(job, folder), RayJobs(launch.submit, key[:12])
     tell, lost = _teller(folder, on_line), 0
     while True:
-        name, lease = _attempt(jobs, job, path, launch)
+        name, lease = _attempt(jobs, job, path, launch, until)
         try:
             with lease.renewed():
                 status, code, why = _follow(jobs, name, tell, cancelled)
@@ -140,7 +146,7 @@ def train_on_cluster(
             raise
         lease.forget()
         if status == "SUCCEEDED":
-            _wait_until_seen(folder, key, name)
+            _wait_until_seen(job, key, name, until)
             return folder
         lost += 1
         if status == "STOPPED":
@@ -151,7 +157,7 @@ def train_on_cluster(
         log.warning("the driver of the Ray job %s was lost (%s); the next attempt goes on", name, why)
 
 
-def _attempt(jobs: RayJobs, job: TrainJob, path: Path, launch: Launch) -> tuple[str, Lease]:
+def _attempt(jobs: RayJobs, job: TrainJob, path: Path, launch: Launch, until: int | None) -> tuple[str, Lease]:
     """The attempt that runs, or a new one; with its lease, whose file the job's metadata name."""
     latest = jobs.latest()
     if latest is not None and not latest[1].status.is_terminal():
@@ -159,7 +165,8 @@ def _attempt(jobs: RayJobs, job: TrainJob, path: Path, launch: Launch) -> tuple[
     attempt = latest[0] + 1 if latest else 1
     mine = Lease(path.parent / "leases" / f"{jobs.name(attempt)}-{uuid.uuid4().hex[:8]}", launch.lease_seconds)
     there = launch.model_copy(update={"submit": None})
-    options = shlex.join([str(path), "--launch", there.model_dump_json(), "--lease", str(mine.path)])
+    words = [str(path), "--launch", there.model_dump_json(), "--lease", str(mine.path)]
+    options = shlex.join([*words, *(["--until", str(until)] if until is not None else [])])
     metadata = {"stage": job.stage.stage, "folder": str(path.parent), "lease": str(mine.path)}
     with mine.renewed():
         # exec: a signal meets the driver, not a shell
@@ -213,12 +220,12 @@ def _teller(folder: Path, on_line: OnLine | None) -> Callable[[], None]:
     return tell
 
 
-def _wait_until_seen(folder: Path, key: str, name: str) -> None:
+def _wait_until_seen(job: TrainJob, key: str, name: str, until: int | None) -> None:
     deadline = time.monotonic() + UNSEEN_SECONDS
-    while not done(folder, key):
+    while not completed(job, key) and (until is None or trained_steps(job, key) < until):
         if time.monotonic() > deadline:
             raise ConfigurationError(
-                f"The Ray job {name} is done, but nothing of it is in {folder}: `runs` must be a folder that this "
-                "machine and the whole cluster share under one name."
+                f"The Ray job {name} is done, but nothing of it is in {stage_folder(job, key)}: `runs` must be a folder "
+                "that this machine and the whole cluster share under one name."
             )
         time.sleep(1.0)

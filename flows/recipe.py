@@ -115,7 +115,8 @@ class TrainingSettings(Settings):
     save_behind: bool = False
     """Write checkpoints while training goes on."""
     store: str | None = None
-    """Where the checkpoints' shards go, such as s3://bucket/prefix; None: beside the metrics."""
+    """Where checkpoints go, such as s3://bucket/prefix, below the recipe's name and its run folder's; None: beside the
+    metrics."""
     autocast: Literal["bfloat16"] | None = None
     """What matrix products run in; None: float32."""
     average: float | None = None

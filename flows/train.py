@@ -1,21 +1,21 @@
 """`harmon train`: one stage of a recipe, begun, gone on with, stopped early, or told beforehand."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.gate import pass_gate
 from flows.recipe import Recipe
 from flows.watching import OnLine
 from flows.work import job_of, model_of, train_number
-from harmon.training.checkpoint import latest_checkpoint
 from harmon.training.forecast import Forecast, forecast
-from harmon.training.job import TrainJob, done, stage_folder, training_key
+from harmon.training.job import TrainJob, stage_folder, training_key
+from harmon.training.launch import check_workers
 from harmon.training.memory import Lengths
 from harmon.training.mixture import blocks_of_step
 from harmon.training.rows import PICTURE, StageRows
 from harmon.training.stage import PARTS, TASKS, StageConfig, load_stage
+from harmon.training.standing import completed, trained_steps
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
 
@@ -37,10 +37,6 @@ class Stand:
             return f"{self.stage} is done: {self.steps:,} train steps in {self.folder}"
         where = f"train step {self.step:,} of {self.steps:,} in {self.folder}"
         return f"{self.stage} stands at {where}; go on with --resume"
-
-
-class _Enough(Exception):
-    """Training has made the checkpoint that it was asked to stop at."""
 
 
 def stage_number(recipe: Recipe, name: str) -> int:
@@ -69,11 +65,8 @@ def train_one(
         return now
     if now.step and not resume:
         raise ConfigurationError(f"{now.sentence()}, or take it away with `harmon run RECIPE --redo train`.")
-    last = now.step + stop_after if stop_after is not None else now.steps
-    if last >= now.steps:
-        train_number(recipe, number, on_line=on_line)
-    else:
-        _train_until(recipe, number, last, on_line)
+    until = None if stop_after is None else min(now.step + stop_after, now.steps)
+    train_number(recipe, number, on_line, until)
     return standing(job)
 
 
@@ -89,32 +82,8 @@ def _open_gate(recipe: Recipe, number: int) -> None:
 def standing(job: TrainJob) -> Stand:
     """How far the stage of `job` is."""
     key = training_key(job)
-    folder = stage_folder(job, key)
-    latest = latest_checkpoint(folder / "checkpoints")
-    step = int(latest.name) if latest else 0
-    return Stand(job.stage.stage, str(folder), step, job.stage.steps, done(folder, key) is not None)
-
-
-def _train_until(recipe: Recipe, number: int, last: int, on_line: OnLine | None) -> None:
-    """Train in this process until the checkpoint of train step `last` is complete.
-
-    The next line of metrics ends it; the steps since that checkpoint come again with the next start.
-    """
-    folder = Path(standing(job_of(recipe, number)).folder) / "checkpoints"
-
-    def watch(line: Mapping[str, Any]) -> None:
-        latest = latest_checkpoint(folder)
-        if latest and int(latest.name) >= last:
-            raise _Enough
-        if on_line:
-            on_line(line)
-
-    training = recipe.training.model_copy(update={"checkpoint_every": last})
-    alone = recipe.training.launch.model_copy(update={"workers": 0, "submit": None})
-    try:
-        train_number(recipe.model_copy(update={"training": training}), number, alone, watch)
-    except _Enough:
-        return
+    done = completed(job, key) is not None
+    return Stand(job.stage.stage, str(stage_folder(job, key)), trained_steps(job, key), job.stage.steps, done)
 
 
 @dataclass(frozen=True)
@@ -177,6 +146,7 @@ def dry_run(recipe: Recipe, name: str, gpus: int | None = None) -> DryRun:
     """What training stage `name` would do on `gpus` A100-80G, the recipe's workers where None; nothing is written."""
     number = stage_number(recipe, name)
     stage, told = stage_of(recipe, number), forecast_of(recipe, number, gpus)
+    check_workers(stage, recipe.training.execution, recipe.training.launch)
     plan = {
         "learning rates": ", ".join(f"{one} {stage.learning_rate.of(one) or 'frozen'}" for one in PARTS),
         "pictures": f"{stage.px} px",

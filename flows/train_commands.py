@@ -55,7 +55,7 @@ def latents(dataset: str, px: int, autoencoder: Path, as_json: bool) -> None:
     "--stop-after",
     type=click.IntRange(1),
     metavar="N",
-    help="Stop N train steps on, with a checkpoint; trains in this process.",
+    help="Stop N train steps on, with a checkpoint of that step.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, memory, time and the first batch; train not.")
 @click.option("--gpus", type=click.IntRange(1), help="With --dry-run: so many A100-80G, not the recipe's workers.")

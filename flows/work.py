@@ -34,12 +34,13 @@ from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
 from harmon.text import ChatText
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.data import StageData
-from harmon.training.job import TrainJob, done, file_hash, stage_folder, training_key
-from harmon.training.launch import Launch, ray_session, train_stage
+from harmon.training.job import TrainJob, file_hash, stage_folder, stage_store, training_key
+from harmon.training.launch import ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.speed import Speed
 from harmon.training.stage import TASKS, Departure, departures, load_stage
+from harmon.training.standing import completed, erase
 from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.audit import audit
 from pipelines.catalogue import Source, source
@@ -160,7 +161,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
     if number:
         before = job_of(recipe, number - 1)
         previous = training_key(before)
-        weights = (str(final_weights(stage_folder(before, previous))),)
+        weights = (str(final_weights(stage_folder(before, previous), stage_store(before, previous))),)
     return TrainJob(
         stage=stage,
         mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
@@ -174,7 +175,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         checkpoint_every=training.checkpoint_every,
         keep=training.keep,
         save_behind=training.save_behind,
-        store=training.store,
+        store=None if training.store is None else f"{training.store}/{recipe.name}/{recipe.run_folder.name}",
         autocast=training.autocast,
         average=training.average,
         guard=training.guard,
@@ -392,14 +393,11 @@ def _gate(recipe: Recipe, number: int, gate: Gate, ray: Callable[[], AbstractCon
 def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:
     def is_done() -> bool:
         job = job_of(recipe, number)
-        key = training_key(job)
-        return done(stage_folder(job, key), key) is not None
+        return completed(job, training_key(job)) is not None
 
     def undo() -> None:
         job = job_of(recipe, number)
-        folder = stage_folder(job, training_key(job))
-        if folder.exists():
-            shutil.rmtree(folder)
+        erase(job, training_key(job))
 
     def do(progress: ProgressCallback) -> None:
         settings = recipe.training.stages[number]
@@ -413,8 +411,10 @@ def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager
     return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray, unit="train steps")
 
 
-def train_number(recipe: Recipe, number: int, launch: Launch | None = None, on_line: OnLine | None = None) -> None:
-    """Train stage `number`, whose run folder then says of itself what it is, followed by what the recipe asks."""
+def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, until: int | None = None) -> None:
+    """Train stage `number`, or only up to train step `until`; its run folder then says of itself what it is, followed
+    by what the recipe asks.
+    """
     _describe(recipe, number + 1)
     job = job_of(recipe, number)
     folder = stage_folder(job, training_key(job))
@@ -425,11 +425,11 @@ def train_number(recipe: Recipe, number: int, launch: Launch | None = None, on_l
                 if told:
                     told(line)
 
-        launch = launch or recipe.training.launch
+        launch = recipe.training.launch
         if launch.submit:
-            train_on_cluster(job, launch, both, cancellation())
+            train_on_cluster(job, launch, both, cancellation(), until)
         else:
-            train_stage(job, launch, both if watch or on_line else None)
+            train_stage(job, launch, both if watch or on_line else None, until)
 
 
 def speed_of(recipe: Recipe, job: TrainJob) -> Speed | None:

@@ -51,7 +51,8 @@ def _stage_charts(lines: list[dict[str, Any]]) -> Markup:
     rates = [Series(part, _points(lines, "rate", part)) for part in parts]
     if rates:
         charts.append(line_chart("Learning rate", rates, "train step", "learning rate", width=PANEL))
-    heard = [(line["step"], 100 * line["text_sensitivity"]) for line in lines if "text_sensitivity" in line]
+    shares = ((line["step"], line.get("text_sensitivity")) for line in lines)
+    heard = [(step, 100 * share) for step, share in shares if share is not None]
     if heard:
         said = "% of the decoder’s output that changes with the prompt"
         charts.append(
@@ -67,4 +68,6 @@ def _stage_charts(lines: list[dict[str, Any]]) -> Markup:
 
 
 def _points(lines: list[dict[str, Any]], group: str, name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[group][name]) for line in lines if name in line.get(group, {})]
+    """Steps and numbers; null, for one that was not finite, is left out."""
+    found = ((line["step"], line.get(group, {}).get(name)) for line in lines)
+    return [(step, value) for step, value in found if value is not None]

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 8 -m harmon.training runs/RUN/train/STAGE/job.json
 
 It goes on from the stage's latest checkpoint, whoever wrote it and on how many workers. SIGTERM, as a machine gets it
-that is to be taken away, saves a checkpoint with the next line of metrics on all workers, and ends them.
+that is to be taken away, saves a checkpoint within a second or two steps on all workers, and ends them.
 """
 
 import argparse

@@ -15,11 +15,11 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from pydantic import ValidationError
@@ -27,21 +27,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 
-from harmon.training.checkpoint_store import CheckpointStore
+from harmon.training.agreement import cpu_group, rank_0_decides
+from harmon.training.checkpoint_store import SHARDS, CheckpointStore
+from harmon.training.failure import FinalError
+from harmon.training.shard_reader import Part, ShardReader, read_parts
+from harmon.training.shard_writer import ShardWriter
 from pipelines.canonical import canonical_json
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
 
-MODEL, AVERAGE, STATE, SHARDS = "model.safetensors", "average.safetensors", "state.json", "shards"
+MODEL, AVERAGE, STATE = "model.safetensors", "average.safetensors", "state.json"
+T = TypeVar("T")
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a process of its own is no mistake
-FILE_BYTES = 2 << 30  # of one shard file: DCP holds one in memory while it writes it
 
 
 class TrainState(Settings):
@@ -70,9 +71,13 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, store: str | None = None) -> None:
         self.folder, self.keep = folder, keep
         self.store = None if store is None else CheckpointStore(store)
-        self._first = not dist.is_initialized() or dist.get_rank() == 0
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._group = cpu_group()
         self._pending: Future[Any] | None = None
+
+    def decided(self, decide: Callable[[], T]) -> T:
+        """What `decide` returns at rank 0, at every worker, since only rank 0's view of the folder counts."""
+        return rank_0_decides(decide, self._group)
 
     def save(
         self, state: TrainState, tensors: dict[str, Tensor], plain: Mapping[str, dict[str, Tensor]], behind: bool
@@ -82,20 +87,14 @@ class Checkpoints:
         `behind`: copy the tensors, return, and write in a thread. `plain` must not change in either case.
         """
         self.wait()
-        attempt = self.folder / f".writing-{state.step:06d}"
-        if self.store is not None and not self._first:
-            attempt = attempt.with_name(f"{attempt.name}-{dist.get_rank()}")  # this machine's own: it is sent away
-        if self._first:
-            for left in self.folder.glob(".writing-*"):
-                if not left.name.startswith(f"{attempt.name}-"):  # another worker's, who may be at work already
-                    shutil.rmtree(left, ignore_errors=True)
-            if self.store is not None:
-                self.store.clear(state.step)  # other workers write only after rank 0 has joined them
-        writer = _ShardWriter(
+        attempt = self._cleared_attempt(state.step)
+        if self.store is not None and self._rank == 0:
+            self.store.clear(state.step)  # other workers write only after rank 0 has joined them
+        writer = ShardWriter(
             attempt / SHARDS,
-            _files(tensors),
+            tensors,
             sent=lambda names: self._send(state.step, attempt, names),
-            complete=lambda: self._complete(state, attempt, plain),
+            complete=lambda names: self._complete(state, attempt, plain, names),
         )
         settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._group}
         settings["no_dist"] = self._group is None
@@ -113,11 +112,8 @@ class Checkpoints:
                 pending.result()
 
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint, or None."""
-        if self.store is not None:
-            return max(self.store.steps(), default=None)
-        found = latest_checkpoint(self.folder)
-        return None if found is None else int(found.name)
+        """The step of the newest complete checkpoint that training can go on from, or None."""
+        return latest_step(self.folder, self.store)
 
     def state(self, step: int) -> TrainState:
         """The state of a complete checkpoint. Raises HarmonError where it is damaged."""
@@ -126,22 +122,41 @@ class Checkpoints:
         return read_state(self.folder / f"{step:06d}")
 
     def load(self, step: int, tensors: dict[str, Tensor]) -> None:
-        """Fill `tensors` from a complete checkpoint, each worker its own part, whatever wrote it.
+        """Fill `tensors` from a complete checkpoint, whatever number of workers wrote it.
+
+        Each worker reads its own part of sharded tensors; all others are read once, by rank 0, and handed on.
 
         Raises:
             HarmonError: it is damaged, holds no shards, or holds others.
         """
-        folder, fetched = self.folder / f"{step:06d}", None
-        if self.store is not None:
-            folder = fetched = self.folder / f".fetched-{step:06d}-{os.getpid()}"
-            self.store.fetch(step, SHARDS, fetched)
-        try:
-            with self._told(f"{folder.name} is damaged", "delete it to go on from the one before"):
-                reader = HuggingFaceStorageReader(str(folder / SHARDS))
-                load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
-        finally:
-            if fetched is not None:
-                shutil.rmtree(fetched, ignore_errors=True)
+        place = self.store or CheckpointStore(str(self.folder))
+        sharded: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
+        whole = {name: tensor for name, tensor in tensors.items() if name not in sharded}
+
+        def read(tensors: dict[str, Tensor], parts: Sequence[Part], group: dist.ProcessGroup | None) -> None:
+            with self._told(f"{step:06d} is damaged", "delete it to go on from the one before"):
+                load(
+                    tensors, storage_reader=ShardReader(place.files, parts), process_group=group, no_dist=group is None
+                )
+
+        def read_whole() -> list[Part]:
+            parts = read_parts(place.files, place.shards(step))
+            read(whole, parts, None)
+            return parts
+
+        parts = self.decided(read_whole)
+        if self._group is not None:
+            for tensor in whole.values():
+                dist.broadcast(tensor, src=0)
+            if sharded:
+                read(sharded, parts, self._group)
+
+    def bring(self, step: int) -> None:
+        """At rank 0: what readers want of a complete checkpoint lies in the folder, also where another machine wrote
+        it to the store.
+        """
+        if self.store is not None and self._rank == 0:
+            bring(self.store, step, self.folder)
 
     @contextmanager
     def _told(self, what: str, todo: str) -> Iterator[None]:
@@ -157,11 +172,34 @@ class Checkpoints:
         if self.store is not None:
             for name in sorted(names):
                 self.store.send(step, f"{SHARDS}/{name}", attempt / SHARDS / name)
-            if not self._first:
+            if self._rank:
                 shutil.rmtree(attempt)
 
-    def _complete(self, state: TrainState, attempt: Path, plain: Mapping[str, dict[str, Tensor]]) -> None:
+    def _cleared_attempt(self, step: int) -> Path:
+        """Where this worker writes the checkpoint of `step`; what killed attempts of its own have left is gone.
+
+        Without a store all write into one folder, which rank 0 clears. With one, each worker's is its own, perhaps on
+        a machine of its own, and is sent away.
+        """
+        attempt = self.folder / f".writing-{step:06d}"
+        if self.store is not None and self._rank:
+            attempt = attempt.with_name(f"{attempt.name}-{self._rank}")
+            _remove(self.folder.glob(f".writing-*-{self._rank}"))
+        if self._rank == 0:
+            others = {path for path in self.folder.glob(f"{attempt.name}-*")}  # of workers who may be at it already
+            _remove(path for path in self.folder.glob(".writing-*") if path not in others)
+        return attempt
+
+    def _complete(
+        self, state: TrainState, attempt: Path, plain: Mapping[str, dict[str, Tensor]], shards: set[str]
+    ) -> None:
         """At rank 0, all shards standing: what makes them a checkpoint, and the end of those before."""
+        absent = [] if self.store is not None else [name for name in shards if not (attempt / SHARDS / name).exists()]
+        if absent:
+            raise HarmonError(
+                f"{len(absent)} of {len(shards)} shards lie on other machines; keep runs on a disk that all machines "
+                "share, or name a store"
+            )
         for name, tensors in plain.items():
             save_file(tensors, attempt / name)
         (attempt / STATE).write_bytes(canonical_json(state.model_dump()))
@@ -170,33 +208,9 @@ class Checkpoints:
             for name in (*plain, STATE):
                 self.store.send(state.step, name, attempt / name)
             self.store.prune(self.keep)
-        for path in (*attempt.rglob("*"), attempt):
-            _sync(path)
-        final = self.folder / f"{state.step:06d}"
-        if final.exists():  # of a run that went back to an older one
-            shutil.rmtree(final)
-        attempt.rename(final)
-        _sync(self.folder)
+        _appear(attempt, self.folder / f"{state.step:06d}")
+        _remove(self.folder.glob(".writing-*"))  # of killed attempts: every worker has ended this one
         prune_checkpoints(self.folder, self.keep)
-
-
-class _ShardWriter(HuggingFaceStorageWriter):
-    """DCP's writer of sharded safetensors, which tells when a worker's files stand and when all do."""
-
-    def __init__(
-        self, folder: Path, files: dict[str, int], sent: Callable[[set[str]], None], complete: Callable[[], None]
-    ) -> None:
-        super().__init__(str(folder), fqn_to_index_mapping=files, save_distributed=True)
-        self._sent, self._told = sent, complete
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
-        future = super().write_data(plan, planner)
-        results: list[WriteResult] = future.wait()
-        self._sent({result.storage_data.relative_path for result in results})
-        return future
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        self._told()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -209,6 +223,24 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step below `folder`, or None."""
     found = complete_checkpoints(folder)
     return found[-1] if found else None
+
+
+def latest_step(folder: Path, store: CheckpointStore | None = None) -> int | None:
+    """The step of the newest complete checkpoint in `store`, or below `folder` where there is none; None: no such."""
+    if store is not None:
+        return max(store.steps(), default=None)
+    found = latest_checkpoint(folder)
+    return None if found is None else int(found.name)
+
+
+def bring(store: CheckpointStore, step: int, folder: Path) -> None:
+    """Copy what readers want of a complete checkpoint from `store` to `folder`, unless it is there."""
+    final, attempt = folder / f"{step:06d}", folder / f".writing-{step:06d}"
+    if not final.exists():
+        shutil.rmtree(attempt, ignore_errors=True)
+        attempt.mkdir(parents=True)
+        store.fetch(step, attempt)
+        _appear(attempt, final)
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -233,21 +265,23 @@ def _state(data: bytes, where: str) -> TrainState:
         raise _damaged(where, error) from None
 
 
-def _damaged(where: str, error: Exception) -> HarmonError:
-    return HarmonError(f"The checkpoint {where} is damaged ({error}); delete it to go on from the one before.")
+def _damaged(where: str, error: Exception) -> FinalError:
+    return FinalError(f"The checkpoint {where} is damaged ({error}); delete it to go on from the one before.")
 
 
-def _files(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The number of the file, from 1, that each tensor goes to, so that none is much larger than FILE_BYTES."""
-    files, room = {}, FILE_BYTES
-    number = 1
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        if size > room and room < FILE_BYTES:
-            number, room = number + 1, FILE_BYTES
-        files[name] = number
-        room -= size
-    return files
+def _appear(attempt: Path, final: Path) -> None:
+    """Give a whole checkpoint its name, durably."""
+    for path in (*attempt.rglob("*"), attempt):
+        _sync(path)
+    if final.exists():  # of a run that went back to an older one
+        shutil.rmtree(final)
+    attempt.rename(final)
+    _sync(final.parent)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in list(folders):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

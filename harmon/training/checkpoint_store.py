@@ -1,16 +1,17 @@
 """Checkpoints in a store that renames nothing, such as S3: one whose state.json stands is complete.
 
 STORE/000500/shards/*.safetensors, model.safetensors, ..., state.json last
+STORE/done.json                    what a finished stage says of itself, as in its folder
 """
 
 import re
 import shutil
 from pathlib import Path
 
-from pipelines.errors import HarmonError
-from pipelines.storage import open_store
+from harmon.training.failure import FinalError
+from pipelines.storage import Store, open_store
 
-LAST = "state.json"
+LAST, SHARDS, RECORD = "state.json", "shards", "done.json"
 
 
 class CheckpointStore:
@@ -21,7 +22,7 @@ class CheckpointStore:
     """
 
     def __init__(self, root: str) -> None:
-        self._files = open_store(root)
+        self.files: Store = open_store(root)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -29,27 +30,41 @@ class CheckpointStore:
 
     def where(self, step: int) -> str:
         """The full name of a checkpoint, for messages."""
-        return self._files.where(f"{step:06d}")
+        return self.files.where(f"{step:06d}")
 
     def read(self, step: int, name: str) -> bytes:
         """A small file of a checkpoint. Raises HarmonError where it is absent."""
-        return self._files.read(f"{step:06d}/{name}")
+        return self.files.read(f"{step:06d}/{name}")
 
     def send(self, step: int, name: str, source: Path) -> None:
         """Store a local file as `name` of a checkpoint."""
-        self._files.put(f"{step:06d}/{name}", source)
+        self.files.put(f"{step:06d}/{name}", source)
 
-    def fetch(self, step: int, folder: str, to: Path) -> None:
-        """Copy the files below `folder` of a complete checkpoint to `to`, under their own names."""
-        for path in self._files.list(f"{step:06d}/{folder}"):
-            target = to / path.partition("/")[2]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._files.open(path) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 8 << 20)
-        if not to.is_dir():
-            raise HarmonError(
-                f"The checkpoint {self.where(step)} has no {folder}; delete it to go on from the one before."
+    def shards(self, step: int) -> list[str]:
+        """Paths of a checkpoint's shards. Raises FinalError where it has none."""
+        found = [path for path in self.files.list(f"{step:06d}/{SHARDS}") if path.endswith(".safetensors")]
+        if not found:
+            raise FinalError(
+                f"The checkpoint {self.where(step)} has no {SHARDS}; delete it to go on from the one before, or keep "
+                "runs on a disk that all machines share."
             )
+        return found
+
+    def fetch(self, step: int, to: Path) -> None:
+        """Copy what readers want of a complete checkpoint to the folder `to`: everything but its shards."""
+        for name in self._found()[step]:
+            if "/" not in name:
+                with self.files.open(f"{step:06d}/{name}") as source, (to / name).open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 8 << 20)
+
+    def record(self) -> bytes | None:
+        """What the stage says of itself; None until it has finished."""
+        return self.files.read(RECORD) if self.files.exists(RECORD) else None
+
+    def set_record(self, data: bytes) -> None:
+        """Say that the stage has finished."""
+        self.files.remove(RECORD)
+        self.files.put(RECORD, data)
 
     def clear(self, step: int) -> None:
         """Take away what an attempt at `step` that never ended has left; a complete checkpoint is made invisible
@@ -57,7 +72,13 @@ class CheckpointStore:
         """
         names = self._found().get(step, [])
         for name in sorted(names, key=lambda name: name != LAST):
-            self._files.remove(f"{step:06d}/{name}")
+            self.files.remove(f"{step:06d}/{name}")
+
+    def erase(self) -> None:
+        """Take away everything, so that the stage begins anew."""
+        self.files.remove(RECORD)
+        for step in sorted(self._found(), reverse=True):
+            self.clear(step)
 
     def prune(self, keep: int) -> None:
         """Delete all but the newest `keep` complete checkpoints, and older attempts that never ended."""
@@ -68,7 +89,7 @@ class CheckpointStore:
 
     def _found(self) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}
-        for path in self._files.list():
+        for path in self.files.list():
             step, _, name = path.partition("/")
             if re.fullmatch(r"\d{6,}", step):
                 found.setdefault(int(step), []).append(name)

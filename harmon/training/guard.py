@@ -6,6 +6,7 @@ a gradient norm that lies further above its recent values than they scatter (as 
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from harmon.training.execution import GuardConfig
@@ -14,16 +15,18 @@ from harmon.training.execution import GuardConfig
 class Guard:
     """Recent losses and gradient norms, and the verdict on the next ones.
 
-    `state` is what a checkpoint keeps. It is equal on all workers, since they all judge the same reduced numbers.
+    `state` is what a checkpoint keeps. It is equal on all workers, bit by bit, and so is every verdict: they judge
+    the numbers of `largest`.
     """
 
     def __init__(self, config: GuardConfig, device: torch.device) -> None:
         self.config = config
-        self.state = {
-            "recent": torch.zeros(2, config.window, dtype=torch.float64, device=device),  # losses, norms
-            "seen": torch.zeros((), dtype=torch.int64, device=device),  # finite steps so far
-            "in_a_row": torch.zeros((), dtype=torch.int64, device=device),  # steps skipped last
-        }
+        self.state = {"in_a_row": torch.zeros((), dtype=torch.int64, device=device)}  # steps skipped last
+        if config.sigmas is not None:  # without, the window is no part of what is trained, nor of a checkpoint
+            self.state |= {
+                "recent": torch.zeros(2, config.window, dtype=torch.float64, device=device),  # losses, norms
+                "seen": torch.zeros((), dtype=torch.int64, device=device),  # finite steps so far
+            }
 
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
         """1 (float32 scalar) where the step with this loss and gradient norm is to be skipped, else 0."""
@@ -32,7 +35,7 @@ class Guard:
         skip = ~finite
         if self.config.sigmas is not None:
             skip = skip | self._is_spike(values)
-        self._remember(values, finite)
+            self._remember(values, finite)
         self.state["in_a_row"] = (self.state["in_a_row"] + 1) * skip
         return skip.float()
 
@@ -56,3 +59,16 @@ class Guard:
         place = torch.arange(self.config.window, device=values.device) == self.state["seen"] % self.config.window
         self.state["recent"] = torch.where(place & finite, values.unsqueeze(1), self.state["recent"])
         self.state["seen"] = self.state["seen"] + finite
+
+
+def largest(loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest loss and gradient norm that any worker brings, infinite where one is not finite; all call it.
+
+    Each worker takes the norm of the reduced gradient itself. Should two of them round it differently, one would skip
+    a step, or shrink its gradient, otherwise than the other, and their weights would part.
+    """
+    values = torch.stack([loss.detach().double(), norm.detach().double()])
+    values = torch.where(torch.isfinite(values), values, torch.inf)  # a maximum may lose what is not a number
+    if dist.is_initialized():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values[0].to(loss.dtype), values[1].to(norm.dtype)

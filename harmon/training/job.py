@@ -55,7 +55,7 @@ class TrainJob(Settings):
     execution: Execution = Execution()
     """How it runs on its workers."""
     store: str | None = None
-    """s3://bucket/prefix, or another folder, for the checkpoints' shards; None: beside the metrics."""
+    """s3://bucket/prefix, or another folder, for this run's checkpoints; None: beside the metrics."""
     save_behind: bool = False
     """Write checkpoints while training goes on, from a copy in memory."""
     device: Literal["cpu", "cuda"] = "cpu"
@@ -88,8 +88,10 @@ class TrainJob(Settings):
 
     def _beyond_the_paper(self) -> dict[str, Any]:
         """What decides the result and is set otherwise than by default: what is off leaves the key as it is."""
-        values = self.model_dump(include={"autocast", "average", "guard"}, exclude_defaults=True)
-        return {name: value for name, value in values.items() if value}
+        values = self.model_dump(include={"autocast", "average"}, exclude_defaults=True)
+        if self.guard.sigmas is not None:  # its window decides nothing without, and its patience only when to give up
+            values["guard"] = self.guard.model_dump(include={"sigmas", "window"}, exclude_defaults=True)
+        return values
 
     def _hashes(self, dataset: str, text: str) -> dict[str, str]:
         pictures = self.latents if isinstance(self.latents, str) else "images"
@@ -106,6 +108,11 @@ def training_key(job: TrainJob) -> str:
 def stage_folder(job: TrainJob, key: str) -> Path:
     """Where the stage keeps metrics, checkpoints and, when it is done, done.json."""
     return Path(job.runs) / f"{job.stage.stage}-{key[:8]}"
+
+
+def stage_store(job: TrainJob, key: str) -> str | None:
+    """Where the stage's checkpoints lie; None: in its folder."""
+    return None if job.store is None else f"{job.store.rstrip('/')}/{stage_folder(job, key).name}"
 
 
 def write_job(job: TrainJob, folder: Path) -> Path:

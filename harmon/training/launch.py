@@ -14,8 +14,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from harmon.training.job import Notice, TrainJob, done, metrics_lines, stage_folder, training_key, write_job
-from pipelines.errors import HarmonError
+from harmon.training.execution import Execution
+from harmon.training.failure import ending_callback
+from harmon.training.job import Notice, TrainJob, metrics_lines, stage_folder, training_key, write_job
+from harmon.training.stage import StageConfig
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -63,19 +66,48 @@ class Launch(Settings):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
-def train_stage(job: TrainJob, launch: Launch | None = None, on_line: OnLine | None = None) -> Path:
-    """Train `job` to its end and return its folder; a stage of this key that is done is not touched.
+def check_workers(stage: StageConfig, execution: Execution, launch: Launch) -> None:
+    """Raises ConfigurationError where `launch` may come to a number of workers that the shards do not fit."""
+    groups, named = execution.shard_workers, launch.workers
+    if execution.parallel == "ddp" or launch.most_workers == 0:
+        return
+    if stage.block_rows < launch.most_workers:
+        raise ConfigurationError(
+            f"{stage.stage}: blocks of {stage.block_rows} rows leave some of {launch.most_workers} workers without "
+            f"any, which {execution.parallel} cannot train; use larger blocks, fewer workers or ddp."
+        )
+    if execution.parallel == "hsdp" and not isinstance(named, int) and named[0] != named[1]:
+        raise ConfigurationError(
+            f"workers {list(named)}: Ray may start any number between, and hsdp needs one that groups of {groups} "
+            "divide; name one number of workers, or fsdp."
+        )
+    if execution.parallel == "hsdp" and (groups is None or launch.most_workers % groups):
+        raise ConfigurationError(
+            f"hsdp over {launch.most_workers} workers needs shard_workers that divides them, not {groups}; the GPUs of "
+            "a machine, say."
+        )
+
+
+def train_stage(
+    job: TrainJob, launch: Launch | None = None, on_line: OnLine | None = None, until: int | None = None
+) -> Path:
+    """Train `job` to its end, or to a checkpoint of train step `until`, and return its folder; a stage of this key
+    that is done is not touched.
 
     `on_line` is called with each new line of metrics, from another thread where Ray's workers write them.
 
     Raises:
-        HarmonError: the training failed, after `max_failures` new starts.
+        ConfigurationError: the workers do not fit the shards.
+        HarmonError: the training failed, after `max_failures` new starts, or at once where none could mend it.
     """
+    from harmon.training.standing import completed, trained_steps
+
     launch = launch or Launch()
     key = training_key(job)
     folder = stage_folder(job, key)
-    if done(folder, key):
+    if completed(job, key):
         return folder
+    check_workers(job.stage, job.execution, launch)
     write_job(job, folder)
     if launch.workers == 0:
         import torch
@@ -83,10 +115,10 @@ def train_stage(job: TrainJob, launch: Launch | None = None, on_line: OnLine | N
         from harmon.training.loop import train
 
         torch.set_num_threads(launch.threads)
-        return train(job, key, on_line)
+        return train(job, key, on_line, until=until)
     with ray_session(launch), _followed(folder, on_line):
-        _fit(job, key, folder, launch)
-    if not done(folder, key):
+        _fit(job, key, folder, launch, until)
+    if not completed(job, key) and (until is None or trained_steps(job, key) < until):
         raise HarmonError(f"Ray ended the training in {folder} before its last step; run it again to go on.")
     return folder
 
@@ -176,8 +208,8 @@ def _followed(folder: Path, on_line: OnLine | None) -> Iterator[None]:
         thread.join()
 
 
-def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+def _fit(job: TrainJob, key: str, folder: Path, launch: Launch, until: int | None) -> None:
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     # A fixed number of workers may take long on a busy machine. With a range, Ray should soon give up waiting for a
@@ -189,7 +221,7 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
     resources = {"CPU": launch.threads} | ({"GPU": 1} if job.device == "cuda" else {})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.model_dump_json(), "key": key, "threads": launch.threads},
+        train_loop_config={"job": job.model_dump_json(), "key": key, "threads": launch.threads, "until": until},
         torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
@@ -201,14 +233,22 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch) -> None:
             name="train",
             storage_path=str(notes.resolve()),
             failure_config=FailureConfig(max_failures=launch.max_failures),
+            callbacks=[ending_callback()],
         ),
     )
     try:
         trainer.fit()
+    except ControllerError as error:
+        if isinstance(error.controller_failure, HarmonError):  # one that no new start can mend, as its worker said it
+            raise error.controller_failure from None
+        raise _failed(job, folder, error) from error
     except Exception as error:  # Ray wraps whatever a worker raised, its own failures too
-        reason = str(error).strip().splitlines()[-1]
-        raise HarmonError(f"{job.stage.stage} failed in {folder}: {reason}") from error
+        raise _failed(job, folder, error) from error
     shutil.rmtree(notes, ignore_errors=True)
+
+
+def _failed(job: TrainJob, folder: Path, error: Exception) -> HarmonError:
+    return HarmonError(f"{job.stage.stage} failed in {folder}: {str(error).strip().splitlines()[-1]}")
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -219,7 +259,8 @@ def _worker(config: dict[str, Any]) -> None:
     from harmon.training.loop import train
 
     torch.set_num_threads(config["threads"])
-    train(TrainJob.model_validate_json(config["job"]), config["key"], ray.train.report, _notice)
+    job = TrainJob.model_validate_json(config["job"])
+    train(job, config["key"], ray.train.report, _notice, config["until"])
 
 
 def _notice() -> Notice:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,16 +20,28 @@ from torch import Tensor
 from harmon.model.harmon import Harmon
 from harmon.seeds import stream
 from harmon.text import ChatText
+from harmon.training.agreement import Notices
 from harmon.training.average import Average
-from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState, latest_checkpoint
+from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.guard import Guard
-from harmon.training.job import DONE, Notice, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
+from harmon.training.failure import FinalError
+from harmon.training.guard import Guard, largest
+from harmon.training.job import (
+    DONE,
+    Notice,
+    TrainJob,
+    file_hash,
+    metrics_lines,
+    stage_folder,
+    stage_store,
+    training_key,
+)
 from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
 from harmon.training.parallel import at_hand, gradient_of, prepare, reduce_now
 from harmon.training.stage import TASKS
+from harmon.training.standing import CHECKPOINTS, completed, recall, write_done
 from harmon.training.weights import load_weights, own_tensors, whole
 from pipelines.canonical import canonical_json
 from pipelines.errors import HarmonError
@@ -39,26 +51,32 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def train(
-    job: TrainJob, key: str | None = None, report: Report | None = None, told: Callable[[], Notice] | None = None
+    job: TrainJob,
+    key: str | None = None,
+    report: Report | None = None,
+    told: Callable[[], Notice] | None = None,
+    until: int | None = None,
 ) -> Path:
-    """Train one stage to its end and return its folder; goes on from the folder's latest complete checkpoint.
+    """Train one stage to its end, or to a checkpoint of train step `until`, and return its folder; goes on from the
+    latest complete checkpoint.
 
     Workers are those of the torch.distributed group, if one is initialised. `key` is `training_key(job)`
-    where the caller has it already. Every worker calls `report` with each line of metrics, at the same steps, and then
-    asks `told` whether its machine is about to be taken away: "save" writes a checkpoint at once, "stop" also ends.
+    where the caller has it already. Every worker calls `report` with each line of metrics, at the same steps. All ask
+    `told` in the same step, about every second, whether their machine is about to be taken away: "save" writes a
+    checkpoint at once, "stop" also ends.
 
     Raises:
-        HarmonError: the data or weights do not fit, every step is skipped for longer than the guard's patience, or
-            training was told to stop.
+        FinalError: every step is skipped for longer than the guard's patience, or the folder is another training's.
+        HarmonError: the data or weights do not fit, or training was told to stop.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     stage, key = job.stage, key or training_key(job)
     folder = stage_folder(job, key)
-    if done(folder, key):
+    checkpoints = Checkpoints(folder / CHECKPOINTS, job.keep, stage_store(job, key))
+    ended, start = checkpoints.decided(lambda: _start(job, key, checkpoints))
+    if ended:
         return folder
-    if rank == 0:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    contents = job.contents() if rank == 0 else None
+    contents = checkpoints.decided(job.contents)
     dtype, device = getattr(torch, job.dtype), torch.device(job.device)
 
     torch.manual_seed(stream(stage.seed, stage.stage, "initial weights") % 2**63)
@@ -85,16 +103,9 @@ def train(
             kept |= {f"average/{name}": value for name, value in average.tensors.items()}
         return kept | {f"guard/{name}": value for name, value in guard.state.items()}
 
-    first = 0
-    checkpoints = Checkpoints(folder / "checkpoints", job.keep, job.store and f"{job.store}/{folder.name}")
-    if latest := checkpoints.latest():
-        state = checkpoints.state(latest)
-        if state.key != key or state.cursors != cursors(stage, state.step):
-            raise HarmonError(f"Checkpoint {latest} in {folder} belongs to another training; remove its folder.")
-        checkpoints.load(latest, tensors())
-        first = state.step
-    if dist.is_initialized():
-        dist.barrier()  # every worker has chosen the same checkpoint before rank 0 writes a newer one
+    first, last = start, min(stage.steps, until or stage.steps)
+    if first:
+        checkpoints.load(first, tensors())
     if rank == 0:
         _forget_after(folder, first)
     metrics = folder / "metrics.jsonl"
@@ -104,9 +115,10 @@ def train(
     sums = torch.zeros(2, len(TASKS), dtype=torch.float64, device=device)
     verdicts: list[Tensor] = []
     data_seconds, samples, since = 0.0, 0, time.perf_counter()
-    noticed: Notice = "go on"
-    for step in range(first, stage.steps):
+    noticed, notices = "go on", Notices(told)
+    for step in range(first, last):
         # -- one train step ----------------------------------------------------------------------------------
+        notices.begin()
         torch.manual_seed(stream(stage.seed, stage.stage, "dropout", step, rank) % 2**63)
         clock = time.perf_counter()
         blocks = blocks_of_step(stage, step)
@@ -131,7 +143,7 @@ def train(
             step_loss += weighted.detach()
             step_sums[0, task] += loss.detach()
             step_sums[1, task] += 0 if part.stands_in else part.batch.count
-        loss, norm = gradient.reduce(step_loss)
+        loss, norm = largest(*gradient.reduce(step_loss))
         skip = guard.judge(loss, norm)
         gradient.clip(norm, stage.clip_norm)
         rates = set_rates(optimiser, rate_factor(stage, step))
@@ -145,7 +157,8 @@ def train(
 
         # -- once in a while ---------------------------------------------------------------------------------
         finished = step + 1
-        saves = finished % job.checkpoint_every == 0 or finished == stage.steps
+        before, noticed = noticed, notices.heard()
+        saves = finished % job.checkpoint_every == 0 or finished == last or noticed not in (before, "go on")
         if finished % job.log_every == 0 or saves:
             if dist.is_initialized():
                 dist.all_reduce(sums)
@@ -155,7 +168,7 @@ def train(
                 "workers": world,
                 "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
                 "rate": rates,
-                "gradient_norm": norm.item() if math.isfinite(norm.item()) else None,
+                "gradient_norm": norm.item(),
                 "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
                 "samples": cursors(stage, finished),
                 "samples_per_second": samples / seconds,
@@ -166,18 +179,17 @@ def train(
             if probe:
                 with at_hand(model):
                     line["text_sensitivity"] = text_sensitivity(model, probe, dtype, device)
+            line = _finite(line)
             if rank == 0:
                 with metrics.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(json.dumps(line, allow_nan=False) + "\n")
             if report:
                 report(line)
             if guard.exhausted():
-                raise HarmonError(
+                raise FinalError(
                     f"{stage.stage}, step {finished}: loss or gradient was not finite, or a spike, for "
                     f"{job.guard.patience} steps in a row; lower the learning rate or look at the data."
                 )
-            before, noticed = noticed, _agreed(told() if told else "go on", device)
-            saves = saves or (noticed != "go on" and before == "go on")
             sums.zero_()
             verdicts.clear()
             data_seconds, samples, since = 0.0, 0, time.perf_counter()
@@ -187,13 +199,13 @@ def train(
             plain = {MODEL: whole(own_tensors(model), keep=rank == 0)}
             if average:
                 plain[AVERAGE] = plain[MODEL] | whole(average.tensors, keep=rank == 0)
-            checkpoints.save(now, tensors(), plain, behind=job.save_behind)
+            # a machine that is about to go must not go before the checkpoint stands
+            checkpoints.save(now, tensors(), plain, behind=job.save_behind and noticed == "go on")
         if noticed == "stop":
-            checkpoints.wait()
             raise HarmonError(f"{stage.stage} was told to stop and saved step {finished}; run it again to go on.")
     checkpoints.wait()
-    if rank == 0:
-        _finish(folder, key, job, data)
+    if rank == 0 and last == stage.steps:
+        _finish(folder, key, job, data, checkpoints)
     if dist.is_initialized():
         dist.barrier()
     return folder
@@ -254,22 +266,44 @@ def text_sensitivity(model: Harmon, batch: ImageBatch, dtype: torch.dtype, devic
     return float((z_BNZ - z_BNZ.mean(0)).square().mean().sqrt() / z_BNZ.square().mean().sqrt())
 
 
-def final_weights(folder: Path) -> Path:
-    """The weights file of a finished stage. Raises HarmonError where the stage has not finished."""
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    if not (folder / DONE).exists() or checkpoint is None:
+def final_weights(folder: Path, store: str | None = None) -> Path:
+    """The weights file of a finished stage, brought from its `store` where another machine trained it.
+
+    Raises:
+        HarmonError: the stage has not finished, or its last checkpoint is gone.
+    """
+    recall(folder, store)
+    if not (folder / DONE).exists():
         raise HarmonError(f"The stage in {folder} has not finished; train it first.")
-    return checkpoint / MODEL
+    weights: Path = folder / CHECKPOINTS / json.loads((folder / DONE).read_bytes())["checkpoint"] / MODEL
+    if not weights.exists():
+        raise HarmonError(f"The weights {weights} are gone; put them back, or delete {folder / DONE} and train again.")
+    return weights
 
 
-def _agreed(notice: Notice, device: torch.device) -> Notice:
-    """The gravest of the workers' notices."""
-    notices = get_args(Notice)
-    gravest = torch.tensor(notices.index(notice), device=device)
-    if dist.is_initialized():
-        dist.all_reduce(gravest, dist.ReduceOp.MAX)
-    heard: Notice = notices[int(gravest)]
-    return heard
+def _start(job: TrainJob, key: str, checkpoints: Checkpoints) -> tuple[bool, int]:
+    """At rank 0, for all: whether nothing is left to train, and else the train step to go on from."""
+    if completed(job, key):
+        return True, job.stage.steps
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    latest = checkpoints.latest()
+    if latest is None:
+        return False, 0
+    state = checkpoints.state(latest)
+    if state.step != latest or state.key != key or state.cursors != cursors(job.stage, latest):
+        where = stage_store(job, key) or stage_folder(job, key)
+        raise FinalError(f"Checkpoint {latest} in {where} belongs to another training; remove it.")
+    checkpoints.bring(latest)
+    return False, latest
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for every number that is not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _forget_after(folder: Path, step: int) -> None:
@@ -280,11 +314,12 @@ def _forget_after(folder: Path, step: int) -> None:
     attempt.replace(folder / "metrics.jsonl")
 
 
-def _finish(folder: Path, key: str, job: TrainJob, data: StageData) -> None:
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    assert checkpoint is not None
+def _finish(folder: Path, key: str, job: TrainJob, data: StageData, checkpoints: Checkpoints) -> None:
+    """Say that the stage is done, of the weights of its last step and no others."""
+    checkpoint = checkpoints.folder / f"{job.stage.steps:06d}"
     record = {"key": key, "stage": job.stage.stage, "steps": job.stage.steps, "checkpoint": checkpoint.name}
-    record |= {"left_out": data.left_out}
-    attempt = folder / f"{DONE}.writing"
-    attempt.write_bytes(canonical_json(record | {"weights": file_hash(checkpoint / MODEL)}))
-    attempt.replace(folder / DONE)
+    record |= {"left_out": data.left_out, "weights": file_hash(checkpoint / MODEL)}
+    said = canonical_json(record)
+    if checkpoints.store is not None:
+        checkpoints.store.set_record(said)
+    write_done(folder, said)

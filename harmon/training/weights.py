@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from harmon.training.failure import FinalError
 from pipelines.errors import HarmonError
 
 
@@ -30,7 +31,7 @@ def load_weights(model: nn.Module, files: list[Path]) -> None:
     wrong = [name for name in given if name not in own or own[name].shape != given[name].shape]
     absent = [name for name in own if name.split(".")[0] in modules and name not in given]
     if wrong or absent:
-        raise HarmonError(
+        raise FinalError(
             f"The weights {', '.join(map(str, files))} do not fit the model: "
             f"{len(wrong)} names or shapes it lacks {wrong[:3]}, {len(absent)} it misses {absent[:3]}."
         )

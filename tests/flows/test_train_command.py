@@ -1,6 +1,7 @@
 """`harmon latents` and `harmon train` as a person uses them, on a corpus of a few scenes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,13 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from flows import train as training
+from flows import work
 from flows.cli import main
+from flows.recipe import load_recipe
+from harmon.latents import write_latents
+from harmon.training.launch import Launch
+from pipelines.dataset import Dataset
 from tests.harmon.miniature import TOKENIZER, make_autoencoder, make_corpus, tiny_model
 
 Harmon = Callable[..., Result]
@@ -49,6 +56,10 @@ def recipe_in(folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
+def make_latents(folder: Path) -> None:
+    write_latents(Dataset(folder / "data" / "corpus"), 64, folder / "patch_latent.safetensors")
+
+
 @pytest.fixture
 def harmon(folder: Path) -> Harmon:
     def run(*arguments: object) -> Result:
@@ -68,7 +79,8 @@ def test_latents_then_a_dry_run_then_training_in_three_goes(folder: Path, harmon
     again = harmon("latents", folder / "data" / "corpus", "--px", 64, "--autoencoder", autoencoder)
     assert "24 of 36 rows" in again.stdout and "no_image: 12" in again.stdout
 
-    told = json.loads(harmon("train", recipe, "--stage", "stage1", "--dry-run", "--gpus", 4, "--json").stdout)
+    ranged = ("--set", "training.launch.workers=[2,4]")
+    told = json.loads(harmon("train", recipe, "--stage", "stage1", "--dry-run", *ranged, "--json").stdout)
     assert told["why_no_samples"] is None
     assert [one["task"] for one in told["samples"]] == ["image2text"] * 8 + ["text2image"] * 16
     assert told["samples"][0]["text"] and len(told["samples"][0]["key"]) == 32
@@ -96,6 +108,32 @@ def test_latents_then_a_dry_run_then_training_in_three_goes(folder: Path, harmon
     refused = harmon("train", recipe, *shut)
     assert refused.exit_code == 3 and "The gate behind stage1 is shut: loss/text2image is" in refused.stderr
     assert json.loads(harmon("train", recipe, "--stage", "finetune-o", "--json").stdout)["done"]
+
+
+def test_stopping_early_trains_as_the_recipe_says(
+    folder: Path, harmon: Harmon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_latents(folder)
+    asked: list[object] = []
+    monkeypatch.setattr(work, "train_stage", lambda job, launch, on_line, until: asked.extend((launch, until)))
+    settings = ("--set", f"runs={tmp_path}", "--set", "training.launch.workers=[2,4]")
+    answer = harmon("train", folder / "recipe.yaml", "--stage", "stage1", "--stop-after", 3, *settings)
+    assert answer.exit_code == 0, answer.output
+    assert asked == [Launch(workers=(2, 4)), 3]
+
+
+def test_a_stage_in_a_store_stands_and_is_taken_away_there_under_its_runs_name(folder: Path, tmp_path: Path) -> None:
+    make_latents(folder)
+    settings = [f"runs={tmp_path / 'run'}", f"training.store={tmp_path / 'store'}"]
+    recipe = load_recipe(folder / "recipe.yaml", settings)
+    stand = training.train_one(recipe, "stage1", resume=False, stop_after=2)
+    (kept,) = (tmp_path / "store").iterdir()
+    assert kept.name == "small" and [path.name for path in kept.iterdir()] == ["run"]
+    shutil.rmtree(tmp_path / "run")  # as on another machine
+    assert (stand.step, training.standing(work.job_of(recipe, 0)).step) == (2, 2)
+    (undo,) = (one.undo for one in work.work_of(recipe) if one.name == "train:stage1")
+    undo()
+    assert training.standing(work.job_of(recipe, 0)).step == 0
 
 
 def test_a_stage_waits_for_the_one_before_it(folder: Path, harmon: Harmon, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray_workers import ancestors
+
 from harmon.training.launch import set_ray_environment
 
 MEMORY = 80 << 20  # of each node's object store
@@ -30,6 +32,13 @@ class RayNodes:
         for _ in range(number):
             self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
+    def kill_under(self, worker: int) -> None:
+        """kill -9 of the node that the process `worker` runs on."""
+        above = ancestors(worker)
+        (node,) = (node for node in self.nodes if _raylet(node) in above)
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
+
     def announce_preemption(self, deadline_ms: int) -> None:
         """Say of the newest node what a cloud says before it takes a machine away."""
         from ray._raylet import GcsClient
@@ -39,6 +48,12 @@ class RayNodes:
         client = GcsClient(address=self.cluster.gcs_address)
         accepted, why = client.drain_node(self.nodes[-1].node_id, reason, "spot reclaim", deadline_ms)
         assert accepted, why
+
+
+def _raylet(node: Any) -> int:
+    (raylet,) = node.all_processes["raylet"]
+    pid: int = raylet.process.pid
+    return pid
 
 
 @contextmanager

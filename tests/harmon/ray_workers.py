@@ -5,7 +5,7 @@ from pathlib import Path
 
 def workers_of(driver: int) -> list[int]:
     """Process ids of the workers whose Ray the process `driver` has started."""
-    return [pid for pid in processes() if _title(pid).startswith(b"ray::RayTrainWorker") and driver in _ancestors(pid)]
+    return [pid for pid in processes() if _title(pid).startswith(b"ray::RayTrainWorker") and driver in ancestors(pid)]
 
 
 def processes() -> list[int]:
@@ -20,7 +20,8 @@ def _title(pid: int) -> bytes:
         return b""
 
 
-def _ancestors(pid: int) -> list[int]:
+def ancestors(pid: int) -> list[int]:
+    """A process's parent, its parent's, and so on."""
     found = []
     while pid > 1:
         try:

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harmon.training.checkpoint import MODEL, SHARDS, STATE, Checkpoints, TrainState, complete_checkpoints
-from harmon.training.checkpoint_store import CheckpointStore
+from harmon.training.checkpoint import MODEL, STATE, Checkpoints, TrainState, complete_checkpoints
+from harmon.training.checkpoint_store import SHARDS, CheckpointStore
 from pipelines.errors import HarmonError
 from tests.s3_server import s3_root, s3_server  # noqa: F401  # fixtures
 
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
     save(checkpoints, 2)
     for path in (tmp_path / "000002" / SHARDS).iterdir():
         path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(HarmonError, match=r"000002 is damaged .*delete it to go on from the one before"):
+    with pytest.raises(HarmonError, match=r"000002/shards/.* is damaged .*delete its checkpoint to go on from the one"):
         loaded(checkpoints, 2)
     (tmp_path / "000002" / STATE).write_text("{")
     with pytest.raises(HarmonError, match="000002 is damaged"):
@@ -107,7 +107,11 @@ def in_store(tmp_path: Path, root: str) -> None:
     assert json.loads((tmp_path / "here" / "000006" / STATE).read_bytes())["step"] == 6
     assert (tmp_path / "here" / "000006" / MODEL).is_file()  # what readers want is here as well
     assert not (tmp_path / "here" / "000006" / SHARDS).exists()
-    assert not list((tmp_path / "there").glob(".fetched-*"))
+    assert not (tmp_path / "there").exists()  # shards are read where they lie
+    elsewhere.bring(6)
+    assert sorted(path.name for path in (tmp_path / "there" / "000006").iterdir()) == [MODEL, STATE]
+    store.erase()
+    assert not store.files.list()
 
 
 def test_a_store_keeps_shards_and_shows_only_what_is_complete(tmp_path):

@@ -19,26 +19,28 @@ from harmon.training.stage import PARTS
 
 torch.set_num_threads(1)
 PATIENCE = 500.0
+COURSE = (4, 2, 3, 4)  # workers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("course", [(2, 1, 2), (4, 2, 3, 4)], ids=str)
-def test_workers_come_and_go_within_one_run(tmp_path, course):
-    # A line of metrics takes half a second here, so each size has time to come before the steps run out. Over so many
-    # of them the tests' usual rates of 1e-2 blow the last bits of sums up to everything.
-    stage = small_stage(steps=120 * len(course), learning_rate=dict.fromkeys(PARTS, 1e-4))
+def test_workers_come_and_go_within_one_run(tmp_path):
+    # How many steps pass meanwhile is the machine's affair: there are more than enough of them, the last size ends the
+    # run, and one process trains as many. The tests' usual rates of 1e-2 would blow the last bits of sums, which
+    # differ with the number of workers, up beyond 1e-9 within a hundred steps.
+    stage = small_stage(steps=10_000, learning_rate=dict.fromkeys(PARTS, 1e-4))
     job = make_job(tmp_path, stage, dtype="float64", checkpoint_every=10)
     folder = stage_folder(job, training_key(job))
-    launch = Launch(workers=(min(course), max(course)), resize_seconds=2, max_failures=10)
-    with ray_nodes(course[0]) as nodes:
+    launch = Launch(workers=(min(COURSE), max(COURSE)), resize_seconds=2, max_failures=10)
+    with ray_nodes(COURSE[0]) as nodes:
         process = driver(write_job(job, folder), launch)
-        for size, following in zip(course, (*course[1:], None)):
-            wait(process, lambda size=size: [line["workers"] for line in metrics_lines(folder)[-1:]] == [size])
+        for size, following in zip(COURSE, (*COURSE[1:], None)):
+            wait(process, lambda size=size: [line["workers"] for line in metrics_lines(folder)[-2:]] == [size] * 2)
             if following:
-                nodes.kill(len(nodes.nodes) - following)
+                nodes.kill(max(0, len(nodes.nodes) - following))
                 while len(nodes.nodes) < following:
                     nodes.add()
-        assert process.wait(PATIENCE) == 0
+        process.kill()
+        process.wait(PATIENCE)
     same(folder, job, tmp_path)
 
 
@@ -65,7 +67,8 @@ def wait(process: subprocess.Popen[bytes], come: Callable[[], bool]) -> None:
 
 def same(folder: Path, job: TrainJob, tmp_path: Path) -> None:
     """Step by step the samples and losses of the same job in one process."""
-    alone = train(job.model_copy(update={"runs": str(tmp_path / "alone")}))
-    for one, other in zip(metrics_lines(folder), metrics_lines(alone), strict=True):
+    ours = metrics_lines(folder)
+    alone = train(job.model_copy(update={"runs": str(tmp_path / "alone")}), until=ours[-1]["step"])
+    for one, other in zip(ours, metrics_lines(alone), strict=True):
         assert one["step"] == other["step"] and one["samples"] == other["samples"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-9)

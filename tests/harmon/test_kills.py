@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -47,14 +47,15 @@ def test_training_goes_on_from_the_last_complete_checkpoint(job, alone, tmp_path
     path = write_job(there, folder)
     with ray_nodes(3) if victim == "node" else nullcontext() as nodes:
         process = driver(path, LAUNCH)
-        wait(process, moment(folder, during, after=EVERY + number % EVERY))
-        standing = workers_of(process.pid)
-        kill(victim, process, nodes)
-        code = process.wait(PATIENCE)
-        assert (code == -signal.SIGKILL) == (victim == "trainer")
+        workers = caught(process, moment(folder, during, after=EVERY + number % EVERY))
+        kill(victim, process, workers, nodes)
         if victim == "trainer":
-            wait_until_gone(standing)
-            assert driver(path, LAUNCH).wait(PATIENCE) == 0
+            assert process.wait(PATIENCE) == -signal.SIGKILL
+            wait_until_gone(workers)
+            assert not done(folder, training_key(there)) and last_step(folder) < STEPS
+            process = driver(path, LAUNCH)
+        wait(process, lambda: set(workers_of(os.getpid())) - set(workers))  # others train in their place
+        assert process.wait(PATIENCE) == 0
     assert done(folder, training_key(there))
     ours, theirs = metrics_lines(folder), metrics_lines(alone)
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
@@ -64,29 +65,55 @@ def test_training_goes_on_from_the_last_complete_checkpoint(job, alone, tmp_path
 
 
 def moment(folder: Path, during: bool, after: int) -> Callable[[], bool]:
-    """When to kill: at the first line of metrics from step `after` on, or while a checkpoint is written from there."""
+    """When to kill: from step `after` on, while a checkpoint is written or while none is; never in the last one."""
 
     def come() -> bool:
+        written = [int(path.name.split("-")[1]) for path in (folder / "checkpoints").glob(".writing-*")]
         if during:
-            return any(int(path.name.split("-")[1]) >= after for path in (folder / "checkpoints").glob(".writing-*"))
-        return any(line["step"] >= after for line in metrics_lines(folder))
+            return any(after <= step < STEPS for step in written)
+        return not written and after <= last_step(folder) < STEPS
 
     return come
 
 
-def wait(process: subprocess.Popen[bytes], come: Callable[[], bool]) -> None:
+def last_step(folder: Path) -> int:
+    return max((line["step"] for line in metrics_lines(folder)), default=0)
+
+
+def caught(process: subprocess.Popen[bytes], come: Callable[[], bool]) -> list[int]:
+    """The training's workers, stopped in the moment that `come` waits for, so that it lasts until one is killed."""
+    wait(process, lambda: len(workers_of(os.getpid())) == LAUNCH.workers)
+    workers = workers_of(os.getpid())
+    while True:
+        wait(process, come, pause=0.001)
+        signalled(workers, signal.SIGSTOP)
+        if come():
+            return workers
+        signalled(workers, signal.SIGCONT)
+
+
+def wait(process: subprocess.Popen[bytes], come: Callable[[], object], pause: float = 0.2) -> None:
     deadline = time.monotonic() + PATIENCE
     while not come():
-        assert process.poll() is None and time.monotonic() < deadline, "training ended before the kill"
-        time.sleep(0.001)
+        assert process.poll() is None and time.monotonic() < deadline, "training ended before what was waited for"
+        time.sleep(pause)
 
 
-def kill(victim: str, process: subprocess.Popen[bytes], nodes: RayNodes | None) -> None:
+def kill(victim: str, process: subprocess.Popen[bytes], workers: list[int], nodes: RayNodes | None) -> None:
+    """kill -9 of the victim; those who live on are no longer held."""
+    killed = process.pid if victim == "trainer" else workers[0]
     if victim == "node":
         assert nodes is not None
-        nodes.kill()
+        nodes.kill_under(killed)
     else:
-        os.kill(process.pid if victim == "trainer" else workers_of(process.pid)[0], signal.SIGKILL)
+        os.kill(killed, signal.SIGKILL)
+    signalled(workers, signal.SIGCONT)
+
+
+def signalled(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # the one that was killed
+            os.kill(pid, number)
 
 
 def wait_until_gone(pids: list[int]) -> None:
@@ -99,7 +126,11 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 def test_the_moments_are_told_apart(tmp_path):
-    (tmp_path / "checkpoints" / ".writing-000005").mkdir(parents=True)
+    during, between = moment(tmp_path, during=True, after=5), moment(tmp_path, during=False, after=5)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 6}) + "\n")
-    assert moment(tmp_path, during=True, after=5)() and not moment(tmp_path, during=True, after=6)()
-    assert moment(tmp_path, during=False, after=6)() and not moment(tmp_path, during=False, after=7)()
+    assert between() and not during() and not moment(tmp_path, during=False, after=7)()
+    (tmp_path / "checkpoints" / ".writing-000005").mkdir(parents=True)
+    assert during() and not between() and not moment(tmp_path, during=True, after=6)()
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": STEPS}) + "\n")
+    (tmp_path / "checkpoints" / ".writing-000005").rename(tmp_path / "checkpoints" / f".writing-{STEPS:06d}")
+    assert not during() and not between()

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from harmon.training.checkpoint import AVERAGE, MODEL
 from harmon.training.execution import Execution
-from harmon.training.job import TrainJob
+from harmon.training.job import TrainJob, stage_folder, training_key
 from harmon.training.loop import final_weights, train
+from pipelines.disk import LocalStore
 
 torch.set_num_threads(1)
 STEPS, HALF = 50, 26
@@ -115,6 +116,68 @@ def test_a_frozen_language_model_shards_too_in_lower_precision(job, tmp_path, ch
     execution = Execution(parallel="fsdp", recompute="full")
     on_workers(2, tmp_path, at(job, tmp_path / "parts", stage=stage, average=None, execution=execution, **changes))
     same_losses(tmp_path / "parts" / whole.name, whole, tolerance)
+
+
+def test_each_worker_fetches_only_what_it_needs_of_shards_in_a_store(job, tmp_path):
+    """Rank 1 reads its half of what is sharded, and nothing of what is not, which rank 0 hands on."""
+    stored = at(job, tmp_path, stage=small_stage(steps=3), store=str(tmp_path / "store"))
+    stored = stored.model_copy(update={"execution": Execution(parallel="fsdp"), "checkpoint_every": 2})
+    key = training_key(stored)
+    train(stored, until=2)
+    shards = sum(path.stat().st_size for path in (tmp_path / "store").rglob("shards/*"))
+    rendezvous = f"file://{tmp_path / 'meeting'}"
+    mp.start_processes(_read_counted, args=(rendezvous, stored.model_dump_json()), nprocs=2, start_method="spawn")
+    first, second = (int((tmp_path / f"read-{rank}").read_text()) for rank in range(2))
+    assert 0.4 * shards < second < 0.6 * shards and first < 0.7 * shards
+    assert not list((tmp_path / stage_folder(stored, key).name / "checkpoints").glob(".*"))  # and no copy is kept
+
+
+def _read_counted(rank: int, rendezvous: str, job: str) -> None:
+    read, view = [0], LocalStore.view
+
+    class Counted:
+        def __init__(self, store: LocalStore, path: str) -> None:
+            self.view = view(store, path)
+
+        def __len__(self) -> int:
+            return len(self.view)
+
+        def __getitem__(self, place: slice) -> bytes:
+            data = self.view[place]
+            read[0] += len(data)
+            return data
+
+        def close(self) -> None:
+            self.view.close()
+
+    LocalStore.view = lambda store, path: Counted(store, path) if "/shards/" in path else view(store, path)
+    _train(rank, 2, rendezvous, job)
+    (Path(json.loads(job)["runs"]) / f"read-{rank}").write_text(str(read[0]))
+
+
+def _train_apart(rank: int, rendezvous: str, job: str) -> None:
+    """As on machines that share no disk: each worker has a run folder of its own."""
+    values = json.loads(job)
+    _train(rank, 2, rendezvous, json.dumps(values | {"runs": f"{values['runs']}/machine-{rank}"}))
+
+
+def apart(folder: Path, job: TrainJob) -> None:
+    rendezvous = f"file://{folder / 'meeting'}"
+    mp.start_processes(_train_apart, args=(rendezvous, job.model_dump_json()), nprocs=2, start_method="spawn")
+
+
+def test_machines_that_share_no_disk_train_through_a_store_as_rank_0_decides(job, tmp_path):
+    stored = at(job, tmp_path, stage=small_stage(steps=4), checkpoint_every=2, store=str(tmp_path / "store"))
+    alone = train(at(stored, tmp_path / "alone", store=None))
+    first = train(at(stored, tmp_path / "machine-0"), until=2)  # the other machine has never heard of it
+    apart(tmp_path, stored)
+    same_losses(first, alone)
+    assert not list((tmp_path / "machine-1").rglob("*.safetensors"))
+
+
+def test_machines_that_share_no_disk_are_told_that_they_need_a_store(job, tmp_path):
+    with pytest.raises(mp.ProcessRaisedException, match="lie on other machines; keep runs on a disk that all machines"):
+        apart(tmp_path, at(job, tmp_path, stage=small_stage(steps=2)))
 
 
 def test_shards_that_do_not_fit_the_workers_are_refused(job, tmp_path):
