@@ -79,9 +79,11 @@ def _images(batch: ImageBatch, rows: slice) -> ImageBatch:
         masked=batch.masked,
         timesteps=batch.timesteps[:, rows],
         noise=batch.noise[:, rows],
+        entries=None if batch.entries is None else batch.entries[rows],
     )
 
 
 def _chats(batch: ChatBatch, rows: slice) -> ChatBatch:
     latents = None if batch.latents is None else batch.latents[rows]
-    return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows])
+    entries = None if batch.entries is None else batch.entries[rows]
+    return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows], entries)
