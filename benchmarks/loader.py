@@ -74,7 +74,8 @@ def measure(dataset: Dataset, stage: StageConfig, count: int, rounds: int) -> No
     took = {name: statistics.median(found) for name, found in seconds.items()}
     for draft, setting in ((False, "whole pictures"), (True, "draft")):
         mine, others, least = (took[name, draft] for name in ("ours", "peer", "bare"))
-        print(f"{setting}, samples/CPU-s: ours {count / mine:,.0f}, peer {count / others:,.0f}, bare {count / least:,.0f}")
+        told = f"ours {count / mine:,.0f}, peer {count / others:,.0f}, bare {count / least:,.0f}"
+        print(f"{setting}, samples/CPU-s: {told}")
         print(f"    {others / mine:.2f}x webdataset and torch DataLoader with the same setting")
         print(f"    {least / mine:.2f} of bare decoding and resizing (goal {GOALS['bare']:g})")
     as_it_is = took["peer", False] / took["ours", True]

@@ -120,8 +120,8 @@ def prove_latents(dataset: Dataset, group: str, px: int) -> None:
     made = [commit for commit in made if commit.version == VERSION]
     if not made:
         raise HarmonError(
-            f"The latents {group} of {dataset.root} were made by another version of this code, whose latents differ; make "
-            "them again in a new dataset."
+            f"The latents {group} of {dataset.root} were made by another version of this code, whose latents differ; "
+            "make them again in a new dataset."
         )
     reads = (Reads(dataset, ("images", "source")),)
     if not any(standing(dataset, Step(STEP, VERSION, one.configuration, reads)) for one in made):

@@ -13,6 +13,7 @@ from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -121,8 +122,6 @@ def find_serving(
     if _rank(group) == 0 and keeps:
         for place in missing:
             _write(files[place], known[place])
-    if group is not None:
-        dist.destroy_process_group(group)
     serving = {one: _serving(found) for one, found in zip(unique, known, strict=True)}
     return [serving[one] for one in asked]
 
@@ -202,7 +201,7 @@ def _read(file: Path | None) -> _Found | None:
             shards, ends, left_out, bits = (arrays[name] for name in ("shards", "ends", "left_out", "bits"))
             parts = [bits[first:last] for first, last in pairwise([0, *ends])]
             return {int(one): (part, int(out)) for one, part, out in zip(shards, parts, left_out, strict=True)}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 

@@ -3,7 +3,7 @@
 A row serves where it is of the entry's task and sources, has a usable text, and a picture if it needs one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harmon.latents import prove_latents
-from harmon.training.eligible import Criterion, Fact, find_serving
+from harmon.training.eligible import Criterion, Fact, RowBits, find_serving
 from harmon.training.mixture import Mixture, MixtureSource, TaskMixture
 from harmon.training.stage import TASKS, StageConfig, Task
 from harmon.training.window import Columns, OpenShard, OpenShards
@@ -64,6 +64,7 @@ class StageRows:
         self.stage, self.mixture, self.latents = stage, mixture, latents
         self._datasets = {entry.dataset: Dataset(entry.dataset) for task in TASKS for entry in mixture.of(task)}
         self.left_out: dict[str, list[int]] = {}
+        self._serving: dict[tuple[Task, int], Mapping[int, RowBits]] = {}
         self._tasks = [task for task in TASKS if stage.ratio.of(task)]
         for task in self._tasks:
             self._check(task)
@@ -81,7 +82,7 @@ class StageRows:
         at = Place(
             dataset=self.mixture.of(task)[entry].dataset,
             shard=shard_number,
-            row=int(samples.eligible[entry][shard_number][place]),
+            row=self._serving[task, entry][shard_number][place],
             key=shard.texts["key"][place].as_py(),
         )
         text = shard.texts["text"][place].as_py() if "text" in shard.texts.column_names else None
@@ -119,6 +120,7 @@ class StageRows:
             entries = self.mixture.of(task)
             serving = [next(found) for _ in entries]
             self.left_out[task] = [one.left_out for one in serving]
+            self._serving |= {(task, entry): one.shards for entry, one in enumerate(serving)}
             weights = [entry.weight for entry in entries]
             mixtures[task] = TaskMixture(self.stage, task, weights, [one.shards for one in serving])
         return mixtures
@@ -138,7 +140,7 @@ class StageRows:
         named = self.mixture.of(task)[entry]
         group, column = _text_of(named) or (SOURCE, None)
         columns = Columns(group, column, None if task == "text" else self.latents, padded=task == "image2text")
-        return columns.open(self._datasets[named.dataset], shard, self._samples[task].eligible[entry][shard])
+        return columns.open(self._datasets[named.dataset], shard, self._serving[task, entry][shard])
 
     def _read_ahead(self, task: Task, number: int) -> None:
         entry, reach = self._samples[task].reach(number)

@@ -85,7 +85,7 @@ class _Guarded:
 
     def close(self, error: BaseException | None) -> None:
         if self._put is not None:
-            self._tried(lambda: self._sink.__exit__(error and type(error), error, None))
+            self._tried(lambda: self._sink.__exit__(type(error) if error else None, error, None))
 
     def _tried(self, do: Callable[[], Any]) -> Any:
         try:

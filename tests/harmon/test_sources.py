@@ -37,13 +37,13 @@ def test_losses_of_entries_are_those_of_their_rows_and_skipped_steps_do_not_coun
             batch = data.batch(block, 0, 1)
             for part in split(batch, 2):
                 sources.add(block.task, part, loss_sum(model, part, torch.float64, CPU).per_sample)
-            if step == 1:
+            if step == 2:
                 continue
             for number, alone in zip(block.share(0, 1), split(batch, block.rows)):
                 name = job.mixture.names(block.task)[data.rows.row(block.task, number).entry]
                 expected[block.task, name][0] += loss_sum(model, alone, torch.float64, CPU).total.item()
                 expected[block.task, name][1] += alone.count
-        sources.end_step(torch.tensor(float(step == 1)))
+        sources.end_step(torch.tensor(float(step == 2)))
     told = sources.told()
     assert {(task, name) for task, names in told.items() for name in names} == set(expected)
     assert len(expected) == 5

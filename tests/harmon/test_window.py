@@ -15,8 +15,6 @@ from harmon.training.window import OpenShard, OpenShards
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 
-PER_SHARD = 8 * 100 * 2
-
 
 def shard(number: int) -> OpenShard:
     return OpenShard(pa.table({"key": pa.array([], pa.string())}), np.full((8, 100), number, np.float16))
@@ -24,10 +22,11 @@ def shard(number: int) -> OpenShard:
 
 def test_open_shards_take_no_more_bytes_than_they_may():
     opened: list[int] = []
-    shards = OpenShards(lambda number: opened.append(number) or shard(number), most_bytes=3 * PER_SHARD)
+    most = 3 * shard(0).bytes
+    shards = OpenShards(lambda number: opened.append(number) or shard(number), most_bytes=most)
     for number in (0, 1, 2, 0, 3, 0, 4, 0):
         assert shards.get(number).latents[0, 0] == number
-        assert shards.bytes <= 3 * PER_SHARD
+        assert shards.bytes <= most
     assert opened == [0, 1, 2, 3, 4]  # 0, used all the time, stays
     shards.get(1)
     assert opened[-1] == 1  # its place was needed
@@ -71,18 +70,15 @@ def job(tmp_path_factory):
     return make_job(tmp_path_factory.mktemp("run"), small_stage(window_shards=1))
 
 
-def test_the_next_windows_shards_are_open_when_it_begins(job, monkeypatch):
+def test_a_shard_is_being_opened_before_its_first_row_is_asked_for(job, monkeypatch):
     rows = StageRows(job.stage, job.mixture, job.latents)
+    begun, begin = set(), rows._open._begin
+    monkeypatch.setattr(rows._open, "_begin", lambda key: begun.add(key[2]) or begin(key))
     rows.row("text", 0)
-    first = {key[2] for key in rows._open._shards if key[0] == "text"}
-    assert len(first) == 2  # the shard of the first window, and that of the next
-    number, opening = 1, rows._open._begin
-    while rows.row("text", number).place.shard == rows.row("text", 0).place.shard:
-        number += 1
-    late: list[object] = []
-    monkeypatch.setattr(rows._open, "_begin", lambda key: late.append(key) or opening(key))
-    assert rows.row("text", number).place.shard in first
-    assert rows.row("text", number).place.shard not in {key[2] for key in late}
+    for number in range(1, 12):
+        before = set(begun)
+        assert rows.row("text", number).place.shard in before
+    assert before == {0, 1, 2}
     rows.close()
 
 
