@@ -1,6 +1,7 @@
 """A gate between two stages: a bound on what the stage before it measured, and where asked a person's word."""
 
 import json
+import math
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -38,19 +39,21 @@ class Gate(Settings):
 
 
 def measured(gate: Gate, folder: Path) -> float | None:
-    """The mean of the gate's metric in the stage in `folder`; None where the gate has none.
+    """The mean of the gate's metric in the stage in `folder`; None where the gate has none. It is no number where one
+    of the values is none: a metric that was null, infinite or not a number.
 
     Raises:
         HarmonError: the stage has measured no such number.
     """
     if gate.metric is None:
         return None
-    lines = [scalars(line) for line in metrics_lines(folder)]
+    lines = [scalars(line, null=math.nan) for line in metrics_lines(folder)]
     values = [line[gate.metric] for line in lines if gate.metric in line]
     if not values:
         known = sorted({name for line in lines for name in line})
         raise HarmonError(f"The gate's metric {gate.metric} is not in {folder}; {nearest(gate.metric, known)}.")
-    return fmean(values[-gate.lines :])
+    last = values[-gate.lines :]
+    return fmean(last) if all(map(math.isfinite, last)) else math.nan
 
 
 def check(gate: Gate, folder: Path, stage: str) -> float | None:
@@ -61,7 +64,7 @@ def check(gate: Gate, folder: Path, stage: str) -> float | None:
     """
     value = measured(gate, folder)
     low, high = gate.at_least, gate.at_most
-    if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+    if value is not None and not _within(value, low, high):
         asked = " and ".join(
             f"{word} {bound:g}" for word, bound in (("at least", low), ("at most", high)) if bound is not None
         )
@@ -70,6 +73,11 @@ def check(gate: Gate, folder: Path, stage: str) -> float | None:
             "train the stage otherwise, or change the gate."
         )
     return value
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    """Whether the bounds hold; never of what is not a number."""
+    return (-math.inf if low is None else low) <= value <= (math.inf if high is None else high)
 
 
 def pass_gate(gate: Gate, folder: Path, stage: str, key: str) -> None:

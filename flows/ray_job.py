@@ -225,7 +225,7 @@ def _wait_until_seen(job: TrainJob, key: str, name: str, until: int | None) -> N
     while not completed(job, key) and (until is None or trained_steps(job, key) < until):
         if time.monotonic() > deadline:
             raise ConfigurationError(
-                f"The Ray job {name} is done, but nothing of it is in {stage_folder(job, key)}: `runs` must be a folder "
-                "that this machine and the whole cluster share under one name."
+                f"The Ray job {name} is done, but nothing of it is in {stage_folder(job, key)}: `runs` must be a "
+                "folder that this machine and the whole cluster share under one name."
             )
         time.sleep(1.0)

@@ -9,7 +9,7 @@ from flows.recipe import Recipe
 from flows.watching import OnLine
 from flows.work import job_of, model_of, train_number
 from harmon.training.forecast import Forecast, forecast
-from harmon.training.job import TrainJob, stage_folder, training_key
+from harmon.training.job import ROWS, TrainJob, stage_folder, training_key
 from harmon.training.launch import check_workers
 from harmon.training.memory import Lengths
 from harmon.training.mixture import blocks_of_step
@@ -165,13 +165,16 @@ def dry_run(recipe: Recipe, name: str, gpus: int | None = None) -> DryRun:
 def first_batch(recipe: Recipe, number: int) -> Iterator[Sample]:
     """The samples of the next train step of stage `number`, in order."""
     job = job_of(recipe, number)
-    rows = StageRows(job.stage, job.mixture, job.latents if isinstance(job.latents, str) else None)
+    latents = job.latents if isinstance(job.latents, str) else None
+    kept = stage_folder(job, training_key(job)) / ROWS
+    rows = StageRows(job.stage, job.mixture, latents, kept, keeps=False)
     step = min(standing(job).step, job.stage.steps - 1)
     for block in blocks_of_step(job.stage, step):
         for sample in block.share(0, 1):
             row = rows.row(block.task, sample)
             at = row.place
             yield Sample(block.task, sample, at.dataset, at.shard, at.row, at.key, _shown(row.text))
+    rows.close()
 
 
 def _shown(text: Any, most: int = 80) -> str:

@@ -24,9 +24,11 @@ class WatchSettings(SinkSettings):
 
 @contextmanager
 def watched(
-    settings: WatchSettings, run: Path, folder: Path, experiment: str, speed: Speed | None
+    settings: WatchSettings, run: Path, folder: Path, experiment: str, speed: Speed | None, device: str = "cpu"
 ) -> Iterator[OnLine | None]:
-    """A function for each line of metrics of the stage in `folder`, a part of `run`; None where nothing is asked."""
+    """A function for each line of metrics of the stage in `folder`, a part of `run`, which trains on `device`; None
+    where nothing is asked.
+    """
     with open_sinks(settings, folder, experiment) as sink:
         samples = settings.samples
         if sink is None and samples is None:
@@ -40,14 +42,14 @@ def watched(
                 sink({**line, **(speed.measures(line["samples_per_second"]) if speed else {})})
             if samples is not None and line["step"] // samples.every > looked:
                 looked = line["step"] // samples.every
-                _sample(samples, run, folder)
+                _sample(samples, run, folder, device)
 
         yield on_line
 
 
-def _sample(samples: SampleSettings, run: Path, folder: Path) -> None:
-    """Training goes on where a checkpoint cannot be looked at, as when it was pruned meanwhile."""
+def _sample(samples: SampleSettings, run: Path, folder: Path, device: str) -> None:
+    """Training goes on where a checkpoint cannot be looked at: no disk for the pictures, no memory on the GPU."""
     try:
-        write_samples(samples, run, folder)
-    except HarmonError as error:
+        write_samples(samples, run, folder, device)
+    except (HarmonError, OSError, RuntimeError) as error:
         log.warning("no samples of %s: %s", folder.name, error)

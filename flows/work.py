@@ -34,7 +34,7 @@ from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
 from harmon.text import ChatText
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.data import StageData
-from harmon.training.job import TrainJob, file_hash, stage_folder, stage_store, training_key
+from harmon.training.job import ROWS, TrainJob, file_hash, stage_folder, stage_store, training_key
 from harmon.training.launch import ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
@@ -418,7 +418,8 @@ def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, unt
     _describe(recipe, number + 1)
     job = job_of(recipe, number)
     folder = stage_folder(job, training_key(job))
-    with watched(recipe.training.watch, recipe.run_folder, folder, recipe.name, speed_of(recipe, job)) as watch:
+    settings, speed = recipe.training.watch, speed_of(recipe, job, folder)
+    with watched(settings, recipe.run_folder, folder, recipe.name, speed, job.device) as watch:
 
         def both(line: dict[str, Any]) -> None:
             for told in (watch, on_line):
@@ -432,11 +433,11 @@ def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, unt
             train_stage(job, launch, both if watch or on_line else None, until)
 
 
-def speed_of(recipe: Recipe, job: TrainJob) -> Speed | None:
-    """What a sample of `job` is in tokens and FLOPs; None where no sink asks."""
+def speed_of(recipe: Recipe, job: TrainJob, folder: Path) -> Speed | None:
+    """What a sample of `job`, whose stage lies in `folder`, is in tokens and FLOPs; None where no sink asks."""
     if recipe.training.watch == WatchSettings():
         return None
-    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents, folder / ROWS)
     lengths = data.lengths()
     data.close()
     return Speed.of(job.stage, job.model, lengths)

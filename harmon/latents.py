@@ -107,7 +107,8 @@ def prove_latents(dataset: Dataset, group: str, px: int) -> None:
     these and of today's hashes has to be a commit's, or set apart from one by forgetting alone.
 
     Raises:
-        HarmonError: the latents are of other pictures, rows or pixels, or nothing says of which.
+        HarmonError: the latents are of other pictures, rows or pixels, of another version of this code, or nothing says
+            of which.
     """
     made = [commit for commit in dataset.commits() if commit.step == STEP and _group_of(commit) == group]
     if not made:
@@ -116,8 +117,14 @@ def prove_latents(dataset: Dataset, group: str, px: int) -> None:
         )
     if all(commit.configuration["px"] != px for commit in made):
         raise HarmonError(f"The group {group} of {dataset.root} is not of pictures of {px} px; name the one that is.")
+    made = [commit for commit in made if commit.version == VERSION]
+    if not made:
+        raise HarmonError(
+            f"The latents {group} of {dataset.root} were made by another version of this code, whose latents differ; "
+            "make them again in a new dataset."
+        )
     reads = (Reads(dataset, ("images", "source")),)
-    if not any(standing(dataset, Step(STEP, one.version, one.configuration, reads)) for one in made):
+    if not any(standing(dataset, Step(STEP, VERSION, one.configuration, reads)) for one in made):
         raise HarmonError(
             f"The latents {group} of {dataset.root} are of other pictures or rows than it has now; make them again in "
             "a new dataset, or train on the commit that they were made at."
@@ -128,9 +135,9 @@ def _group_of(commit: Commit) -> str:
     return f"latents.{commit.configuration['px']}-{commit.configuration['autoencoder'][:8]}"
 
 
-def latents_array(column: pa.ChunkedArray) -> NDArray[np.float16]:
+def latents_array(column: pa.Array | pa.ChunkedArray) -> NDArray[np.float16]:
     """A `crop` or `padded` column as [rows, channels * h * w]; rows that are null hold zeros."""
-    combined = column.combine_chunks()
+    combined = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     values = np.zeros((len(combined), combined.type.list_size), dtype=np.float16)
     values[combined.is_valid().to_numpy(zero_copy_only=False)] = (
         combined.flatten().to_numpy(zero_copy_only=False).reshape(-1, combined.type.list_size)
@@ -201,10 +208,13 @@ def _prepared(data: bytes, px: int) -> _Picture:
     try:
         with Image.open(io.BytesIO(data)) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        crop, box = centre_crop(image, px)
+        padded = None if image.width == image.height else padded_square(image, px)
+    except MemoryError:
+        raise  # of this machine and moment, and what is written stays
+    except Exception:  # a decoder may raise anything at bytes that are wrong, and is told apart by no class
         return _Picture(reason="undecodable")
-    crop, box = centre_crop(image, px)
-    return _Picture(crop, box, None if image.width == image.height else padded_square(image, px))
+    return _Picture(crop, box, padded)
 
 
 def _encoded(pixels: Sequence[NDArray[np.float32] | None], model: Autoencoder) -> list[NDArray[np.float16] | None]:

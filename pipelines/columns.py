@@ -1,6 +1,6 @@
 """Column groups: Parquet files with one row per key in shard order, written to the same bytes every time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,13 +99,28 @@ def read_columns(file: Path | BinaryIO, columns: Sequence[str] | None = None) ->
     name = file if isinstance(file, Path) else file.name
     try:
         with parquet_file(file) as parquet:
-            names = parquet.schema_arrow.names
-            unknown = [name for name in columns or () if name not in names]
-            if unknown:
-                raise HarmonError(f"{name} has no column {unknown}; it has {names}")
+            _check_known(name, parquet, columns or ())
             return parquet.read(columns=list(columns) if columns is not None else None)
     except (pa.ArrowException, OSError) as problem:
         raise HarmonError(f"{name} cannot be read as Parquet: {problem}; run `harmon audit --deep`") from problem
+
+
+def read_batches(file: Path | BinaryIO, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """The named columns, at most `rows` rows at a time: a whole column of long texts is never in memory."""
+    name = file if isinstance(file, Path) else file.name
+    try:
+        with parquet_file(file) as parquet:
+            _check_known(name, parquet, columns)
+            yield from parquet.iter_batches(rows, columns=list(columns))
+    except (pa.ArrowException, OSError) as problem:
+        raise HarmonError(f"{name} cannot be read as Parquet: {problem}; run `harmon audit --deep`") from problem
+
+
+def _check_known(file: str | Path, parquet: pq.ParquetFile, columns: Sequence[str]) -> None:
+    names = parquet.schema_arrow.names
+    unknown = [name for name in columns if name not in names]
+    if unknown:
+        raise HarmonError(f"{file} has no column {unknown}; it has {names}")
 
 
 def parquet_file(file: Path | BinaryIO) -> pq.ParquetFile:

@@ -2,13 +2,13 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.columns import REJECT_SCHEMA, read_columns
+from pipelines.columns import REJECT_SCHEMA, read_batches, read_columns
 from pipelines.disk import LocalStore
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.location import S3Url
@@ -157,12 +157,22 @@ class Dataset:
         """One shard of a column group: one row per key, in shard order. `columns` limits what is read."""
         entry = self._need(group, shard)
         table = read_columns(self.store.readable(entry.path), columns)
-        if table.num_rows != entry.rows:
-            raise HarmonError(
-                f"{self.store.where(entry.path)} has {table.num_rows} rows, its manifest says {entry.rows}; "
-                "run `harmon audit`"
-            )
+        self._check_rows(entry, table.num_rows)
         return table
+
+    def batches(self, group: str, shard: int, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """`table` in order, at most `rows` rows at a time, where a whole column may be too much to hold."""
+        entry, seen = self._need(group, shard), 0
+        for batch in read_batches(self.store.readable(entry.path), columns, rows):
+            seen += batch.num_rows
+            yield batch
+        self._check_rows(entry, seen)
+
+    def _check_rows(self, entry: FileEntry, rows: int) -> None:
+        if rows != entry.rows:
+            raise HarmonError(
+                f"{self.store.where(entry.path)} has {rows} rows, its manifest says {entry.rows}; run `harmon audit`"
+            )
 
     def whole_table(self, group: str, columns: Sequence[str] | None = None) -> pa.Table:
         """All shards of a column group, one after the other: for small datasets and small columns."""

@@ -5,8 +5,9 @@ other processes and encoded here. A picture that proves corrupt is left out of i
 stands alone: its sample keeps its place with weight 0, is recorded, and nothing comes instead.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -37,11 +38,17 @@ class ImageBatch:
     masked: int
     timesteps: Tensor  # [R, B, N] int64
     noise: Tensor  # [R, B, N, token channels] float32
+    entries: Tensor | None = None  # [B] int64: the entry of the mixture that each row is of
 
     @property
     def count(self) -> int:
         """Masked positions."""
         return len(self.latents) * self.masked
+
+    @property
+    def counts(self) -> Tensor:
+        """Masked positions of each row, [B] float64."""
+        return torch.full((len(self.latents),), self.masked, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -53,27 +60,39 @@ class ChatBatch:
     latents: Tensor | None  # [B, C, h, w] float32; None: text only
     input_ids: Tensor  # [B, L] int64, right padded, image slots inside
     labels: Tensor  # [B, L] int64, IGNORED at padding
+    entries: Tensor | None = None  # [B] int64: the entry of the mixture that each row is of
 
     @property
     def count(self) -> int:
         """Labelled tokens."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def counts(self) -> Tensor:
+        """Labelled tokens of each row, [B] float64."""
+        return (self.labels != IGNORED).sum(1, dtype=torch.float64)
+
 
 class StageData:
     """The samples of one stage.
 
-    `latents` is the column group of the stage's pictures, or how they are decoded and encoded while training.
-    Raises ConfigurationError as `StageRows` does.
+    `latents` is the column group of the stage's pictures, or how they are decoded and encoded while training; `kept` as
+    in `StageRows`. Raises ConfigurationError as `StageRows` does.
     """
 
     def __init__(
-        self, stage: StageConfig, mixture: Mixture, model: HarmonConfig, text: ChatText, latents: str | Online
+        self,
+        stage: StageConfig,
+        mixture: Mixture,
+        model: HarmonConfig,
+        text: ChatText,
+        latents: str | Online,
+        kept: Path | None = None,
     ) -> None:
         self.stage, self.mixture, self.model, self.text = stage, mixture, model, text
         self.side = stage.px // model.latent_stride
         self.tokens = model.tokens(self.side, self.side)
-        self.rows = StageRows(stage, mixture, latents if isinstance(latents, str) else None)
+        self.rows = StageRows(stage, mixture, latents if isinstance(latents, str) else None, kept)
         self._online = None if isinstance(latents, str) else OnlineLatents(stage, latents, self.rows)
 
     @property
@@ -117,6 +136,7 @@ class StageData:
             masked=masked_positions(self.stage, block.start, self.tokens),
             timesteps=torch.from_numpy(draws.timesteps),
             noise=torch.from_numpy(draws.noise),
+            entries=torch.tensor([row.entry for row in rows]),
         )
 
     def chats(self, task: Task, numbers: Sequence[int]) -> ChatBatch | None:
@@ -131,11 +151,15 @@ class StageData:
         chats = [self._chat(task, number, row.text) for number, row in zip(numbers, rows, strict=True)]
         ids, _ = _padded([chat.ids for chat in chats], self.text.pad)
         labels, _ = _padded([chat.labels for chat in chats], IGNORED)
-        return ChatBatch(latents, ids, labels)
+        return ChatBatch(latents, ids, labels, torch.tensor([row.entry for row in rows]))
 
-    def epochs(self, task: Task, samples: int) -> list[float]:
-        """Passes through each entry of `task` that its first `samples` samples make."""
-        return self.rows.epochs(task, samples)
+    def epochs(self, cursors: Mapping[Task, int]) -> dict[Task, dict[str, float]]:
+        """Passes through each entry of each task, by name, that the samples before these cursors make."""
+        return {
+            task: dict(zip(self.mixture.names(task), self.rows.epochs(task, samples), strict=True))
+            for task, samples in cursors.items()
+            if self.stage.ratio.of(task)
+        }
 
     def lengths(self, samples: int = 64) -> Lengths:
         """Mean text lengths of the first `samples` of each task, image slots not counted; no picture is looked at."""
@@ -157,7 +181,10 @@ class StageData:
         return found
 
     def close(self) -> None:
-        """End the decoding processes, where there are any; they also end with this process."""
+        """End the threads that read ahead, and the decoding processes, where there are any; all end with this process
+        too.
+        """
+        self.rows.close()
         if self._online is not None:
             self._online.close()
 

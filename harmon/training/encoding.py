@@ -1,12 +1,15 @@
 """Latents of pictures that are decoded while training: asked ahead, encoded by the frozen autoencoder, corrupt ones
 rejected and recorded.
+
+Float sums depend on the shape of a batch, so pictures are always encoded in batches of one shape: then the latents of a
+picture do not depend on its neighbours, which the number of workers decides. On the CPU that shape is one picture; on
+a GPU it is `BATCH`, the last batch filled with grey.
 """
 
 import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
 
@@ -16,16 +19,15 @@ from torch import Tensor
 
 from harmon.latents import load_autoencoder
 from harmon.pictures import unit_pixels
-from harmon.training.decoding import Decoder, Online, Pixels, Wanted
+from harmon.training.decoding import Asked, Decoder, Online, Pixels, Rejected, Wanted
 from harmon.training.draws import place_of_crop
 from harmon.training.mixture import Block
 from harmon.training.rows import Place, StageRows
 from harmon.training.stage import StageConfig, Task
 from pipelines.errors import HarmonError
 
-BATCH = 16  # pictures encoded together: the autoencoder's activations are large
+BATCH = 16  # pictures that a GPU encodes together: the autoencoder's activations are large
 log = logging.getLogger(__name__)
-Decoded = list[Future[list[Pixels | str]]]
 
 
 class OnlineLatents:
@@ -42,7 +44,8 @@ class OnlineLatents:
                 f"{stage.stage}: {stage.px} px are no multiple of the autoencoder's stride {self._autoencoder.stride}."
             )
         self._decoder = Decoder(online.workers)
-        self._asked: dict[tuple[Task, int, int], Decoded] = {}  # by task, first number and count
+        self._batch = 1 if torch.device(online.device).type == "cpu" else BATCH
+        self._asked: dict[tuple[Task, int, int], list[Asked]] = {}  # by task, first number and count
         self._told: set[tuple[Task, str]] = set()
         self.rejected: dict[str, Counter[str]] = {}
 
@@ -59,15 +62,16 @@ class OnlineLatents:
         """Those of `numbers` whose picture can be decoded, and their latents [B, C, h, w] float32."""
         asked = self._asked.pop(_key(task, numbers), None) or self._ask(task, numbers)
         kept, pixels = [], []
-        for number, result in zip(numbers, chain.from_iterable(future.result() for future in asked), strict=True):
-            if isinstance(result, str):
+        for number, result in zip(numbers, chain.from_iterable(one.result() for one in asked), strict=True):
+            if isinstance(result, Rejected):
                 self._reject(task, self._rows.row(task, number).place, result)
             else:
                 kept.append(number)
                 pixels.append(result)
         if not kept:
             return [], torch.empty(0)
-        return kept, torch.cat([self._encoded(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)])
+        starts = range(0, len(pixels), self._batch)
+        return kept, torch.cat([self._encoded(pixels[start : start + self._batch]) for start in starts])
 
     def close(self) -> None:
         """End the decoding processes."""
@@ -75,10 +79,11 @@ class OnlineLatents:
 
     @torch.no_grad()
     def _encoded(self, pixels: Sequence[Pixels]) -> Tensor:
-        images = torch.from_numpy(unit_pixels(np.stack(pixels))).to(self.online.device)
-        return self._autoencoder.encode(images).float()
+        images = torch.zeros(self._batch, 3, self.stage.px, self.stage.px)
+        images[: len(pixels)] = torch.from_numpy(unit_pixels(np.stack(pixels)))
+        return self._autoencoder.encode(images.to(self.online.device))[: len(pixels)].float()
 
-    def _ask(self, task: Task, numbers: Sequence[int]) -> Decoded:
+    def _ask(self, task: Task, numbers: Sequence[int]) -> list[Asked]:
         return self._decoder.ask([self._wanted(task, number) for number in numbers])
 
     def _wanted(self, task: Task, number: int) -> Wanted:
@@ -94,19 +99,20 @@ class OnlineLatents:
             draft=self.online.draft,
         )
 
-    def _reject(self, task: Task, place: Place, reason: str) -> None:
+    def _reject(self, task: Task, place: Place, why: Rejected) -> None:
         """Count a corrupt picture at every visit; write it down at the first."""
-        self.rejected.setdefault(task, Counter())[reason] += 1
+        self.rejected.setdefault(task, Counter())[why.reason] += 1
         if (task, place.key) in self._told:
             return
         self._told.add((task, place.key))
-        log.warning("%s: the picture %s of %s is rejected: %s", self.stage.stage, place.key, place.dataset, reason)
+        told = f"{why.reason} ({why.detail})" if why.detail else why.reason
+        log.warning("%s: the picture %s of %s is rejected: %s", self.stage.stage, place.key, place.dataset, told)
         if self.online.rejects is not None:
             line = {"stage": self.stage.stage, "task": task, "dataset": place.dataset, "shard": place.shard}
             path = Path(self.online.rejects)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:  # one write of a short line: several workers may add theirs
-                file.write(json.dumps(line | {"key": place.key, "reason": reason}) + "\n")
+                file.write(json.dumps(line | {"key": place.key, "reason": why.reason, "detail": why.detail}) + "\n")
 
 
 def _key(task: Task, numbers: Sequence[int]) -> tuple[Task, int, int]:

@@ -19,6 +19,7 @@ from pipelines.settings import Settings, parse
 
 VERSION = 3  # raised when the same job would give other weights
 DONE, JOB = "done.json", "job.json"
+ROWS = "rows"  # folder of a stage: which rows serve it (harmon.training.eligible)
 Notice = Literal["go on", "save", "stop"]  # what a worker hears of its machine: "save" now, or also end
 
 

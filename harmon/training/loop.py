@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harmon.model.harmon import Harmon
+from harmon.model.harmon import Harmon, LossSum
 from harmon.seeds import stream
 from harmon.text import ChatText
 from harmon.training.agreement import Notices
@@ -28,6 +28,7 @@ from harmon.training.failure import FinalError
 from harmon.training.guard import Guard, largest
 from harmon.training.job import (
     DONE,
+    ROWS,
     Notice,
     TrainJob,
     file_hash,
@@ -40,6 +41,7 @@ from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
 from harmon.training.parallel import at_hand, gradient_of, prepare, reduce_now
+from harmon.training.sources import SourceLosses
 from harmon.training.stage import TASKS
 from harmon.training.standing import CHECKPOINTS, completed, recall, write_done
 from harmon.training.weights import load_weights, own_tensors, whole
@@ -90,7 +92,7 @@ def train(
     gradient = gradient_of(trained, mesh)
     guard = Guard(job.guard, device)
     average = Average(trained, job.average) if job.average else None
-    data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents, folder / ROWS)
     micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None, packs=job.execution.pack)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
 
@@ -114,6 +116,7 @@ def train(
     # guard said of each step. The host reads nothing off the device before the next line.
     sums = torch.zeros(2, len(TASKS), dtype=torch.float64, device=device)
     verdicts: list[Tensor] = []
+    sources = SourceLosses(job.mixture, [task for task in TASKS if stage.ratio.of(task)], device)
     data_seconds, samples, since = 0.0, 0, time.perf_counter()
     noticed, notices = "go on", Notices(told)
     for step in range(first, last):
@@ -135,9 +138,12 @@ def train(
             factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
             reduce_now(model, number == len(parts))
             with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
-                loss = loss_sum(model, part.batch, dtype, device, job.execution.pack)
+                losses = loss_sum(model, part.batch, dtype, device, job.execution.pack)
+            loss = losses.total
             if part.stands_in:
                 loss = loss * 0.0
+            else:
+                sources.add(part.block.task, part.batch, losses.per_sample)
             weighted = loss * factor.to(loss.dtype)
             weighted.backward()  # type: ignore[no-untyped-call]
             step_loss += weighted.detach()
@@ -153,6 +159,7 @@ def train(
             average.update()
         sums += torch.where(skip > 0, 0.0, step_sums)
         verdicts.append(skip)
+        sources.end_step(skip)
         samples += stage.global_batch
 
         # -- once in a while ---------------------------------------------------------------------------------
@@ -167,6 +174,8 @@ def train(
                 "step": finished,
                 "workers": world,
                 "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
+                "source_loss": sources.told(),
+                "source_epochs": data.epochs(cursors(stage, finished)),
                 "rate": rates,
                 "gradient_norm": norm.item(),
                 "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
@@ -204,6 +213,7 @@ def train(
         if noticed == "stop":
             raise HarmonError(f"{stage.stage} was told to stop and saved step {finished}; run it again to go on.")
     checkpoints.wait()
+    data.close()
     if rank == 0 and last == stage.steps:
         _finish(folder, key, job, data, checkpoints)
     if dist.is_initialized():
@@ -229,8 +239,11 @@ def step_counts(
 
 def loss_sum(
     model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, device: torch.device, pack: bool = False
-) -> Tensor:
-    """Sum of a batch's losses over its masked positions or labelled tokens (scalar); `pack` as in Execution."""
+) -> LossSum:
+    """A batch's losses, summed over its masked positions or labelled tokens: of all its rows, and of each.
+
+    `pack` as in Execution.
+    """
 
     def moved(value: Tensor) -> Tensor:
         return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
@@ -244,10 +257,10 @@ def loss_sum(
             batch.masked,
             moved(batch.timesteps),
             moved(batch.noise),
-        ).total
+        )
     latents = None if batch.latents is None else moved(batch.latents)
     scale = model.config.grad_scale
-    return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale, packed=pack).total
+    return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale, packed=pack)
 
 
 @torch.no_grad()

@@ -99,9 +99,11 @@ def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None)
         masked=batch.masked,
         timesteps=batch.timesteps[:, rows],
         noise=batch.noise[:, rows],
+        entries=None if batch.entries is None else batch.entries[rows],
     )
 
 
 def _chats(batch: ChatBatch, rows: slice | Tensor) -> ChatBatch:
     latents = None if batch.latents is None else batch.latents[rows]
-    return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows])
+    entries = None if batch.entries is None else batch.entries[rows]
+    return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows], entries)

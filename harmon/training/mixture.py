@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,13 @@ class MixtureSource(Settings):
     weight: int = Field(1, gt=0, le=1000)
     """Share of the task's samples, relative to its other entries."""
 
+    @property
+    def name(self) -> str:
+        """Its first source and how many more, or else its dataset's folder."""
+        if not self.sources:
+            return self.dataset.rstrip("/").rpartition("/")[2]
+        return self.sources[0] + (f"+{len(self.sources) - 1}" if len(self.sources) > 1 else "")
+
 
 class Mixture(Settings):
     """The entries of each task."""
@@ -50,6 +58,13 @@ class Mixture(Settings):
         """The entries of `task`."""
         entries: tuple[MixtureSource, ...] = getattr(self, task)
         return entries
+
+    def names(self, task: Task) -> list[str]:
+        """What metrics call the entries of `task`: by their sources or dataset; two of one name by their text too."""
+        entries = self.of(task)
+        names = [entry.name for entry in entries]
+        names = [f"{n}:{entry.text}" if names.count(n) > 1 else n for n, entry in zip(names, entries, strict=True)]
+        return [f"{name}#{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,7 @@ def blocks_of_step(stage: StageConfig, step: int) -> list[Block]:
     ]
 
 
-def cursors(stage: StageConfig, step: int) -> dict[str, int]:
+def cursors(stage: StageConfig, step: int) -> dict[Task, int]:
     """Each task's next sample number before train step `step`."""
     counts = blocks_until(stage.ratio, step * stage.blocks_per_step)
     return {task: counts[task] * stage.block_rows for task in TASKS}
@@ -164,6 +179,27 @@ class Shuffle:
         place = bisect_right(ends, mixed)
         return int(order[place]), mixed - (ends[place - 1] if place else 0)
 
+    def reach(self, position: int) -> tuple[int, int, int]:
+        """How far `position` needs shards open: its epoch, its window there, and how many of the next window's should
+        be by now. It grows by one while as many rows are read as a shard has.
+        """
+        epoch, offset = divmod(position, self.total)
+        _, ends = self._order(epoch)
+        window = bisect_right(ends[self.window - 1 :: self.window], offset)
+        first, last = window * self.window, min((window + 1) * self.window, len(ends))
+        start = ends[first - 1] if first else 0
+        return epoch, window, 1 + self.window * (offset - start) // (ends[last - 1] - start)
+
+    def places_within(self, reach: tuple[int, int, int]) -> list[int]:
+        """Places in `counts` of the shards that a `reach` needs open; an epoch's last window is followed by the next
+        epoch's first.
+        """
+        epoch, window, further = reach
+        order = self._order(epoch)[0][window * self.window :].tolist()
+        if len(order) <= self.window:
+            order += self._order(epoch + 1)[0][:further].tolist()
+        return [int(place) for place in order[: self.window + further]]
+
     def _draw_order(self, epoch: int) -> tuple[NDArray[np.int64], list[int]]:
         order = keyed("shards", *self.key, index=epoch).permutation(len(self.counts))
         return order, np.cumsum(self.counts[order]).tolist()
@@ -173,6 +209,14 @@ class Shuffle:
         first, last = window * self.window, min((window + 1) * self.window, len(ends))
         size = ends[last - 1] - (ends[first - 1] if first else 0)
         return keyed("rows", *self.key, epoch, index=window).permutation(size)
+
+
+class ServingRows(Protocol):
+    """Row numbers of one shard, in order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> int: ...
 
 
 class TaskMixture:
@@ -187,7 +231,7 @@ class TaskMixture:
         stage: StageConfig,
         task: Task,
         weights: Sequence[int],
-        eligible: Sequence[Mapping[int, NDArray[np.int64]]],
+        eligible: Sequence[Mapping[int, ServingRows]],
     ) -> None:
         self.shards = [[number for number, rows in entry.items() if len(rows)] for entry in eligible]
         for number, shards in enumerate(self.shards):
@@ -212,10 +256,23 @@ class TaskMixture:
 
     def locate(self, index: int) -> tuple[int, int, int]:
         """(entry, shard number, row) of sample `index`."""
+        entry, shard, place = self.place(index)
+        return entry, shard, int(self.eligible[entry][shard][place])
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """(entry, shard number, place among that shard's eligible rows) of sample `index`."""
         entry, position = self._interleave.locate(index)
-        place, row = self._shuffles[entry].locate(position)
-        shard = self.shards[entry][place]
-        return entry, shard, int(self.eligible[entry][shard][row])
+        shard, place = self._shuffles[entry].locate(position)
+        return entry, self.shards[entry][shard], place
+
+    def reach(self, index: int) -> tuple[int, tuple[int, int, int]]:
+        """The entry of sample `index`, and how far its shuffle needs shards open (`Shuffle.reach`)."""
+        entry, position = self._interleave.locate(index)
+        return entry, self._shuffles[entry].reach(position)
+
+    def shards_within(self, entry: int, reach: tuple[int, int, int]) -> list[int]:
+        """Numbers of the shards of `entry` that a `reach` needs open."""
+        return [self.shards[entry][place] for place in self._shuffles[entry].places_within(reach)]
 
     def epochs(self, samples: int) -> list[float]:
         """How often the first `samples` samples have gone through each entry."""

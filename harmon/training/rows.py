@@ -1,25 +1,25 @@
 """Which rows of the training datasets serve a stage, and the row that sample number i of a task is.
 
-A row serves where it is of the entry's task and sources, has a usable text, and a picture if it needs one. Column files
-of the shards in use are kept in memory, as many as the shuffle window needs.
+A row serves where it is of the entry's task and sources, has a usable text, and a picture if it needs one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from harmon.latents import latents_array, prove_latents
+from harmon.latents import prove_latents
+from harmon.training.eligible import Criterion, Fact, RowBits, find_serving
 from harmon.training.mixture import Mixture, MixtureSource, TaskMixture
 from harmon.training.stage import TASKS, StageConfig, Task
+from harmon.training.window import Columns, OpenShard, OpenShards
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
+from pipelines.manifest import SOURCE
 
 PICTURE = "picture"  # the text of a mixture entry whose prompt is the picture itself
 
@@ -39,57 +39,70 @@ class Row:
     """What a sample is made of."""
 
     place: Place
+    entry: int
+    """Which entry of the task's mixture it is of."""
     text: Any
     """A caption, a conversation as a list of {role, text}, or None where the prompt is the picture itself."""
     latents: NDArray[np.float16] | None
     """[C * h * w]; None for a text, or where pictures are decoded while training."""
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """What one mixture entry needs of one shard, row by row."""
-
-    keys: list[str]
-    texts: list[Any]
-    latents: NDArray[np.float16] | None  # [rows, C * h * w]
-
-
 class StageRows:
     """The rows of one stage. `latents` is the column group of its pictures; None: rows with a picture serve, decoded or
     not.
 
+    `kept` is the folder in which what serves is kept from start to start (`find_serving`); None: it is looked up anew.
     `left_out` says, for each task, how many rows of each entry of its mixture have no usable text or no picture and so
     never come. Raises ConfigurationError where the mixture does not serve a task that the ratio asks for, or asks text
-    of a kind that the task cannot use, and HarmonError where stored latents are not those of the pictures.
+    of a kind that the task cannot use, and HarmonError where stored latents are not those of the pictures. Workers of a
+    torch.distributed group make theirs together.
     """
 
-    def __init__(self, stage: StageConfig, mixture: Mixture, latents: str | None) -> None:
+    def __init__(
+        self, stage: StageConfig, mixture: Mixture, latents: str | None, kept: Path | None = None, keeps: bool = True
+    ) -> None:
         self.stage, self.mixture, self.latents = stage, mixture, latents
         self._datasets = {entry.dataset: Dataset(entry.dataset) for task in TASKS for entry in mixture.of(task)}
         self.left_out: dict[str, list[int]] = {}
+        self._serving: dict[tuple[Task, int], Mapping[int, RowBits]] = {}
+        self._tasks = [task for task in TASKS if stage.ratio.of(task)]
+        for task in self._tasks:
+            self._check(task)
         self._prove_latents()
-        self._samples = {task: self._task_mixture(task) for task in TASKS if stage.ratio.of(task)}
-        entries = sum(len(mixture.of(task)) for task in self._samples)
-        self._shard = lru_cache(maxsize=2 * entries * stage.window_shards)(self._load)
+        self._samples = self._task_mixtures(kept, keeps)
+        self._open: OpenShards[tuple[Task, int, int]] = OpenShards(self._open_shard)
+        self._reached: dict[tuple[Task, int], tuple[int, int, int]] = {}
 
     def row(self, task: Task, number: int) -> Row:
-        """The row of sample `number` of `task`."""
-        entry, shard_number, row = self._samples[task].locate(number)
-        shard = self._shard(task, entry, shard_number)
-        place = Place(self.mixture.of(task)[entry].dataset, shard_number, row, shard.keys[row])
-        return Row(place, shard.texts[row], None if shard.latents is None else shard.latents[row])
+        """The row of sample `number` of `task`. The next shards of its shuffle's window are opened meanwhile."""
+        samples = self._samples[task]
+        entry, shard_number, place = samples.place(number)
+        shard = self._open.get((task, entry, shard_number))
+        self._read_ahead(task, number)
+        at = Place(
+            dataset=self.mixture.of(task)[entry].dataset,
+            shard=shard_number,
+            row=self._serving[task, entry][shard_number][place],
+            key=shard.texts["key"][place].as_py(),
+        )
+        text = shard.texts["text"][place].as_py() if "text" in shard.texts.column_names else None
+        return Row(at, entry, text, None if shard.latents is None else shard.latents[place])
 
     def epochs(self, task: Task, samples: int) -> list[float]:
         """Passes through each entry of `task` that its first `samples` samples make."""
         return self._samples[task].epochs(samples)
 
+    def close(self) -> None:
+        """Open no more shards."""
+        self._open.close()
+
     def _prove_latents(self) -> None:
-        pictured = [task for task in TASKS if task != "text" and self.stage.ratio.of(task)]
+        pictured = [task for task in self._tasks if task != "text"]
         for dataset in sorted({entry.dataset for task in pictured for entry in self.mixture.of(task)}):
             if self.latents is not None:
                 prove_latents(self._datasets[dataset], self.latents, self.stage.px)
 
-    def _task_mixture(self, task: Task) -> TaskMixture:
+    def _check(self, task: Task) -> None:
         entries = self.mixture.of(task)
         if not entries:
             raise ConfigurationError(f"{self.stage.stage} trains {task}, but its mixture names no dataset for {task}.")
@@ -97,48 +110,44 @@ class StageRows:
             raise ConfigurationError(f"{self.stage.stage}: text2image needs captions; its mixture names conversations.")
         if task != "text2image" and any(entry.text == PICTURE for entry in entries):
             raise ConfigurationError(f"{self.stage.stage}: `text: {PICTURE}` serves text2image alone, not {task}.")
-        found = [
-            {shard: self._eligible(task, entry, shard) for shard in self._datasets[entry.dataset].shard_numbers}
-            for entry in entries
-        ]
-        self.left_out[task] = [sum(left_out for _, left_out in shards.values()) for shards in found]
-        eligible = [{shard: rows for shard, (rows, _) in shards.items()} for shards in found]
-        return TaskMixture(self.stage, task, [entry.weight for entry in entries], eligible)
 
-    def _eligible(self, task: Task, entry: MixtureSource, shard: int) -> tuple[NDArray[np.int64], int]:
-        """Rows of `shard` that serve: of the entry's task and sources, with a usable text, and a picture if they
-        need one. And how many of its task and sources do not.
-        """
-        dataset = self._datasets[entry.dataset]
-        source = dataset.table("source", shard, ["task", "source", "ext"])
-        named = pc.equal(source["task"], entry.rows)
+    def _task_mixtures(self, kept: Path | None, keeps: bool) -> dict[Task, TaskMixture]:
+        asked = [(task, entry) for task in self._tasks for entry in self.mixture.of(task)]
+        criteria = [(entry.dataset, self._criterion(task, entry)) for task, entry in asked]
+        found = iter(find_serving(self._datasets, criteria, kept, keeps))
+        mixtures = {}
+        for task in self._tasks:
+            entries = self.mixture.of(task)
+            serving = [next(found) for _ in entries]
+            self.left_out[task] = [one.left_out for one in serving]
+            self._serving |= {(task, entry): one.shards for entry, one in enumerate(serving)}
+            weights = [entry.weight for entry in entries]
+            mixtures[task] = TaskMixture(self.stage, task, weights, [one.shards for one in serving])
+        return mixtures
+
+    def _criterion(self, task: Task, entry: MixtureSource) -> Criterion:
+        """Rows of the entry's task and sources, with a usable text, and a picture if they need one."""
+        named = [Fact(SOURCE, "task", (entry.rows,))]
         if entry.sources is not None:
-            named = pc.and_(named, pc.is_in(source["source"], pa.array(entry.sources, source["source"].type)))
-        keep = named
-        if entry.text != PICTURE:
-            texts = _texts(dataset, entry, shard)
-            keep = pc.and_(named, have_pairs(texts) if entry.text == "conversation" else _filled(texts))
-        if task != "text" and self.latents is not None:
-            keep = pc.and_(keep, pc.is_valid(dataset.table(self.latents, shard, ["crop_box"])["crop_box"]))
-        elif task != "text":
-            keep = pc.and_(keep, pc.is_valid(source["ext"]))
-        usable: NDArray[np.bool_] = pc.fill_null(keep, False).to_numpy()
-        rows = np.flatnonzero(usable)
-        return rows, (pc.sum(named).as_py() or 0) - len(rows)
+            named.append(Fact(SOURCE, "source", entry.sources))
+        usable = [Fact(*where)] if (where := _text_of(entry)) else []
+        if task != "text":
+            usable.append(Fact(SOURCE, "ext") if self.latents is None else Fact(self.latents, "crop_box"))
+        return Criterion(tuple(named), tuple(usable))
 
-    def _load(self, task: Task, entry: int, shard: int) -> _Shard:
-        source = self.mixture.of(task)[entry]
-        dataset = self._datasets[source.dataset]
-        keys = dataset.table("source", shard, ["key"])["key"].to_pylist()
-        texts = [None] * len(keys) if source.text == PICTURE else _texts(dataset, source, shard).to_pylist()
-        if task == "text" or self.latents is None:
-            return _Shard(keys, texts, None)
-        columns = dataset.table(self.latents, shard, ["crop", "padded"])
-        latents = latents_array(columns["crop"])
-        if task == "image2text":  # the whole picture; a square one has no padded latents of its own
-            padded = columns["padded"].is_valid().to_numpy()
-            latents[padded] = latents_array(columns["padded"])[padded]
-        return _Shard(keys, texts, latents)
+    def _open_shard(self, key: tuple[Task, int, int]) -> OpenShard:
+        task, entry, shard = key
+        named = self.mixture.of(task)[entry]
+        group, column = _text_of(named) or (SOURCE, None)
+        columns = Columns(group, column, None if task == "text" else self.latents, padded=task == "image2text")
+        return columns.open(self._datasets[named.dataset], shard, self._serving[task, entry][shard])
+
+    def _read_ahead(self, task: Task, number: int) -> None:
+        entry, reach = self._samples[task].reach(number)
+        if self._reached.get((task, entry)) != reach:
+            self._reached[task, entry] = reach
+            shards = self._samples[task].shards_within(entry, reach)
+            self._open.read_ahead((task, entry, shard) for shard in shards)
 
 
 def pairs_of(conversation: Sequence[dict[str, str | None] | None]) -> list[tuple[str, str]]:
@@ -151,27 +160,10 @@ def pairs_of(conversation: Sequence[dict[str, str | None] | None]) -> list[tuple
     ]
 
 
-def have_pairs(conversations: pa.ChunkedArray) -> pa.Array:
-    """Which rows have any of `pairs_of` (bool), found in whole columns: a stage may have millions of rows."""
-    rows = conversations.combine_chunks()
-    turns, row_of = pc.list_flatten(rows), pc.list_parent_indices(rows).to_numpy()
-    filled = _filled(pc.struct_field(turns, "text"))
-    asked, told = (
-        pc.and_(pc.equal(pc.struct_field(turns, "role"), role), filled).fill_null(False).to_numpy(zero_copy_only=False)
-        for role in ("user", "assistant")
-    )
-    found = np.zeros(len(rows), dtype=np.bool_)
-    found[row_of[:-1][asked[:-1] & told[1:] & (row_of[:-1] == row_of[1:])]] = True
-    return pa.array(found)
-
-
-def _filled(texts: pa.Array | pa.ChunkedArray) -> Any:
-    """Which texts are neither null nor empty."""
-    return pc.fill_null(pc.greater(pc.utf8_length(texts), 0), False)
-
-
-def _texts(dataset: Dataset, entry: MixtureSource, shard: int) -> pa.ChunkedArray:
+def _text_of(entry: MixtureSource) -> tuple[str, str] | None:
+    """Group and column of the entry's text; None where its prompt is the picture itself."""
+    if entry.text == PICTURE:
+        return None
     if entry.text.startswith("caption."):
-        return dataset.table(entry.text, shard, ["text"])["text"]
-    column = "caption" if entry.text == "caption" else "conversations"
-    return dataset.table("source", shard, [column])[column]
+        return entry.text, "text"
+    return SOURCE, "caption" if entry.text == "caption" else "conversations"

@@ -41,6 +41,25 @@ def test_a_shut_gate_says_what_it_asks(folder: Path) -> None:
     assert not passed(gate, folder, "key")
 
 
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "null"])
+@pytest.mark.parametrize("bound", ["at_most", "at_least"])
+def test_a_metric_that_is_no_finite_number_shuts_the_gate(folder: Path, value: str, bound: str) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": 6, "loss": {{"text2image": {value}}}, "gradient_norm": {value}}}\n')
+        file.write('{"step": 7, "loss": {"text2image": 1.0}, "gradient_norm": 1.0}\n')
+    for metric in ("loss/text2image", "gradient_norm"):
+        gate = Gate(metric=metric, **{bound: 1e9 if bound == "at_most" else -1e9})
+        with pytest.raises(HarmonError, match=f"behind stage1 is shut: {metric} is nan"):
+            pass_gate(gate, folder, "stage1", "key")
+        assert not passed(gate, folder, "key")
+        pass_gate(gate.model_copy(update={"lines": 1}), folder, "stage1", "key")
+
+
+def test_a_bound_of_zero_is_a_bound(folder: Path) -> None:
+    with pytest.raises(HarmonError, match="it asks at most 0"):
+        pass_gate(Gate(metric="text_sensitivity", at_most=0.0), folder, "stage1", "key")
+
+
 def test_an_unknown_metric_is_refused_with_the_nearest_one(folder: Path) -> None:
     with pytest.raises(HarmonError, match="did you mean 'loss/text2image'"):
         measured(Gate(metric="loss/text2img", at_most=1.0), folder)

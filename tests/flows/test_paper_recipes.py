@@ -8,12 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filtering.aesthetic import load_head
+from filtering.embedding import Clip
+from filtering.weights import PUBLISHED
+from flows.gate import check
 from flows.recipe import Recipe, load_recipe
 from flows.work import datasets_of, job_of, work_of
 from harmon.training.job import done, stage_folder, training_key
+from harmon.training.loop import train
 from harmon.training.stage import departures, load_stage
+from pipelines.columns import SOURCE_SCHEMA
+from pipelines.dataset import Dataset
+from pipelines.errors import HarmonError
 from pipelines.loopback import serve
-from tests.harmon.miniature import TOKENIZER, make_autoencoder, tiny_model
+from pipelines.steps import Step, StepRun
+from tests.harmon.miniature import TOKENIZER, make_autoencoder, make_job, small_stage, tiny_model
+from tests.parts import need_shared
 from tests.pipelines import miniatures
 from tests.recaption.simulator import MODEL, simulator
 
@@ -32,6 +42,47 @@ def test_the_recipe_departs_from_no_number_of_the_stages(name: str) -> None:
     assert recipe.training.model == name.replace("paper", "harmon")
     used = {source for sources in recipe.set_sources.values() for source in sources}
     assert used == set(recipe.sources)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_threshold_on_beauty_names_the_scores_that_the_recipes_own_predictor_writes(
+    name: str, tmp_path: Path
+) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    settings = recipe.aesthetic
+    assert settings is not None
+    fetched = [PUBLISHED["aesthetic"].name, PUBLISHED["clip"].name]
+    assert [Path(settings.head).name, Path(settings.clip).name] == fetched
+    head, weights = load_head(need_shared("reference/aesthetic/sac+logos+ava1-l14-linearMSE.pth")), tmp_path / "clip"
+    weights.write_bytes(b"weights of CLIP")
+    clip = Clip(weights, settings.architecture)
+    dataset = Dataset(tmp_path / "scored")
+    run = StepRun(dataset, Step("make", 1, {}, ()))
+    for shard in run.pending([0]):
+        output = run.shard(shard)
+        row = dict.fromkeys(SOURCE_SCHEMA.names) | {"key": "0" * 32, "task": "text2image"}
+        output.columns("source", pa.Table.from_pylist([row], SOURCE_SCHEMA))
+        scores = {"key": ["0" * 32], "score": [7.0], "status": ["ok"], "reason": pa.array([None], pa.string())}
+        output.columns(head.group(clip.group), pa.table(scores))
+        output.finish(1)
+    run.commit()
+    (threshold,) = recipe.sets["refined"].named([dataset]).thresholds
+    assert (threshold.group, threshold.column, threshold.at_least) == (head.group(clip.group), "score", 6.5)
+    assert threshold.group in dataset.groups()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gates_are_shut_to_a_model_that_has_learned_nothing(name: str, tmp_path: Path) -> None:
+    made = small_stage(steps=4, learning_rate={"decoder": 1e-12}, ratio={"text": 0, "image2text": 0, "text2image": 1})
+    folder = train(make_job(tmp_path, made))
+    gates = [stage.gate for stage in load_recipe(RECIPES / f"{name}.yaml").training.stages[:2]]
+    for gate in gates:
+        assert gate is not None
+        with pytest.raises(HarmonError, match="is shut"):
+            check(gate, folder, "stage1")
+        learned = [json.dumps({"step": 5, "loss": {"text2image": 0.5}, "text_sensitivity": 0.1})] * 10
+        (tmp_path / "metrics.jsonl").write_text("\n".join(learned) + "\n")
+        assert check(gate, tmp_path, "stage1") == 0.5
 
 
 def test_the_two_recipes_differ_in_the_model_alone() -> None:

@@ -2,10 +2,14 @@
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import signal
+import struct
 import time
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,10 @@ import torch
 from miniature import TOKENIZER, make_autoencoder, make_corpus, make_job, mixture, small_stage, tiny_model
 from PIL import Image
 
+from harmon.model.autoencoder import KlAutoencoder, KlConfig
 from harmon.text import ChatText
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.decoding import Decoder, Online, Wanted, decode
+from harmon.training.decoding import Decoder, Online, Rejected, Wanted, decode
 from harmon.training.job import TrainJob, done, training_key
 from harmon.training.loop import train
 from harmon.training.mixture import blocks_of_step
@@ -113,7 +118,31 @@ def test_any_number_of_workers_gets_the_same_rows(autoencoder, wide_cut, setting
             present = [part for part in parts if part is not None]
             assert sum(part.count for part in present) == (whole.count if whole else 0)
             if whole is not None and whole.latents is not None:
-                assert torch.allclose(torch.cat([part.latents for part in present]), whole.latents, atol=1e-5)
+                assert torch.equal(torch.cat([part.latents for part in present]), whole.latents)
+
+
+def test_latents_do_not_depend_on_the_pictures_beside_them(autoencoder, wide_cut):
+    """The released autoencoder's layers, whose float sums depend on a batch's shape; shares of 1 to 7 pictures."""
+    data = online_data(wide_cut, autoencoder)
+    torch.manual_seed(0)
+    data._online._autoencoder = KlAutoencoder(KlConfig(base_channels=32, res_blocks=1)).eval()
+    numbers = range(7)
+    _, together = data._online.latents("image2text", numbers)
+    apart = [data._online.latents("image2text", [number])[1] for number in numbers]
+    assert torch.equal(together, torch.cat([one for one in apart if len(one)]))
+    assert len(together) > 3
+
+
+def test_a_gpus_batches_have_one_shape_too(autoencoder, wide_cut):
+    data = online_data(wide_cut, autoencoder)
+    alone = data._online.latents("image2text", range(7))[1]
+    data._online._batch = 4
+    shapes = []
+    encode = data._online._autoencoder.encode
+    data._online._autoencoder.encode = lambda images: shapes.append(tuple(images.shape)) or encode(images)
+    filled = data._online.latents("image2text", range(7))[1]
+    assert set(shapes) == {(4, 3, 64, 64)}
+    assert torch.allclose(filled, alone, atol=1e-5)
 
 
 def test_decoding_processes_give_what_the_trainer_itself_decodes(autoencoder, wide_cut):
@@ -168,6 +197,68 @@ def test_a_stage_trains_on_pictures_some_of_which_are_corrupt(folder, autoencode
     assert done(train(job), training_key(job))["steps"] == 3
 
 
+@pytest.mark.parametrize(
+    "error", [EOFError, IndexError, struct.error, zlib.error, MemoryError, Image.DecompressionBombWarning, KeyError]
+)
+def test_whatever_a_decoder_raises_is_a_reject_with_its_reason(tmp_path, monkeypatch, error):
+    def fail(picture, mode):
+        raise error("bad bytes")
+
+    dataset = _one_picture(tmp_path / "one", _jpeg(64, 64))
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    (found,) = decode([Wanted(str(dataset.root), 0, "0" * 32, 64, False)])
+    assert found.reason == "undecodable" and found.detail.startswith(error.__name__) and "bad bytes" in found.detail
+
+
+def test_a_bomb_is_a_reject_where_warnings_are_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    dataset = _one_picture(tmp_path / "one", _jpeg(80, 80))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        (found,) = decode([Wanted(str(dataset.root), 0, "0" * 32, 64, False)])
+    assert "DecompressionBombWarning" in found.detail
+
+
+class Deadly(Wanted):
+    """A picture that ends the process that is given it, as one does whose decoder crashes or is killed."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+def test_a_picture_that_ends_its_decoder_twice_is_a_reject_and_the_others_come(tmp_path, caplog):
+    dataset = _one_picture(tmp_path / "one", _jpeg(64, 64))
+    sound = Wanted(str(dataset.root), 0, "0" * 32, 64, False)
+    expected = decode([sound])[0]
+    decoder = Decoder(2)
+    try:
+        with caplog.at_level(logging.WARNING):
+            asked = decoder.ask([*[sound] * 9, Deadly(**vars(sound)), *[sound] * 6])
+            found = [one for chunk in asked for one in chunk.result()]
+            later = [one for chunk in decoder.ask([sound] * 9) for one in chunk.result()]
+        assert [place for place, one in enumerate(found) if isinstance(one, Rejected)] == [9]
+        assert found[9].reason == "ends_its_decoder"
+        assert all(np.array_equal(one, expected) for one in [*found[:9], *found[10:], *later])
+        assert "are started again" in caplog.text
+    finally:
+        decoder.close()
+
+
+def test_pictures_whose_decoders_are_killed_once_come_all_the_same(tmp_path):
+    dataset = _one_picture(tmp_path / "one", _jpeg(1500, 1500))
+    sound = Wanted(str(dataset.root), 0, "0" * 32, 64, False)
+    expected = decode([sound])[0]
+    decoder = Decoder(2)
+    try:
+        asked = decoder.ask([sound] * 64)
+        asked[0].result()
+        os.kill(next(iter(decoder._pool._processes)), signal.SIGKILL)
+        found = [one for chunk in asked for one in chunk.result()]
+        assert len(found) == 64 and all(np.array_equal(one, expected) for one in found)
+    finally:
+        decoder.close()
+
+
 def test_decoding_processes_end_with_a_trainer_that_is_killed():
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -185,8 +276,6 @@ def test_decoding_processes_end_with_a_trainer_that_is_killed():
 
 def _decode_for_ever(pipe) -> None:
     decoder = Decoder(2)
-    for future in decoder.ask([]):
-        future.result()
     decoder._pool.submit(os.getpid).result()
     pipe.send(list(decoder._pool._processes))
     time.sleep(120)
@@ -208,6 +297,12 @@ def _job(folder: Path, autoencoder: Path, dataset: Dataset, **settings: object) 
         latents=Online(autoencoder=str(autoencoder), **({"workers": 0} | settings)),
         runs=str(folder / "train"),
     )
+
+
+def _jpeg(width: int, height: int) -> bytes:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def _one_picture(folder: Path, data: bytes) -> Dataset:

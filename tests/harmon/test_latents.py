@@ -4,7 +4,7 @@ import torch
 from miniature import make_autoencoder, make_corpus
 from PIL import Image
 
-from harmon.latents import latents_array, latents_group, load_autoencoder, prove_latents, write_latents
+from harmon.latents import VERSION, latents_array, latents_group, load_autoencoder, prove_latents, write_latents
 from harmon.pictures import centre_crop, padded_square
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
@@ -106,6 +106,14 @@ def test_latents_prove_that_they_are_of_these_pictures_pixels_and_autoencoder(wr
         prove_latents(square, group, 128)
     with pytest.raises(HarmonError, match=r"Nothing says what the group latents\.64-00000000"):
         prove_latents(square, "latents.64-00000000", 64)
+
+
+def test_latents_of_another_version_of_the_code_are_refused(written, monkeypatch):
+    square, _, path = written
+    prove_latents(square, latents_group(64, path), 64)
+    monkeypatch.setattr("harmon.latents.VERSION", VERSION + 1)
+    with pytest.raises(HarmonError, match="made by another version of this code"):
+        prove_latents(square, latents_group(64, path), 64)
 
 
 def test_latents_of_pictures_that_were_changed_since_are_refused(written, tmp_path):

@@ -91,7 +91,7 @@ def test_the_stage_trains_to_its_end(job, tmp_path):
 
 
 def test_a_batch_of_it_counts_what_its_loss_counts(job, model, batch):
-    assert torch.isfinite(loss_sum(model, batch, torch.float64, torch.device("cpu")))
+    assert torch.isfinite(loss_sum(model, batch, torch.float64, torch.device("cpu")).total)
     assert batch.count == len(batch.latents) * batch.masked
 
 

@@ -1,11 +1,18 @@
 """The global sequence of samples: equal for any number of workers and after any resume, none lost, none doubled."""
 
+import json
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from miniature import make_job, small_stage
+from recorded_training import recorded
 
+from harmon.training.checkpoint import latest_checkpoint, read_state
+from harmon.training.job import done, metrics_lines, stage_folder, training_key, write_job
 from harmon.training.mixture import blocks_of_step, cursors
 from harmon.training.rows import Place, StageRows
 from harmon.training.stage import TASKS, Task
@@ -79,3 +86,47 @@ def entry_epochs(job, alone, task: Task, entry: int) -> Iterator[list[Place]]:
     size = sum(len(rows) for rows in mixture.eligible[entry].values())
     for start in range(0, len(own) - size + 1, size):
         yield own[start : start + size]
+
+
+def test_a_training_killed_twice_takes_in_each_sample_once_on_2_then_4_then_1_workers(job, tmp_path):
+    """kill -9 between checkpoints; what was trained beyond the last one is gone with its weights, and comes again."""
+    job = job.model_copy(
+        update={"runs": str(tmp_path), "stage": small_stage(steps=24), "checkpoint_every": 4, "log_every": 1}
+    )
+    folder, path = stage_folder(job, training_key(job)), tmp_path / "job.json"
+    write_job(job, tmp_path)
+    taken: list[tuple[str, int, str]] = []
+    for attempt, (world, until) in enumerate([(2, 6), (4, 15), (1, None)]):
+        standing = latest_checkpoint(folder / "checkpoints")
+        begins = read_state(standing).cursors if standing else cursors(job.stage, 0)
+        if attempt:
+            assert standing is not None and len(taken) >= sum(begins.values())
+            taken = [one for one in taken if one[1] < begins[one[0]]]
+        record = tmp_path / f"attempt-{attempt}.jsonl"
+        process = recorded(path, record, world)
+        if until is not None:
+            wait_for(process, lambda until=until: any(line["step"] >= until for line in metrics_lines(folder)))
+            process.send_signal(signal.SIGKILL)
+        assert process.wait(300) == (0 if until is None else -signal.SIGKILL)
+        read = [json.loads(line) for line in whole_lines(record)]
+        assert {one["task"]: one["start"] for one in reversed(read)} == begins
+        taken += [(one["task"], number, key) for one in read for number, key in one["places"]]
+    assert done(folder, training_key(job))
+    for task in TASKS:
+        ours = [(number, key) for one, number, key in taken if one == task]
+        numbers = range(cursors(job.stage, 24)[task])
+        rows = opened(job)
+        assert ours == [(number, rows.row(task, number).place.key) for number in numbers]
+
+
+def wait_for(process, come) -> None:
+    deadline = time.monotonic() + 300
+    while not come():
+        assert process.poll() is None and time.monotonic() < deadline, "training ended before the kill"
+        time.sleep(0.005)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of `path` without one that the kill cut short."""
+    *lines, _ = path.read_text().split("\n")
+    return lines

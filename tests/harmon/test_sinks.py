@@ -38,35 +38,88 @@ def test_tensorboard_gets_event_files(tmp_path):
     assert all(name.encode() in data for name in FLAT)
 
 
+class Wandb:
+    """The calls of wandb that are documented; the package is not installed here."""
+
+    def __init__(self, told: list[object]) -> None:
+        self.told = told
+
+    def init(self, **how: object) -> "Wandb":
+        self.told.append(how)
+        return self
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.told.append((values, step))
+
+    def finish(self) -> None:
+        self.told.append("end")
+
+
+class Mlflow:
+    """The calls of mlflow that are documented; the package is not installed here."""
+
+    def __init__(self, told: list[object]) -> None:
+        self.told, self.info = told, SimpleNamespace(run_id="")
+
+    def set_tracking_uri(self, uri: str) -> None:
+        self.told.append(uri)
+
+    def set_experiment(self, name: str) -> None:
+        self.told.append(name)
+
+    def start_run(self, run_name: str | None = None, run_id: str | None = None) -> "Mlflow":
+        self.told.append({"run_name": run_name, "run_id": run_id})
+        self.info.run_id = run_id or f"run of {run_name}"
+        return self
+
+    def log_metrics(self, values: dict[str, float], step: int) -> None:
+        self.told.append((values, step))
+
+    def __enter__(self) -> "Mlflow":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.told.append("end")
+
+
 def test_wandb_and_mlflow_get_each_line_under_the_stages_name(tmp_path, monkeypatch):
-    """Neither package is installed here; objects with the calls that they document stand in."""
-    told: list[object] = []
-    run = SimpleNamespace(
-        log=lambda values, step: told.append(("wandb", values, step)), finish=lambda: told.append("end")
-    )
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **how: told.append(how) or run))
-
-    class Started:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            told.append("mlflow ended")
-
-    mlflow = SimpleNamespace(
-        set_tracking_uri=lambda uri: told.append(uri),
-        set_experiment=lambda name: told.append(name),
-        start_run=lambda run_name: told.append(run_name) or Started(),
-        log_metrics=lambda values, step: told.append(("mlflow", values, step)),
-    )
-    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    asked, told = [], []
+    monkeypatch.setitem(sys.modules, "wandb", Wandb(asked))
+    monkeypatch.setitem(sys.modules, "mlflow", Mlflow(told))
     folder = tmp_path / "stage1-0123"
     with open_sinks(SinkSettings(wandb="harmon", mlflow="http://127.0.0.1:5"), folder, "demo") as sink:
         sink(LINE)
-    assert told[0]["project"] == "harmon" and told[0]["id"] == "stage1-0123" and told[0]["resume"] == "allow"
-    assert told[1:4] == ["http://127.0.0.1:5", "demo", "stage1-0123"]
-    assert ("wandb", FLAT, 20) in told and ("mlflow", FLAT, 20) in told
-    assert {"end", "mlflow ended"} <= {one for one in told if isinstance(one, str)}
+    assert asked[0]["project"] == "harmon" and asked[0]["id"] == "stage1-0123" and asked[0]["resume"] == "allow"
+    assert told[:2] == ["http://127.0.0.1:5", "demo"] and told[2]["run_name"] == "stage1-0123"
+    assert asked[1:] == told[3:] == [(FLAT, 20), "end"]
+
+
+def test_a_resume_goes_on_in_the_stages_mlflow_run(tmp_path, monkeypatch):
+    told: list[object] = []
+    monkeypatch.setitem(sys.modules, "mlflow", Mlflow(told))
+    for uri in ("http://127.0.0.1:5", "http://127.0.0.1:5", "http://127.0.0.1:6"):
+        with open_sinks(SinkSettings(mlflow=uri), tmp_path / "stage1-0123", "demo") as sink:
+            sink(LINE)
+    begun = [one for one in told if isinstance(one, dict) and "run_id" in one]
+    assert [one["run_id"] for one in begun] == [None, "run of stage1-0123", None]
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_failing_sink_ends_neither_the_others_nor_the_training(tmp_path, monkeypatch, caplog, where):
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no way to the server")
+
+    told: list[object] = []
+    failing = Wandb([])
+    monkeypatch.setattr(failing, where, fail)
+    monkeypatch.setitem(sys.modules, "wandb", failing)
+    monkeypatch.setitem(sys.modules, "mlflow", Mlflow(told))
+    settings = SinkSettings(tensorboard=True, wandb="harmon", mlflow="http://127.0.0.1:5")
+    with caplog.at_level("WARNING"), open_sinks(settings, tmp_path, "demo") as sink:
+        sink(LINE)
+        sink(LINE | {"step": 21})
+    assert [one for one in told if isinstance(one, tuple)] == [(FLAT, 20), (FLAT, 21)] and told[-1] == "end"
+    assert [record.message for record in caplog.records] == ["Weights & Biases takes no metrics: no way to the server"]
 
 
 def test_an_absent_package_is_named(tmp_path, monkeypatch):

@@ -19,11 +19,12 @@ from harmon.model.harmon import Harmon, part_of
 from harmon.text import ChatText
 from harmon.training.checkpoint import MODEL, latest_checkpoint
 from harmon.training.data import ChatBatch, ImageBatch, StageData
+from harmon.training.eligible import have_pairs
 from harmon.training.job import TrainJob, done, training_key
 from harmon.training.loop import final_weights, loss_sum, step_counts, train
 from harmon.training.mixture import blocks_of_step
 from harmon.training.optimiser import make_optimiser, trained_parameters
-from harmon.training.rows import have_pairs, pairs_of
+from harmon.training.rows import pairs_of
 from harmon.training.stage import load_stage
 from harmon.training.weights import load_weights
 from pipelines.columns import CONVERSATIONS, SOURCE_SCHEMA
@@ -189,7 +190,7 @@ def test_gradients_of_workers_add_up_to_the_whole_one(job):
             model.zero_grad()
             for rank in range(world):
                 batch = data.batch(block, rank, world)
-                loss_sum(model, batch, torch.float64, torch.device("cpu")).backward()
+                loss_sum(model, batch, torch.float64, torch.device("cpu")).total.backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
         assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12 * gradients[0].abs().max().item())
 
@@ -199,7 +200,7 @@ def test_a_batch_counts_what_its_loss_counts(job):
     model = Harmon(job.model)
     for block in blocks_of_step(job.stage, 1):
         batch = data.batch(block, 0, 1)
-        assert torch.isfinite(loss_sum(model, batch, torch.float32, torch.device("cpu")))
+        assert torch.isfinite(loss_sum(model, batch, torch.float32, torch.device("cpu")).total)
         if isinstance(batch, ChatBatch):
             loss = model.image_to_text_loss(batch.latents, batch.input_ids, batch.labels)
             assert loss.count.item() == batch.count
@@ -213,7 +214,7 @@ TURNS = st.fixed_dictionaries(
 @given(st.lists(st.none() | st.lists(st.none() | TURNS, max_size=5), max_size=8), st.integers(0, 8))
 def test_conversations_with_pairs_are_those_that_give_a_chat_pairs(conversations, cut):
     chunks = [pa.array(part, CONVERSATIONS) for part in (conversations[:cut], conversations[cut:])]
-    found = have_pairs(pa.chunked_array(chunks)).to_pylist()
+    found = [one for chunk in chunks for one in have_pairs(chunk).to_pylist()]
     assert found == [bool(conversation and pairs_of(conversation)) for conversation in conversations]
     assert all(question and answer for row in conversations if row for question, answer in pairs_of(row))
 
