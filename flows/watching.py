@@ -8,7 +8,6 @@ from typing import Any
 
 from harmon.training.samples import SampleSettings, write_samples
 from harmon.training.sinks import SinkSettings, open_sinks
-from harmon.training.speed import Speed
 from pipelines.errors import HarmonError
 
 log = logging.getLogger(__name__)
@@ -23,9 +22,7 @@ class WatchSettings(SinkSettings):
 
 
 @contextmanager
-def watched(
-    settings: WatchSettings, run: Path, folder: Path, experiment: str, speed: Speed | None
-) -> Iterator[OnLine | None]:
+def watched(settings: WatchSettings, run: Path, folder: Path, experiment: str) -> Iterator[OnLine | None]:
     """A function for each line of metrics of the stage in `folder`, a part of `run`; None where nothing is asked."""
     with open_sinks(settings, folder, experiment) as sink:
         samples = settings.samples
@@ -37,7 +34,7 @@ def watched(
         def on_line(line: Mapping[str, Any]) -> None:
             nonlocal looked
             if sink is not None:
-                sink({**line, **(speed.measures(line["samples_per_second"]) if speed else {})})
+                sink(line)
             if samples is not None and line["step"] // samples.every > looked:
                 looked = line["step"] // samples.every
                 _sample(samples, run, folder)

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,17 +19,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmon.model.harmon import Harmon
+from harmon.model.transfer import sent
 from harmon.seeds import stream
 from harmon.text import ChatText
 from harmon.training.average import Average
+from harmon.training.blank import blank_batch
 from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState, latest_checkpoint
 from harmon.training.data import ChatBatch, ImageBatch, StageData
 from harmon.training.guard import Guard
 from harmon.training.job import DONE, Notice, TrainJob, done, file_hash, metrics_lines, stage_folder, training_key
 from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
-from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
-from harmon.training.parallel import at_hand, gradient_of, prepare, reduce_now
+from harmon.training.optimiser import Gradient, make_optimiser, rate_factor, set_rates, trained_parameters
+from harmon.training.parallel import at_hand, prepare
+from harmon.training.profile import Profile
+from harmon.training.speed import Speed, peak_memory, peak_of_all
 from harmon.training.stage import TASKS
 from harmon.training.weights import load_weights, own_tensors, whole
 from pipelines.canonical import canonical_json
@@ -66,14 +71,15 @@ def train(
     load_weights(model, [Path(file) for file in job.weights])
     model.to(device, dtype).train()
     trained_parameters(model, stage)
-    mesh = prepare(model, stage, job.execution)
+    mesh = prepare(model, job.execution)
     trained = trained_parameters(model, stage)  # sharding has replaced them
     optimiser = make_optimiser(stage, trained)
-    gradient = gradient_of(trained, mesh)
+    gradient = Gradient(trained, mesh)
     guard = Guard(job.guard, device)
     average = Average(trained, job.average) if job.average else None
     data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
-    micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None)
+    blank = partial(blank_batch, stage, job.model, job.mixture)
+    micro = MicroBatches(world, job.execution.micro_rows, blank=None if mesh is None else blank)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
 
     def tensors() -> dict[str, Tensor]:
@@ -84,6 +90,9 @@ def train(
         if average:
             kept |= {f"average/{name}": value for name, value in average.tensors.items()}
         return kept | {f"guard/{name}": value for name, value in guard.state.items()}
+
+    speed = Speed.of(stage, job.model, data.lengths(), peak_of_all(device, world)) if rank == 0 else None
+    profiler = Profile(job.execution.profile, folder / "profile", rank)
 
     first = 0
     checkpoints = Checkpoints(folder / "checkpoints", job.keep, job.store and f"{job.store}/{folder.name}")
@@ -107,6 +116,7 @@ def train(
     noticed: Notice = "go on"
     for step in range(first, stage.steps):
         # -- one train step ----------------------------------------------------------------------------------
+        profiler.before(step + 1)
         torch.manual_seed(stream(stage.seed, stage.stage, "dropout", step, rank) % 2**63)
         clock = time.perf_counter()
         blocks = blocks_of_step(stage, step)
@@ -114,14 +124,12 @@ def train(
         data_seconds += time.perf_counter() - clock
 
         counts = step_counts(blocks, batches, device)
-        parts = micro.parts(blocks, batches)
         gradient.zero()
         step_sums, step_loss = torch.zeros_like(sums), torch.zeros((), dtype=dtype, device=device)
-        for number, part in enumerate(parts, 1):
+        for part in micro.parts(blocks, batches):
             task = TASKS.index(part.block.task)
             share = sum(block.task == part.block.task for block in blocks) / len(blocks)
             factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
-            reduce_now(model, number == len(parts))
             with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
                 loss = loss_sum(model, part.batch, dtype, device)
             if part.stands_in:
@@ -139,12 +147,13 @@ def train(
         optimiser.step()
         if average:
             average.update()
-        sums += torch.where(skip > 0, 0.0, step_sums)
+        sums += step_sums.masked_fill(skip > 0, 0.0)
         verdicts.append(skip)
         samples += stage.global_batch
 
         # -- once in a while ---------------------------------------------------------------------------------
         finished = step + 1
+        profiler.after(finished, ends=finished == stage.steps)
         saves = finished % job.checkpoint_every == 0 or finished == stage.steps
         if finished % job.log_every == 0 or saves:
             if dist.is_initialized():
@@ -157,10 +166,13 @@ def train(
                 "rate": rates,
                 "gradient_norm": norm.item() if math.isfinite(norm.item()) else None,
                 "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
-                "samples": cursors(stage, finished),
+                "samples": (seen := cursors(stage, finished)),
+                "ratio": {task: number / sum(seen.values()) for task, number in seen.items()},
                 "samples_per_second": samples / seconds,
                 "data_share": data_seconds / seconds,
+                "peak_memory": peak_memory(device),
             }
+            line |= speed.measures(samples / seconds) if speed else {}
             if skipped := torch.stack(verdicts).nonzero()[:, 0].tolist():
                 line["skipped"] = [finished - len(verdicts) + 1 + place for place in skipped]
             if probe:
@@ -209,7 +221,7 @@ def step_counts(
     counts = torch.zeros(len(TASKS), dtype=torch.float64)
     for block, batch in zip(blocks, batches, strict=True):
         counts[TASKS.index(block.task)] += batch.count if batch else 0
-    counts = counts.to(device)
+    counts = sent(counts, device)
     if dist.is_initialized():
         dist.all_reduce(counts)
     return counts
@@ -219,7 +231,8 @@ def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, d
     """Sum of a batch's losses over its masked positions or labelled tokens (scalar)."""
 
     def moved(value: Tensor) -> Tensor:
-        return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+        value = sent(value, device)
+        return value.to(dtype) if value.is_floating_point() else value
 
     if isinstance(batch, ImageBatch):
         return model.text_to_image_loss(
@@ -230,6 +243,7 @@ def loss_sum(model: Harmon, batch: ImageBatch | ChatBatch, dtype: torch.dtype, d
             batch.masked,
             moved(batch.timesteps),
             moved(batch.noise),
+            pictured=batch.pictured,
         ).total
     latents = None if batch.latents is None else moved(batch.latents)
     scale = model.config.grad_scale

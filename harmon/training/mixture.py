@@ -51,6 +51,11 @@ class Mixture(Settings):
         entries: tuple[MixtureSource, ...] = getattr(self, task)
         return entries
 
+    @property
+    def pictured(self) -> bool:
+        """Whether the prompt of a text-to-image row may be the picture itself."""
+        return any(entry.text == "picture" for entry in self.text2image)
+
 
 @dataclass(frozen=True)
 class Block:
