@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.recipe import Recipe, load_recipe
-from flows.work import datasets_of, job_of, work_of
+from flows.train import forecast_of
+from flows.work import datasets_of, execution_of, job_of, work_of
 from harmon.training.job import done, stage_folder, training_key
 from harmon.training.stage import departures, load_stage
 from pipelines.loopback import serve
@@ -32,6 +33,16 @@ def test_the_recipe_departs_from_no_number_of_the_stages(name: str) -> None:
     assert recipe.training.model == name.replace("paper", "harmon")
     used = {source for sources in recipe.set_sources.values() for source in sources}
     assert used == set(recipe.sources)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_says_how_it_runs_and_that_fits_on_the_papers_gpus(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert recipe.training.autocast == "bfloat16"
+    for number in range(3):
+        told, run = forecast_of(recipe, number), execution_of(recipe, number)
+        assert told.layout.fits and told.workers == 32 and told.mix.bf16
+        assert (run.parallel, run.micro_rows) == (told.layout.parallel, told.layout.micro_rows) != ("auto", None)
 
 
 def test_the_two_recipes_differ_in_the_model_alone() -> None:

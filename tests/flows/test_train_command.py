@@ -9,6 +9,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from flows.cli import main
+from flows.recipe import load_recipe
+from flows.train import dry_run
+from flows.work import job_of
 from tests.harmon.miniature import TOKENIZER, make_autoencoder, make_corpus, tiny_model
 
 Harmon = Callable[..., Result]
@@ -96,6 +99,17 @@ def test_latents_then_a_dry_run_then_training_in_three_goes(folder: Path, harmon
     refused = harmon("train", recipe, *shut)
     assert refused.exit_code == 3 and "The gate behind stage1 is shut: loss/text2image is" in refused.stderr
     assert json.loads(harmon("train", recipe, "--stage", "finetune-o", "--json").stdout)["done"]
+
+
+def test_a_dry_run_tells_the_layout_that_the_job_has(folder: Path, harmon: Harmon) -> None:
+    recipe = load_recipe(folder / "recipe.yaml", ["training.execution={parallel: auto}", "training.launch.workers=3"])
+    told, job = dry_run(recipe, "stage1"), job_of(recipe, 0)
+    assert job.execution.parallel == told.forecast.layout.parallel == "ddp"
+    assert job.execution.micro_rows == told.forecast.layout.micro_rows == 2  # of 4 on 3 workers
+    by_hand = ["--set", "training.execution={parallel: fsdp, micro_rows: 1, gpu: H100-80G}"]
+    answer = harmon("train", folder / "recipe.yaml", "--stage", "stage1", "--dry-run", "--gpus", 2, *by_hand)
+    assert "layout on 2 H100-80G: fsdp, micro-batches of 1 rows, recompute none" in answer.stdout
+    assert "matrix products in float32" in answer.stdout
 
 
 def test_a_stage_waits_for_the_one_before_it(folder: Path, harmon: Harmon, tmp_path: Path) -> None:
