@@ -57,7 +57,7 @@ class Plan:
 
 def plan(recipe: Recipe, gpus: float | None, gpu_hour_price: float | None = None) -> Plan:
     """Estimate every captioning step of `recipe` from a sample of 200 rows that is asked now, and not kept; and each
-    training stage on as many A100-80G, from sizes alone.
+    training stage on `gpus`, laid out as its job says, from sizes alone.
 
     A step whose dataset does not stand yet has no estimate: what it would ask is not known before.
     """

@@ -7,13 +7,12 @@ from typing import Any
 from flows.gate import pass_gate
 from flows.recipe import Recipe
 from flows.watching import OnLine
-from flows.work import job_of, model_of, train_number
+from flows.work import execution_of, fewest_workers, job_of, mix_of, model_of, train_number
 from harmon.training.forecast import Forecast, forecast
 from harmon.training.job import ROWS, TrainJob, stage_folder, training_key
 from harmon.training.launch import check_workers
-from harmon.training.memory import Lengths
 from harmon.training.mixture import blocks_of_step
-from harmon.training.rows import PICTURE, StageRows
+from harmon.training.rows import StageRows
 from harmon.training.stage import PARTS, TASKS, StageConfig, load_stage
 from harmon.training.standing import completed, trained_steps
 from pipelines.errors import ConfigurationError, HarmonError
@@ -136,17 +135,18 @@ def stage_of(recipe: Recipe, number: int) -> StageConfig:
 
 
 def forecast_of(recipe: Recipe, number: int, gpus: int | None = None) -> Forecast:
-    """What stage `number` takes on `gpus` A100-80G, the recipe's workers where None."""
-    pictures = any(entry.text == PICTURE for entry in recipe.training.stages[number].text2image)
-    workers = gpus or max(1, recipe.training.launch.most_workers)
-    return forecast(stage_of(recipe, number), model_of(recipe), workers, lengths=Lengths(picture=pictures))
+    """What stage `number` takes on `gpus` GPUs, the recipe's workers where None, laid out as its job says."""
+    training = recipe.training
+    workers, fewest = (gpus, gpus) if gpus else (max(1, training.launch.most_workers), fewest_workers(recipe))
+    given = stage_of(recipe, number), model_of(recipe), workers, training.execution, mix_of(recipe, number)
+    return forecast(*given, fewest=fewest)
 
 
 def dry_run(recipe: Recipe, name: str, gpus: int | None = None) -> DryRun:
-    """What training stage `name` would do on `gpus` A100-80G, the recipe's workers where None; nothing is written."""
+    """What training stage `name` would do on `gpus` GPUs, the recipe's workers where None; nothing is written."""
     number = stage_number(recipe, name)
     stage, told = stage_of(recipe, number), forecast_of(recipe, number, gpus)
-    check_workers(stage, recipe.training.execution, recipe.training.launch)
+    check_workers(execution_of(recipe, number), recipe.training.launch)
     plan = {
         "learning rates": ", ".join(f"{one} {stage.learning_rate.of(one) or 'frozen'}" for one in PARTS),
         "pictures": f"{stage.px} px",

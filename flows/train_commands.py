@@ -58,7 +58,7 @@ def latents(dataset: str, px: int, autoencoder: Path, as_json: bool) -> None:
     help="Stop N train steps on, with a checkpoint of that step.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be trained, memory, time and the first batch; train not.")
-@click.option("--gpus", type=click.IntRange(1), help="With --dry-run: so many A100-80G, not the recipe's workers.")
+@click.option("--gpus", type=click.IntRange(1), help="With --dry-run: so many GPUs, not the recipe's workers.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override path.to.key of the recipe.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def train(

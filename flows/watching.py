@@ -8,7 +8,6 @@ from typing import Any
 
 from harmon.training.samples import SampleSettings, write_samples
 from harmon.training.sinks import SinkSettings, open_sinks
-from harmon.training.speed import Speed
 from pipelines.errors import HarmonError
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ class WatchSettings(SinkSettings):
 
 @contextmanager
 def watched(
-    settings: WatchSettings, run: Path, folder: Path, experiment: str, speed: Speed | None, device: str = "cpu"
+    settings: WatchSettings, run: Path, folder: Path, experiment: str, device: str = "cpu"
 ) -> Iterator[OnLine | None]:
     """A function for each line of metrics of the stage in `folder`, a part of `run`, which trains on `device`; None
     where nothing is asked.
@@ -39,7 +38,7 @@ def watched(
         def on_line(line: Mapping[str, Any]) -> None:
             nonlocal looked
             if sink is not None:
-                sink({**line, **(speed.measures(line["samples_per_second"]) if speed else {})})
+                sink(line)
             if samples is not None and line["step"] // samples.every > looked:
                 looked = line["step"] // samples.every
                 _sample(samples, run, folder, device)

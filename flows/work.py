@@ -26,19 +26,19 @@ from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from flows.terminal import shown_live
-from flows.watching import OnLine, WatchSettings, watched
+from flows.watching import OnLine, watched
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_group, latents_step, write_latents
 from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
-from harmon.text import ChatText
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
-from harmon.training.data import StageData
-from harmon.training.job import ROWS, TrainJob, file_hash, stage_folder, stage_store, training_key
+from harmon.training.execution import Execution
+from harmon.training.forecast import Mix, resolved
+from harmon.training.job import TrainJob, file_hash, stage_folder, stage_store, training_key
 from harmon.training.launch import ray_session, train_stage
 from harmon.training.loop import final_weights
 from harmon.training.mixture import Mixture, MixtureSource
-from harmon.training.speed import Speed
+from harmon.training.rows import PICTURE
 from harmon.training.stage import TASKS, Departure, departures, load_stage
 from harmon.training.standing import completed, erase
 from pipelines.acquire import Acquisition, acquire, is_acquired
@@ -179,9 +179,29 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         autocast=training.autocast,
         average=training.average,
         guard=training.guard,
-        execution=training.execution,
+        execution=execution_of(recipe, number),
         device=training.device,
     )
+
+
+def execution_of(recipe: Recipe, number: int) -> Execution:
+    """How stage `number` runs, what the recipe leaves to the memory model chosen for the fewest workers."""
+    settings = recipe.training.stages[number]
+    stage, mix = load_stage(settings.stage, settings.departures), mix_of(recipe, number)
+    return resolved(recipe.training.execution, stage, model_of(recipe), fewest_workers(recipe), mix)
+
+
+def fewest_workers(recipe: Recipe) -> int:
+    """Workers that a stage of `recipe` trains on at least; this process counts as one."""
+    workers = recipe.training.launch.workers
+    return max(1, workers if isinstance(workers, int) else workers[0])
+
+
+def mix_of(recipe: Recipe, number: int) -> Mix:
+    """What of stage `number` decides its memory beside its sizes."""
+    training = recipe.training
+    pictures = any(entry.text == PICTURE for entry in training.stages[number].text2image)
+    return Mix(training.autocast is not None, training.average is not None, pictures)
 
 
 def _publish(recipe: Recipe, web: WebSettings) -> Work:
@@ -418,8 +438,7 @@ def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, unt
     _describe(recipe, number + 1)
     job = job_of(recipe, number)
     folder = stage_folder(job, training_key(job))
-    settings, speed = recipe.training.watch, speed_of(recipe, job, folder)
-    with watched(settings, recipe.run_folder, folder, recipe.name, speed, job.device) as watch:
+    with watched(recipe.training.watch, recipe.run_folder, folder, recipe.name, job.device) as watch:
 
         def both(line: dict[str, Any]) -> None:
             for told in (watch, on_line):
@@ -431,16 +450,6 @@ def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, unt
             train_on_cluster(job, launch, both, cancellation(), until)
         else:
             train_stage(job, launch, both if watch or on_line else None, until)
-
-
-def speed_of(recipe: Recipe, job: TrainJob, folder: Path) -> Speed | None:
-    """What a sample of `job`, whose stage lies in `folder`, is in tokens and FLOPs; None where no sink asks."""
-    if recipe.training.watch == WatchSettings():
-        return None
-    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents, folder / ROWS)
-    lengths = data.lengths()
-    data.close()
-    return Speed.of(job.stage, job.model, lengths)
 
 
 def _description(recipe: Recipe, stages: int) -> RunDescription:

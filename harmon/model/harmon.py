@@ -8,7 +8,7 @@ S = M + U, D encoder width, Z decoder width, H LLM width, C token channels, R ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ from harmon.model.kept import Past
 from harmon.model.language import qwen, read_causally
 from harmon.model.mar import Grid, Mar, take
 from harmon.model.packing import Segments, pack
+from harmon.model.transfer import sent
 from harmon.text import IMAGE_SLOT
 from pipelines.errors import HarmonError
 
@@ -165,28 +166,32 @@ class Harmon(nn.Module):
         text_BLH: Tensor = self.llm.model.embed_tokens(self._here(input_ids.masked_fill(slots_BL, 0)))
         if image_BSH is None:
             return text_BLH
-        return text_BLH.masked_scatter(self._here(slots_BL).unsqueeze(-1), image_BSH.to(text_BLH.dtype))
+        return _with_pictures(text_BLH, self._here(slots_BL), self._here(_order(slots_BL)), image_BSH)
 
     def _here(self, x: Tensor) -> Tensor:
-        return x.to(self.device, non_blocking=True)
+        return sent(x, self.device)
 
-    def _seeing_prompts(self, text_ids: Tensor, tokens_BNC: Tensor, grid: Grid) -> Tensor | None:
-        """Embeddings [B, L, H] of prompts in whose N + U image slots the row's own picture stands, seen whole as in
-        understanding; rows without slots are text. None where no row has any: short prompts tell without asking the
-        device.
+    def _seeing_prompts(self, text_ids: Tensor, tokens_BNC: Tensor, grid: Grid) -> Tensor:
+        """Embeddings [B, L, H] of prompts in whose N + U image slots, where a row has them, its own picture stands,
+        seen whole as in understanding.
+
+        Every row's picture is seen, also where no prompt holds one: workers with shards of the weights must make
+        equally many passes, forward and backward, whatever their own rows are. Nothing here asks the device.
         """
-        if text_ids.shape[1] <= grid.positions + self.config.mar.buffer_size:
-            return None
-        rows = (text_ids == IMAGE_SLOT).any(1).nonzero()[:, 0]
-        if not len(rows):
-            return None
-        _, image_BSH = self.visual_features(tokens_BNC[rows], grid)
+        slots_BL = text_ids == IMAGE_SLOT
+        _, image_BSH = self.visual_features(tokens_BNC, grid)
         if self.config.grad_scale is not None:
             image_BSH = ScaleGradient.apply(image_BSH, self.config.grad_scale)
         text_BLH: Tensor = self.llm.model.embed_tokens(text_ids.clamp(min=0))
-        return text_BLH.index_put((rows,), self.prompt_embeddings(text_ids[rows], image_BSH))
+        row_B1 = torch.arange(len(text_ids), device=text_ids.device).unsqueeze(1)
+        slot_BL = (slots_BL.cumsum(1) - 1).clamp(min=0)  # which of its row's slots a place is
+        return _with_pictures(text_BLH, slots_BL, row_B1 * image_BSH.shape[1] + slot_BL, image_BSH)
 
     # -- losses ----------------------------------------------------------------------------------------------
+
+    def gathered(self, run: Callable[[], LossSum]) -> LossSum:
+        """What `run` gives, one of the losses below; sharded weights are gathered around it."""
+        return run()
 
     def text_to_image_loss(
         self,
@@ -198,19 +203,24 @@ class Harmon(nn.Module):
         timesteps: Tensor,
         noise: Tensor,
         weight: Tensor | None = None,
+        *,
+        pictured: bool = False,
     ) -> LossSum:
         """Diffusion loss over the masked positions: the first `masked` of each row's `order` (int64 [B, N]).
 
-        Text is right padded ([B, L], mask true at real tokens); where it holds IMAGE_SLOT, N + U in a row, the row's
-        picture itself is the prompt (reconstruction alignment, arXiv 2509.07295). `timesteps` [R, B, N] and `noise`
-        [R, B, N, C] hold R draws per position, of which those at masked positions are read; a position's loss is
-        the mean over them. `weight` [B] multiplies a row's loss and its count.
+        Text is right padded ([B, L], mask true at real tokens). With `pictured`, a row whose text holds IMAGE_SLOT,
+        N + U in a row, has its own picture as the prompt (reconstruction alignment, arXiv 2509.07295). `timesteps`
+        [R, B, N] and `noise` [R, B, N, C] hold R draws per position, of which those at masked positions are read; a
+        position's loss is the mean over them. `weight` [B] multiplies a row's loss and its count.
         """
         tokens_BNC, grid = self.to_tokens(latents)
         masked_BP = order[:, :masked]
         visible_BM = order[:, masked:].sort(1).values
         x_BSD, image_BSH = self.visual_features(tokens_BNC, grid, visible_BM)
-        text_BLH = self._seeing_prompts(text_ids, tokens_BNC, grid)
+        if pictured:
+            text_BLH = self._seeing_prompts(text_ids, tokens_BNC, grid)
+        else:
+            text_BLH = self.llm.model.embed_tokens(text_ids)
         hidden_BSH = self.read_after_text(text_ids, text_mask, image_BSH, text_BLH)
         z_BPZ = self.mar.decode(self.inform(x_BSD, hidden_BSH), grid, visible_BM, masked_BP)
         repeats = len(timesteps)
@@ -300,6 +310,20 @@ class Harmon(nn.Module):
         if problems:
             raise HarmonError(f"the weights do not fit this model: {_listed(problems)}")
         self.load_state_dict(given)
+
+
+def _order(slots_BL: Tensor) -> Tensor:
+    """For each place, how many slots of the batch come before it; at other places any number that is a slot's."""
+    return (slots_BL.flatten().cumsum(0) - 1).clamp(min=0).view_as(slots_BL)
+
+
+def _with_pictures(text_BLH: Tensor, slots_BL: Tensor, of_BL: Tensor, image_BSH: Tensor) -> Tensor:
+    """`text_BLH`, at `slots_BL` (bool) the picture's embedding number `of_BL`, counted over all of `image_BSH`.
+
+    It looks them up: masked_scatter would have to ask the device, on the way back, how many slots there are.
+    """
+    picture_BLH = image_BSH.to(text_BLH.dtype).flatten(0, 1).index_select(0, of_BL.flatten()).view_as(text_BLH)
+    return torch.where(slots_BL.unsqueeze(-1), picture_BLH, text_BLH)
 
 
 def _weighted(sums_B: Tensor, counts_B: Tensor, weight: Tensor | None) -> LossSum:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harmon.model.config import HarmonConfig
-from harmon.text import DESCRIBE_QUESTIONS, IGNORED, RECONSTRUCT_REQUESTS, Chat, ChatText
+from harmon.text import DESCRIBE_QUESTIONS, IGNORED, IMAGE_SLOT, RECONSTRUCT_REQUESTS, Chat, ChatText
 from harmon.training.decoding import Online
 from harmon.training.draws import chat_generator, draw_images, drawn_request, masked_positions
 from harmon.training.encoding import OnlineLatents
@@ -38,6 +38,7 @@ class ImageBatch:
     masked: int
     timesteps: Tensor  # [R, B, N] int64
     noise: Tensor  # [R, B, N, token channels] float32
+    pictured: bool = False  # whether the mixture has prompts that are the picture: equal on all workers
     entries: Tensor | None = None  # [B] int64: the entry of the mixture that each row is of
 
     @property
@@ -136,6 +137,7 @@ class StageData:
             masked=masked_positions(self.stage, block.start, self.tokens),
             timesteps=torch.from_numpy(draws.timesteps),
             noise=torch.from_numpy(draws.noise),
+            pictured=self.mixture.pictured,
             entries=torch.tensor([row.entry for row in rows]),
         )
 
@@ -168,7 +170,8 @@ class StageData:
             rows = [(number, self.rows.row(task, number)) for number in range(samples)]
             if task == "text2image":
                 prompts = [self._prompt(number, row, dropped=False) for number, row in rows]
-                found = replace(found, prompt=round(fmean(map(len, prompts))))
+                words = round(fmean(sum(token != IMAGE_SLOT for token in prompt) for prompt in prompts))
+                found = replace(found, prompt=words, picture=self.mixture.pictured)
                 continue
             slots = self.slots if task == "image2text" else 0
             chats = [self._chat(task, number, row.text) for number, row in rows]

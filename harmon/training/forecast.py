@@ -5,32 +5,23 @@ assumption until one has run here; 32 A100 in 4 and 8 days (paper, section 4) im
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import get_args
 
 from harmon import flops
 from harmon.model.config import HarmonConfig
 from harmon.model.mar import Grid
+from harmon.training.activations import Recompute
+from harmon.training.device import DEVICES, GIB, Device
 from harmon.training.draws import mean_masked_share
-from harmon.training.memory import GIB, Lengths, Memory, Recompute, micro_batch_memory
+from harmon.training.execution import Execution
+from harmon.training.memory import Lengths, Memory, micro_batch_memory
 from harmon.training.stage import TASKS, StageConfig, Task
+from pipelines.errors import ConfigurationError
 
 ASSUMED_MFU = 0.3
-
-
-@dataclass(frozen=True)
-class Device:
-    """A kind of GPU."""
-
-    name: str
-    memory: float
-    """Bytes."""
-    flops: float
-    """Peak bfloat16 rate, without sparsity."""
-
-
-A100 = Device("A100-80G", 79.2 * GIB, 312e12)  # NVIDIA's data sheet; what the driver leaves of 80 GiB
+AUTO = Execution(parallel="auto")
 
 
 @dataclass(frozen=True)
@@ -38,11 +29,25 @@ class Layout:
     """How a stage is laid out on its GPUs."""
 
     parallel: str
-    """ddp: every GPU holds the model; fsdp: a share of it."""
+    """ddp: every GPU holds the model; fsdp: a share of it; hsdp: a share within its group."""
     recompute: Recompute
     micro_rows: int
     """Rows of one forward pass."""
     fits: bool
+    shards: int = 1
+    """GPUs that hold one copy together."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What else of a job decides its memory."""
+
+    bf16: bool = True
+    """Whether matrix products run in bfloat16 (`autocast`)."""
+    average: bool = False
+    """Whether an average of the weights is kept."""
+    picture: bool = False
+    """Whether a text-to-image prompt may be the picture itself."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Forecast:
     device: Device
     workers: int
     layout: Layout
+    mix: Mix
     memory: dict[str, Memory]
     """By task, at `layout.micro_rows`."""
     flops_per_step: float
@@ -70,9 +76,12 @@ class Forecast:
     def lines(self) -> Iterator[str]:
         """For a person."""
         layout, worst = self.layout, max(self.memory.values(), key=lambda one: one.needed)
+        groups = f" over groups of {layout.shards}" if layout.parallel == "hsdp" else ""
         yield (
-            f"layout on {self.workers} {self.device.name}: {layout.parallel}, micro-batches of {layout.micro_rows} "
-            f"rows, recompute {layout.recompute}" + ("" if layout.fits else "; it does not fit: take more GPUs")
+            f"layout on {self.workers} {self.device.name}: {layout.parallel}{groups}, micro-batches of "
+            f"{layout.micro_rows} rows, recompute {layout.recompute}, matrix products in "
+            f"{'bfloat16' if self.mix.bf16 else 'float32'}"
+            + ("" if layout.fits else "; it does not fit: take more GPUs")
         )
         for task, memory in self.memory.items():
             yield f"memory, {task}: {memory.line()}"
@@ -85,35 +94,85 @@ def forecast(
     stage: StageConfig,
     model: HarmonConfig,
     workers: int,
-    device: Device = A100,
+    execution: Execution = AUTO,
+    mix: Mix = Mix(),
     mfu: float = ASSUMED_MFU,
-    lengths: Lengths | None = None,
+    fewest: int | None = None,
 ) -> Forecast:
-    """What `stage` takes on `workers` of `device` at the share `mfu` of its peak rate."""
-    lengths = lengths or Lengths()
-    layout = choose_layout(stage, model, workers, device, lengths)
+    """What `stage` takes on `workers` GPUs of the execution's kind, at the share `mfu` of their peak rate; it must fit
+    on the `fewest` that there may be (None: they are always so many).
+
+    It is laid out as `execution` says; what that leaves to the memory model is chosen as for the run itself. Memory is
+    told at the longest texts that the stage admits, time at usual ones.
+    """
+    device = DEVICES[execution.gpu]
+    layout = layout_of(execution, stage, model, fewest or workers, mix, device)
     memory: dict[str, Memory] = {
-        task: _memory(stage, model, task, layout, workers, lengths) for task in TASKS if stage.ratio.of(task)
+        task: _memory(stage, model, task, layout, mix) for task in TASKS if stage.ratio.of(task)
     }
-    return Forecast(device, workers, layout, memory, step_flops(stage, model, lengths), mfu, stage.steps)
+    spent = step_flops(stage, model, Lengths(picture=mix.picture))
+    return Forecast(device, workers, layout, mix, memory, spent, mfu, stage.steps)
+
+
+def resolved(
+    execution: Execution, stage: StageConfig, model: HarmonConfig, workers: int, mix: Mix = Mix()
+) -> Execution:
+    """`execution` with what it leaves to the memory model chosen for `workers`, the fewest that there may be.
+
+    Raises:
+        ConfigurationError: nothing fits.
+    """
+    if execution.parallel != "auto":
+        return execution
+    layout = layout_of(execution, stage, model, workers, mix, DEVICES[execution.gpu])
+    if not layout.fits:
+        raise ConfigurationError(
+            f"{stage.stage}: the memory model finds no layout that fits on {workers} {execution.gpu}; take more or "
+            "larger GPUs, or say how to lay it out in place of `parallel: auto`."
+        )
+    group = layout.shards if layout.parallel == "hsdp" else None
+    chosen = {"parallel": layout.parallel, "shard_workers": group, "recompute": layout.recompute}
+    return Execution.model_validate(execution.model_dump() | chosen | {"micro_rows": layout.micro_rows})
+
+
+def layout_of(
+    execution: Execution, stage: StageConfig, model: HarmonConfig, workers: int, mix: Mix, device: Device
+) -> Layout:
+    """The layout that `execution` names, and whether it fits; `choose_layout` where it names none."""
+    if execution.parallel == "auto":
+        return choose_layout(stage, model, workers, device, mix, execution.shard_workers)
+    share = -(-stage.block_rows // workers)
+    shards = {"ddp": 1, "fsdp": workers, "hsdp": execution.shard_workers or workers}[execution.parallel]
+    rows = min(share, execution.micro_rows or share)
+    layout = Layout(execution.parallel, execution.recompute, rows, True, shards)
+    return replace(layout, fits=_needed(stage, model, layout, mix) <= device.memory)
 
 
 def choose_layout(
-    stage: StageConfig, model: HarmonConfig, workers: int, device: Device, lengths: Lengths | None = None
+    stage: StageConfig,
+    model: HarmonConfig,
+    workers: int,
+    device: Device,
+    mix: Mix = Mix(),
+    group: int | None = None,
 ) -> Layout:
-    """The first layout that fits: whole copies before shards, keeping everything before computing again, and the most
-    rows at once; fewer than a quarter of those that one worker has of a block only where nothing else fits.
+    """The first layout that fits: whole copies before shards, shards within groups of `group` GPUs, where they divide
+    the workers, before shards over all; keeping everything before computing again; and the most rows at once, fewer
+    than a quarter of those that one worker has of a block only where nothing else fits.
     """
-    share, tasks = -(-stage.block_rows // workers), [task for task in TASKS if stage.ratio.of(task)]
-    halves = _halves(share)
-    parallels = ("ddp", "fsdp") if workers > 1 else ("ddp",)
+    share = -(-stage.block_rows // workers)
+    halves, ways = _halves(share), [("ddp", 1)]
+    if group is not None and group < workers and workers % group == 0:
+        ways.append(("hsdp", group))
+    if workers > 1:
+        ways.append(("fsdp", workers))
     for sizes in ([rows for rows in halves if 4 * rows >= share], halves):
-        for parallel, recompute, rows in product(parallels, get_args(Recompute), sizes):
-            layout = Layout(parallel, recompute, rows, True)
-            needed = [_memory(stage, model, task, layout, workers, lengths or Lengths()).needed for task in tasks]
-            if max(needed) <= device.memory:
+        for (parallel, shards), recompute, rows in product(ways, get_args(Recompute), sizes):
+            layout = Layout(parallel, recompute, rows, True, shards)
+            if _needed(stage, model, layout, mix) <= device.memory:
                 return layout
-    return Layout(parallels[-1], "full", 1, False)
+    parallel, shards = ways[-1]
+    return Layout(parallel, "full", 1, False, shards)
 
 
 def step_flops(stage: StageConfig, model: HarmonConfig, lengths: Lengths | None = None) -> float:
@@ -142,13 +201,29 @@ def sample_flops(stage: StageConfig, model: HarmonConfig, task: Task, lengths: L
     return flops.total(flops.image_to_text(model, None, lengths.text, lengths.text - lengths.question, train_llm=llm))
 
 
-def _memory(
-    stage: StageConfig, model: HarmonConfig, task: Task, layout: Layout, workers: int, lengths: Lengths
-) -> Memory:
-    shards = workers if layout.parallel == "fsdp" else 1
-    return micro_batch_memory(
-        model, stage, task, layout.micro_rows, shards=shards, recompute=layout.recompute, lengths=lengths
-    )
+def _needed(stage: StageConfig, model: HarmonConfig, layout: Layout, mix: Mix) -> float:
+    return max(_memory(stage, model, task, layout, mix).needed for task in TASKS if stage.ratio.of(task))
+
+
+def _memory(stage: StageConfig, model: HarmonConfig, task: Task, layout: Layout, mix: Mix) -> Memory:
+    """At the longest texts, and at the share of masked positions that takes the most."""
+    shares = {stage.mask_ratio.low, stage.mask_ratio.high} | ({1.0} if stage.full_mask_share else set())
+    told = [
+        micro_batch_memory(
+            model,
+            stage,
+            task,
+            layout.micro_rows,
+            bf16=mix.bf16,
+            shards=layout.shards,
+            recompute=layout.recompute,
+            average=mix.average,
+            lengths=Lengths.longest(stage, mix.picture),
+            masked_share=share,
+        )
+        for share in sorted(shares)
+    ]
+    return max(told, key=lambda one: one.peak)
 
 
 def _halves(rows: int) -> list[int]:

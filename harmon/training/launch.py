@@ -66,22 +66,17 @@ class Launch(Settings):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
-def check_workers(stage: StageConfig, execution: Execution, launch: Launch) -> None:
+def check_workers(execution: Execution, launch: Launch) -> None:
     """Raises ConfigurationError where `launch` may come to a number of workers that the shards do not fit."""
     groups, named = execution.shard_workers, launch.workers
-    if execution.parallel == "ddp" or launch.most_workers == 0:
+    if execution.parallel != "hsdp" or launch.most_workers == 0:
         return
-    if stage.block_rows < launch.most_workers:
-        raise ConfigurationError(
-            f"{stage.stage}: blocks of {stage.block_rows} rows leave some of {launch.most_workers} workers without "
-            f"any, which {execution.parallel} cannot train; use larger blocks, fewer workers or ddp."
-        )
-    if execution.parallel == "hsdp" and not isinstance(named, int) and named[0] != named[1]:
+    if not isinstance(named, int) and named[0] != named[1]:
         raise ConfigurationError(
             f"workers {list(named)}: Ray may start any number between, and hsdp needs one that groups of {groups} "
             "divide; name one number of workers, or fsdp."
         )
-    if execution.parallel == "hsdp" and (groups is None or launch.most_workers % groups):
+    if groups is None or launch.most_workers % groups:
         raise ConfigurationError(
             f"hsdp over {launch.most_workers} workers needs shard_workers that divides them, not {groups}; the GPUs of "
             "a machine, say."
@@ -107,7 +102,7 @@ def train_stage(
     folder = stage_folder(job, key)
     if completed(job, key):
         return folder
-    check_workers(job.stage, job.execution, launch)
+    check_workers(job.execution, launch)
     write_job(job, folder)
     if launch.workers == 0:
         import torch

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harmon.model.harmon import Harmon, LossSum
+from harmon.model.transfer import sent
 from harmon.seeds import stream
 from harmon.text import ChatText
 from harmon.training.agreement import Notices
 from harmon.training.average import Average
+from harmon.training.blank import blank_batch
 from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState
 from harmon.training.data import ChatBatch, ImageBatch, StageData
 from harmon.training.failure import FinalError
@@ -39,9 +42,11 @@ from harmon.training.job import (
 )
 from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
-from harmon.training.optimiser import make_optimiser, rate_factor, set_rates, trained_parameters
-from harmon.training.parallel import at_hand, gradient_of, prepare, reduce_now
+from harmon.training.optimiser import Gradient, make_optimiser, rate_factor, set_rates, trained_parameters
+from harmon.training.parallel import at_hand, prepare
+from harmon.training.profile import Profile
 from harmon.training.sources import SourceLosses
+from harmon.training.speed import Speed, peak_memory, peak_of_all
 from harmon.training.stage import TASKS
 from harmon.training.standing import CHECKPOINTS, completed, recall, write_done
 from harmon.training.weights import load_weights, own_tensors, whole
@@ -86,14 +91,15 @@ def train(
     load_weights(model, [Path(file) for file in job.weights])
     model.to(device, dtype).train()
     trained_parameters(model, stage)
-    mesh = prepare(model, stage, job.execution)
+    mesh = prepare(model, job.execution)
     trained = trained_parameters(model, stage)  # sharding has replaced them
     optimiser = make_optimiser(stage, trained)
-    gradient = gradient_of(trained, mesh)
+    gradient = Gradient(trained, mesh)
     guard = Guard(job.guard, device)
     average = Average(trained, job.average) if job.average else None
     data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents, folder / ROWS)
-    micro = MicroBatches(world, job.execution.micro_rows, in_step=mesh is not None, packs=job.execution.pack)
+    blank = None if mesh is None else partial(blank_batch, stage, job.model, job.mixture)
+    micro = MicroBatches(world, job.execution.micro_rows, blank, packs=job.execution.pack)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
 
     def tensors() -> dict[str, Tensor]:
@@ -104,6 +110,9 @@ def train(
         if average:
             kept |= {f"average/{name}": value for name, value in average.tensors.items()}
         return kept | {f"guard/{name}": value for name, value in guard.state.items()}
+
+    speed = Speed.of(stage, job.model, data.lengths(), peak_of_all(device, world)) if rank == 0 else None
+    profiler = Profile(job.execution.profile, folder / "profile", rank)
 
     first, last = start, min(stage.steps, until or stage.steps)
     if first:
@@ -121,6 +130,7 @@ def train(
     noticed, notices = "go on", Notices(told)
     for step in range(first, last):
         # -- one train step ----------------------------------------------------------------------------------
+        profiler.before(step + 1)
         notices.begin()
         torch.manual_seed(stream(stage.seed, stage.stage, "dropout", step, rank) % 2**63)
         clock = time.perf_counter()
@@ -129,14 +139,12 @@ def train(
         data_seconds += time.perf_counter() - clock
 
         counts = step_counts(blocks, batches, device)
-        parts = micro.parts(blocks, batches)
         gradient.zero()
         step_sums, step_loss = torch.zeros_like(sums), torch.zeros((), dtype=dtype, device=device)
-        for number, part in enumerate(parts, 1):
+        for part in micro.parts(blocks, batches):
             task = TASKS.index(part.block.task)
             share = sum(block.task == part.block.task for block in blocks) / len(blocks)
             factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
-            reduce_now(model, number == len(parts))
             with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
                 losses = loss_sum(model, part.batch, dtype, device, job.execution.pack)
             loss = losses.total
@@ -157,13 +165,14 @@ def train(
         optimiser.step()
         if average:
             average.update()
-        sums += torch.where(skip > 0, 0.0, step_sums)
+        sums += step_sums.masked_fill(skip > 0, 0.0)
         verdicts.append(skip)
         sources.end_step(skip)
         samples += stage.global_batch
 
         # -- once in a while ---------------------------------------------------------------------------------
         finished = step + 1
+        profiler.after(finished, ends=finished == last)
         before, noticed = noticed, notices.heard()
         saves = finished % job.checkpoint_every == 0 or finished == last or noticed not in (before, "go on")
         if finished % job.log_every == 0 or saves:
@@ -179,10 +188,13 @@ def train(
                 "rate": rates,
                 "gradient_norm": norm.item(),
                 "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
-                "samples": cursors(stage, finished),
+                "samples": (seen := cursors(stage, finished)),
+                "ratio": {task: number / sum(seen.values()) for task, number in seen.items()},
                 "samples_per_second": samples / seconds,
                 "data_share": data_seconds / seconds,
+                "peak_memory": peak_memory(device),
             }
+            line |= speed.measures(samples / seconds) if speed else {}
             if skipped := torch.stack(verdicts).nonzero()[:, 0].tolist():
                 line["skipped"] = [finished - len(verdicts) + 1 + place for place in skipped]
             if probe:
@@ -231,7 +243,7 @@ def step_counts(
     counts = torch.zeros(len(TASKS), dtype=torch.float64)
     for block, batch in zip(blocks, batches, strict=True):
         counts[TASKS.index(block.task)] += batch.count if batch else 0
-    counts = counts.to(device)
+    counts = sent(counts, device)
     if dist.is_initialized():
         dist.all_reduce(counts)
     return counts
@@ -246,7 +258,8 @@ def loss_sum(
     """
 
     def moved(value: Tensor) -> Tensor:
-        return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
+        value = sent(value, device)
+        return value.to(dtype) if value.is_floating_point() else value
 
     if isinstance(batch, ImageBatch):
         return model.text_to_image_loss(
@@ -257,6 +270,7 @@ def loss_sum(
             batch.masked,
             moved(batch.timesteps),
             moved(batch.noise),
+            pictured=batch.pictured,
         )
     latents = None if batch.latents is None else moved(batch.latents)
     scale = model.config.grad_scale

@@ -1,32 +1,41 @@
 """What a train step takes of one device's memory, from sizes alone: nothing is built or run.
 
-    state         parameters, the gradient (one vector that is always there), AdamW's two moments
-    casts         under autocast, the 16-bit copies of the weights of linear layers, kept until backward has used them
+    state         parameters, the gradient (one vector that is always there), AdamW's two moments, the average
+    gathered      under FSDP, what of the weights is whole for a while: all outside its units from forward to backward,
+                  and the units that backward works on and fetches ahead, with the buffers they arrive in
+    casts         under autocast, the 16-bit copies of the weights of linear layers
     activations   what forward keeps for backward of one micro-batch
-    loss          what stands on top when backward begins: logits and their gradients, or the head's last tensors
+    top           what stands on these: logits and their gradients, the head's last tensors, a block computed again
 
-The peak is when backward begins on the largest micro-batch. Attention is counted as a fused kernel keeps it (no
-matrix of scores). An allocator rounds and fragments, and CUDA itself and its libraries take about 1 GiB: `reserve`
-holds room for both.
+The peak is the largest of three moments of the largest micro-batch: forward's end, when all 16-bit copies are still
+there, also of blocks that will be computed again; backward from its beginning on; and its end, when the gradient of
+all that no unit holds is whole under FSDP. An allocator rounds and fragments, and CUDA itself and its libraries take
+about 1 GiB: `needed` holds room for both. torch.compile, which keeps less, is not counted.
 
-Shape letters: B rows, N image positions, P masked, U buffer, S = U + N - P, L text, T = L + S, R labelled, W width of
-the head.
+Under FSDP gradients are cut as soon as a unit's are there, so that none is whole between micro-batches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from harmon.model.config import HarmonConfig
-from harmon.model.head import FREQUENCIES
-from harmon.training.stage import PARTS, StageConfig, Task
+from harmon.training.activations import (
+    FULL,
+    Kept,
+    Precision,
+    Recompute,
+    decoder_kept,
+    encoder_kept,
+    head_kept,
+    llm_kept,
+)
+from harmon.training.device import GIB
+from harmon.training.parameters import parameter_counts, units
+from harmon.training.stage import PARTS, Part, StageConfig, Task
 
-GIB = float(2**30)
-FULL = 4  # bytes of a float32
+HALF = 2  # bytes of a bfloat16
 RESERVED_SHARE, RESERVED_BYTES = 0.06, 1.0 * GIB  # for the allocator's gaps, for CUDA and its libraries
-
-Recompute = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -44,27 +53,35 @@ class Lengths:
     picture: bool = False
     """Whether a text-to-image prompt also holds the picture itself (reconstruction alignment)."""
 
+    @classmethod
+    def longest(cls, stage: StageConfig, picture: bool = False) -> Lengths:
+        """The most that a sample of `stage` can have, which its memory must hold."""
+        chat, question = stage.chat_tokens, min(cls.question, stage.chat_tokens // 2)
+        return cls(stage.prompt_tokens, question, chat - question, chat, picture)
+
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes on one device at the peak."""
 
     parameters: float
     gradient: float
     moments: float
+    average: float
+    gathered: float
     casts: float
     activations: float
-    loss: float
+    top: float
 
     @property
     def state(self) -> float:
         """What is there between two train steps."""
-        return self.parameters + self.gradient + self.moments
+        return self.parameters + self.gradient + self.moments + self.average
 
     @property
     def peak(self) -> float:
         """The most that tensors take at once."""
-        return self.state + self.casts + self.activations + self.loss
+        return self.state + self.gathered + self.casts + self.activations + self.top
 
     @property
     def needed(self) -> float:
@@ -75,29 +92,11 @@ class Memory:
         """For a person."""
         parts = {
             "parameters": self.parameters, "gradient": self.gradient, "moments": self.moments,
-            "16-bit copies": self.casts, "activations": self.activations, "loss": self.loss,
+            "average": self.average, "gathered": self.gathered, "16-bit copies": self.casts,
+            "activations": self.activations, "loss": self.top,
         }  # fmt: skip
-        told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        told = ", ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items() if size)
         return f"{self.needed / GIB:.1f} GiB with reserve: {told}"
-
-
-def parameter_counts(config: HarmonConfig) -> dict[str, float]:
-    """Parameters of each of the paper's three parts."""
-    mar, head, llm = config.mar, config.head, config.llm
-    hidden, width, decoder = llm.hidden_size, mar.encoder_width, mar.decoder_width
-    shared = hidden * llm.num_key_value_heads // llm.num_attention_heads
-    layer = 2 * hidden * hidden + hidden + 2 * (hidden + 1) * shared + 3 * hidden * llm.intermediate_size + 2 * hidden
-    tables = llm.vocab_size * hidden * (1 if llm.tie_word_embeddings else 2)
-    native, buffer, channels = mar.native_grid**2, mar.buffer_size, mar.token_channels
-    encoder = mar.encoder_depth * _block_parameters(width, mar.mlp_ratio) + (channels + 1) * width + 4 * width
-    encoder += width * (1 + buffer + native + mar.class_count) + (width + 1) * hidden + (hidden + 1) * hidden
-    decoding = mar.decoder_depth * _block_parameters(decoder, mar.mlp_ratio) + (width + 1) * decoder + 2 * decoder
-    decoding += decoder * (1 + buffer + native + native) + (hidden + 1) * hidden + (hidden + 1) * width
-    return {
-        "encoder": float(encoder),
-        "decoder": float(decoding + _head_parameters(head.width, head.depth, channels, decoder)),
-        "llm": float(llm.num_hidden_layers * layer + hidden + tables),
-    }
 
 
 def micro_batch_memory(
@@ -109,114 +108,135 @@ def micro_batch_memory(
     bf16: bool = True,
     shards: int = 1,
     recompute: Recompute = "none",
+    average: bool = False,
     lengths: Lengths | None = None,
+    masked_share: float | None = None,
 ) -> Memory:
     """Memory of a train step whose largest micro-batch is `rows` rows of `task`.
 
     `shards`: devices over which parameters, gradient and moments are cut (FSDP); 1: each device holds all of them.
-    `recompute` full: only what enters a block is kept, and one block is computed again at a time.
+    `average`: whether one is kept beside the weights. `masked_share`: of the positions; None: the middle of the range
+    that the stage draws from.
     """
-    lengths, mar, llm = lengths or Lengths(), config.mar, config.llm
-    counts = parameter_counts(config)
+    precision = Precision(HALF if bf16 else FULL)
+    sample = _sample(config, stage, task, lengths or Lengths(), masked_share)
+    counts, unit = parameter_counts(config), units(config)
     moves = {part: stage.learning_rate.of(part) is not None for part in PARTS}
     everything, trained = sum(counts.values()), sum(counts[part] for part in PARTS if moves[part])
-    positions, small = config.tokens(*[stage.px // config.latent_stride] * 2), 2 if bf16 else FULL
-    in_graph = {"encoder": moves["encoder"] and task != "text", "llm": moves["encoder"] or moves["llm"]}
-    in_graph["decoder"] = task == "text2image"
-    table = llm.vocab_size * llm.hidden_size
-    if task == "text2image":
-        masked = _masked(stage, positions)
-        slots, repeats = mar.buffer_size + positions - masked, config.head.batch_mul
-        seen = (mar.buffer_size + positions) * lengths.picture
-        length, read = lengths.prompt + seen + slots, slots
-        kept = _decoder(config, positions, slots, masked, small, recompute)
-        kept += _head(config, masked * repeats, masked, small)
-        loss = rows * masked * repeats * mar.token_channels * 12.0 * FULL
-    else:
-        slots, seen = mar.buffer_size + positions if task == "image2text" else 0, 0
-        read = lengths.labelled if task == "image2text" else lengths.text - lengths.question
-        length, kept, logits = slots + lengths.question + read, 0.0, rows * read * llm.vocab_size
-        # the logarithms that cross-entropy kept and its gradient twice; or the table's gradient beside the last one
-        loss = max(logits * 3.0 * FULL, logits * small + moves["llm"] * table * (FULL + (small if bf16 else 0.0)))
-    if in_graph["encoder"]:
-        kept += _encoder(config, slots + seen, small, recompute)
-    if in_graph["llm"]:
-        kept += _llm(config, length, read, small, recompute, moves["llm"])
-    casts = sum(counts[part] for part in PARTS if in_graph[part])
-    if task == "text2image" and in_graph["llm"]:
-        casts -= table  # it is looked up, not multiplied
-    return Memory(
-        parameters=everything * FULL / shards,
-        gradient=trained * FULL / shards,
-        moments=2 * trained * FULL / shards,
-        casts=casts * 2.0 if bf16 else 0.0,
-        activations=rows * kept,
-        loss=loss,
+    parts = _parts(config, sample, moves, precision, recompute)
+    forward, backward = _loss(config, sample, rows, moves, precision)
+    cached, saved = _casts(config, task, moves, recompute) if bf16 else (0.0, 0.0)
+    first = unit.head + unit.decoder_block / 2 if task == "text2image" else 1.5 * unit.llm_layer
+    fetched = FULL * (unit.rest + 2 * first) if shards > 1 else 0.0
+    whole = FULL * 3 * unit.rest if shards > 1 else 0.0  # weights, their gradient, and that as it is sent
+    activations = rows * sum(part.stays for part in parts)
+
+    def at(gathered: float, casts: float, activations: float, top: float) -> Memory:
+        return Memory(
+            parameters=everything * FULL / shards,
+            gradient=trained * FULL / shards,
+            moments=2 * trained * FULL / shards,
+            average=trained * FULL / shards if average else 0.0,
+            gathered=gathered,
+            casts=casts,
+            activations=activations,
+            top=top,
+        )
+
+    moments = (
+        at(fetched, cached, activations, forward),
+        at(fetched, saved, activations, _on_top(parts, rows, backward)),
+        at(whole, 0.0, 0.0, 0.0),
     )
+    return max(moments, key=lambda one: one.peak)
 
 
-def _masked(stage: StageConfig, positions: int) -> int:
-    """Masked positions in the middle of the stage's range."""
-    return round(positions * (stage.mask_ratio.low + stage.mask_ratio.high) / 2)
+@dataclass(frozen=True)
+class _Sample:
+    """Places of one sample, counted."""
+
+    task: Task
+    positions: int
+    """Of the image."""
+    masked: int
+    slots: int
+    """Buffers and visible positions that the language model reads."""
+    seen: int
+    """Buffers and positions of a picture in a prompt."""
+    length: int
+    """All that the language model reads."""
+    read: int
+    """What leaves the language model."""
 
 
-def _block_parameters(width: int, mlp_ratio: float) -> float:
-    hidden = int(width * mlp_ratio)
-    return 4 * width * (width + 1) + 2 * width * hidden + hidden + width + 4 * width
+def _sample(
+    config: HarmonConfig, stage: StageConfig, task: Task, lengths: Lengths, masked_share: float | None
+) -> _Sample:
+    positions, buffers = config.tokens(*[stage.px // config.latent_stride] * 2), config.mar.buffer_size
+    if task == "text2image":
+        middle = (stage.mask_ratio.low + stage.mask_ratio.high) / 2
+        masked = round(positions * (middle if masked_share is None else masked_share))
+        slots, seen = buffers + positions - masked, (buffers + positions) * lengths.picture
+        return _Sample(task, positions, masked, slots, seen, lengths.prompt + seen + slots, slots)
+    slots = buffers + positions if task == "image2text" else 0
+    read = lengths.labelled if task == "image2text" else lengths.text - lengths.question
+    return _Sample(task, positions, 0, slots, 0, slots + lengths.question + read, read)
 
 
-def _head_parameters(width: int, depth: int, channels: int, decoder: int) -> float:
-    block = 2 * width * (width + 1) + 3 * width * (width + 1) + 2 * width
-    embed = (256 + 1) * width + (width + 1) * width + (decoder + 1) * width + (channels + 1) * width
-    return depth * block + embed + 2 * width * (width + 1) + (width + 1) * 2 * channels
+def _parts(
+    config: HarmonConfig, sample: _Sample, moves: dict[Part, bool], precision: Precision, recompute: Recompute
+) -> list[Kept]:
+    """What each part of the model keeps of one sample, in the order of backward."""
+    parts, masked, slots = [], sample.masked, sample.slots
+    if sample.task == "text2image":
+        parts.append(head_kept(config, masked * config.head.batch_mul, masked, precision, recompute))
+        parts.append(decoder_kept(config, sample.positions, slots, masked, precision, recompute))
+    if moves["encoder"] or moves["llm"]:
+        parts.append(llm_kept(config, sample.length, sample.read, precision, recompute, moves["llm"]))
+    if moves["encoder"] and sample.task != "text":
+        parts.append(encoder_kept(config, slots + sample.seen, precision, recompute))
+    return parts
 
 
-def _block(width: int, mlp_ratio: float, heads: int, small: int, dropout: bool, queries: float = 1.0) -> float:
-    """Bytes that a block of MAR keeps of each position; `queries`: the share of positions that leaves it."""
-    hidden = width * mlp_ratio
-    attention = (FULL + small * 4) * width  # input, its norm, query with key and value
-    mixed = (small + dropout) * width + FULL * heads
-    mlp = (FULL + small + dropout) * width + (2 * small + dropout) * hidden
-    return attention + queries * (mixed + mlp)
+def _on_top(parts: list[Kept], rows: int, loss: float) -> float:
+    """The most that stands on all of `parts` while backward goes through them: the loss, or later a block that is
+    computed again, when the parts before its own are gone.
+    """
+    most, gone = loss, 0.0
+    for part in parts:
+        most = max(most, rows * part.again - gone)
+        gone += rows * part.stays
+    return most
 
 
-def _encoder(config: HarmonConfig, slots: int, small: int, recompute: Recompute) -> float:
-    """Of one sample, with the projection into the language model."""
-    mar = config.mar
-    block = _block(mar.encoder_width, mar.mlp_ratio, mar.encoder_heads, small, mar.dropout > 0)
-    blocks = mar.encoder_depth * FULL * mar.encoder_width + block if recompute == "full" else mar.encoder_depth * block
-    ends = 3 * FULL * mar.encoder_width + small * (2 * mar.encoder_width + 3 * config.llm.hidden_size)
-    return slots * (blocks + ends)
+def _loss(
+    config: HarmonConfig, sample: _Sample, rows: int, moves: dict[Part, bool], precision: Precision
+) -> tuple[float, float]:
+    """Bytes at the end of forward, and the most when backward begins."""
+    if sample.task == "text2image":
+        last = rows * sample.masked * config.head.batch_mul * config.mar.token_channels * 12.0 * FULL
+        return last, last
+    small, table = precision.small, config.llm.vocab_size * config.llm.hidden_size
+    logits = rows * sample.read * config.llm.vocab_size
+    # the logarithms that cross-entropy kept and its gradient twice; or the table's gradient beside the last one
+    beside = moves["llm"] * table * (FULL + (small if precision.is_mixed else 0.0))
+    return logits * (small * precision.is_mixed + 2.0 * FULL), max(logits * 3.0 * FULL, logits * small + beside)
 
 
-def _decoder(config: HarmonConfig, positions: int, slots: int, masked: int, small: int, recompute: Recompute) -> float:
-    """Of one sample, with the projection out of the language model."""
-    mar, everything = config.mar, config.mar.buffer_size + positions
-    block = _block(mar.decoder_width, mar.mlp_ratio, mar.decoder_heads, small, mar.dropout > 0)
-    last = _block(mar.decoder_width, mar.mlp_ratio, mar.decoder_heads, small, mar.dropout > 0, masked / everything)
-    inner = (mar.decoder_depth - 1) * (FULL * mar.decoder_width if recompute == "full" else block)
-    ends = 2 * FULL * mar.decoder_width * everything + FULL * mar.decoder_width * masked
-    projected = slots * (small * 3 * config.llm.hidden_size + (FULL + small) * mar.encoder_width)
-    return everything * (inner + (block if recompute == "full" else last)) + ends + projected
+def _casts(config: HarmonConfig, task: Task, moves: dict[Part, bool], recompute: Recompute) -> tuple[float, float]:
+    """Bytes of 16-bit copies at the end of forward, and those that backward begins with.
 
-
-def _llm(config: HarmonConfig, length: int, read: int, small: int, recompute: Recompute, trains: bool) -> float:
-    """Of one sample: `length` positions, of which `read` leave the last layer. Frozen linear layers keep no input."""
-    llm = config.llm
-    hidden, shared = llm.hidden_size, llm.hidden_size * llm.num_key_value_heads // llm.num_attention_heads
-    # autocast casts a norm's output for each linear layer anew
-    copies = ((3, 2) if small != FULL else (1, 1)) if trains else (0, 0)
-    keys = (FULL + small * copies[0]) * hidden + small * 2 * shared
-    queries = (small * 2 + FULL + small * copies[1]) * hidden + FULL * llm.num_attention_heads
-    rest = queries + small * (3 + trains) * llm.intermediate_size
-    if recompute == "full":
-        return length * (llm.num_hidden_layers * FULL * hidden + keys + rest)
-    return length * ((llm.num_hidden_layers - 1) * (keys + rest) + keys) + read * (rest + 2 * FULL * hidden)
-
-
-def _head(config: HarmonConfig, rows: int, conditions: int, small: int) -> float:
-    """Of one sample: `rows` predictions under `conditions` decoder outputs."""
-    width = config.head.width
-    part = (8 * small + 2 * FULL) * width  # a norm's input and output stay in full under autocast
-    ends = part + small * FREQUENCIES + 14 * FULL * config.mar.token_channels
-    return rows * (config.head.depth * part + ends) + conditions * small * (width + config.mar.decoder_width)
+    Autocast keeps a copy of each trained weight until forward ends. Backward has those that it needs of linear layers,
+    frozen or not; not those of blocks that it computes again.
+    """
+    counts, unit, drawn = parameter_counts(config), units(config), task == "text2image"
+    passed: dict[Part, bool] = {"encoder": task != "text", "decoder": drawn, "llm": True}
+    in_graph: dict[Part, bool] = {"encoder": moves["encoder"] and task != "text", "decoder": drawn, "llm": False}
+    in_graph["llm"] = moves["encoder"] or moves["llm"]
+    looked_up = unit.table if drawn else 0.0  # it is not multiplied
+    saved = sum(counts[part] for part in PARTS if in_graph[part]) - looked_up * in_graph["llm"]
+    if recompute == "none":
+        return HALF * saved, HALF * saved
+    cached = sum(counts[part] for part in PARTS if passed[part] and moves[part]) - looked_up * moves["llm"]
+    products = config.head.depth * 2 * config.head.width * (config.head.width + 1)  # of the head's blocks
+    return HALF * cached, HALF * (unit.rest - looked_up + (unit.head - products) * drawn)

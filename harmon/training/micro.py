@@ -3,8 +3,8 @@
 The loss of a part is a sum, divided by the whole step's count, so the gradients of the parts add up to the block's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,15 +14,16 @@ from harmon.training.buckets import alike, balanced
 from harmon.training.data import ChatBatch, ImageBatch
 from harmon.training.mixture import Block
 from harmon.training.stage import Task
-from pipelines.errors import HarmonError
+
+Batch = ImageBatch | ChatBatch
 
 
 def parts_of(block: Block, world: int, rows: int | None) -> int:
-    """Micro-batches of at most `rows` rows (None: no limit) that every worker of `world` makes of its share of
-    `block`: equally many on all, as sharded weights need, and none of them empty.
+    """Micro-batches of at most `rows` rows (None: no limit) that the worker of `world` with the most rows of `block`
+    makes of its share.
     """
-    largest, smallest = -(-block.rows // world), block.rows // world
-    return 1 if rows is None else max(1, min(-(-largest // rows), smallest))
+    largest = -(-block.rows // world)
+    return 1 if rows is None else -(-largest // rows)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Part:
     """One forward and backward pass of a worker."""
 
     block: Block
-    batch: ImageBatch | ChatBatch
+    batch: Batch
     stands_in: bool = False
     """Whether it only keeps this worker in step with the others: it has no weight."""
 
@@ -38,30 +39,28 @@ class Part:
 class MicroBatches:
     """Cuts a worker's batches into parts of at most `rows` rows (None: no limit).
 
-    `in_step`: all of `world` workers make equally many passes of a block, which sharded weights need, since each pass
-    gathers them from all. A worker whose pictures proved corrupt then repeats a part that it had before, without
-    weight. `packs`: lengths say which rows share a part (Execution.pack).
+    With `blank`, the batch of nothing of each task, all of `world` workers make equally many passes of a block, which
+    sharded weights need, since each pass gathers them from all: a worker with fewer rows than others, because the
+    world does not divide the block or because pictures proved corrupt, makes up for it with blank parts. `packs`:
+    lengths say which rows share a part (Execution.pack).
     """
 
-    def __init__(self, world: int, rows: int | None, in_step: bool, packs: bool = False) -> None:
-        self.world, self.rows, self.in_step = world, rows, in_step
+    def __init__(
+        self, world: int, rows: int | None, blank: Callable[[Task], Batch] | None = None, packs: bool = False
+    ) -> None:
+        self.world, self.rows, self.blank = world, rows, blank
         self._split = split_by_length if packs else split
-        self._had: dict[Task, ImageBatch | ChatBatch] = {}
 
-    def parts(self, blocks: Sequence[Block], batches: Sequence[ImageBatch | ChatBatch | None]) -> list[Part]:
-        """The parts of a step's blocks, in order. Raises HarmonError where a worker has nothing to repeat."""
+    def parts(self, blocks: Sequence[Block], batches: Sequence[Batch | None]) -> list[Part]:
+        """The parts of a step's blocks, in order."""
         return [part for block, batch in zip(blocks, batches, strict=True) for part in self._of(block, batch)]
 
-    def _of(self, block: Block, batch: ImageBatch | ChatBatch | None) -> list[Part]:
+    def _of(self, block: Block, batch: Batch | None) -> list[Part]:
         wanted = parts_of(block, self.world, self.rows)
         parts = [] if batch is None else [Part(block, piece) for piece in self._split(batch, wanted)]
-        if not self.in_step:
+        if self.blank is None or len(parts) == wanted:
             return parts
-        if parts:
-            self._had[block.task] = parts[0].batch
-        elif block.task not in self._had:
-            raise HarmonError(f"No picture of the first {block.task} samples can be decoded; look at the dataset.")
-        return parts + [Part(block, self._had[block.task], stands_in=True)] * (wanted - len(parts))
+        return parts + [Part(block, self.blank(block.task), stands_in=True)] * (wanted - len(parts))
 
 
 def split(batch: ImageBatch | ChatBatch, parts: int) -> list[ImageBatch] | list[ChatBatch]:
@@ -91,12 +90,12 @@ def _slices(rows: int, parts: int) -> list[slice]:
 
 
 def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None) -> ImageBatch:
-    return ImageBatch(
+    return replace(
+        batch,
         latents=batch.latents[rows],
         text_ids=batch.text_ids[rows, :longest],
         text_mask=batch.text_mask[rows, :longest],
         order=batch.order[rows],
-        masked=batch.masked,
         timesteps=batch.timesteps[:, rows],
         noise=batch.noise[:, rows],
         entries=None if batch.entries is None else batch.entries[rows],
@@ -106,4 +105,5 @@ def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None)
 def _chats(batch: ChatBatch, rows: slice | Tensor) -> ChatBatch:
     latents = None if batch.latents is None else batch.latents[rows]
     entries = None if batch.entries is None else batch.entries[rows]
-    return ChatBatch(latents, batch.input_ids[rows], batch.labels[rows], entries)
+    ids, labels = batch.input_ids[rows], batch.labels[rows]
+    return replace(batch, latents=latents, input_ids=ids, labels=labels, entries=entries)

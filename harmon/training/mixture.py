@@ -66,6 +66,11 @@ class Mixture(Settings):
         names = [f"{n}:{entry.text}" if names.count(n) > 1 else n for n, entry in zip(names, entries, strict=True)]
         return [f"{name}#{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
 
+    @property
+    def pictured(self) -> bool:
+        """Whether the prompt of a text-to-image row may be the picture itself."""
+        return any(entry.text == "picture" for entry in self.text2image)
+
 
 @dataclass(frozen=True)
 class Block:

@@ -1,17 +1,18 @@
 """What moves in a stage and how fast: parameter groups, the learning-rate schedule, and the gradient of all."""
 
 import math
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from harmon.model.harmon import has_weight_decay, part_of
 from harmon.training.stage import PARTS, StageConfig
 
 NEVER_TRAINED = ("mar.class_emb.weight",)  # carried for the released checkpoints; no loss reads it
+COPY, SHARD = "copy", "shard"  # axes of the mesh that sharded weights lie on
 
 
 def trained_parameters(model: nn.Module, stage: StageConfig) -> dict[str, nn.Parameter]:
@@ -75,84 +76,62 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-class Gradient(Protocol):
-    """The gradient of all trained parameters over all workers."""
+class Gradient:
+    """The gradient of all trained parameters: one vector, of which each parameter's gradient is a part.
 
-    def zero(self) -> None:
-        """Forget the last step's gradient."""
-
-    def reduce(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Add what the workers have: (the step's loss, the gradient's norm), scalars that are equal on all.
-
-        A sum is exact, because each worker divided by the step's global counts.
-        """
-
-    def clip(self, norm: Tensor, limit: float) -> None:
-        """Scale the gradient, whose norm is `norm`, to a norm of at most `limit`."""
-
-
-class FlatGradient:
-    """One vector that holds the gradients of all trained parameters, so that workers add theirs in a single
-    reduction. Its last place is the loss, which thereby needs none of its own.
+    Whole weights: workers add theirs in a single reduction, in whose last place the loss goes along. Sharded weights
+    (`mesh`): the vector is of this worker's shards, FSDP adds to it with every micro-batch, and the copies of a shard
+    (HSDP) add theirs in one reduction a step.
     """
 
-    def __init__(self, trained: dict[str, nn.Parameter]) -> None:
-        parameters = list(trained.values())
-        first = parameters[0]
-        size = sum(p.numel() for p in parameters)
-        self._sent = torch.zeros(size + 1, dtype=first.dtype, device=first.device)
+    def __init__(self, trained: dict[str, nn.Parameter], mesh: DeviceMesh | None = None) -> None:
+        parts = [local(parameter.detach()) for parameter in trained.values()]
+        size = sum(part.numel() for part in parts)
+        self._mesh = mesh
+        self._sent = torch.zeros(size + 1, dtype=parts[0].dtype, device=parts[0].device)
         self.vector = self._sent[:size]
         start = 0
-        for parameter in parameters:
-            parameter.grad = self.vector[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
+        for parameter, part in zip(trained.values(), parts, strict=True):
+            # there from the start: AdamW would leave one out that no loss of a step reads
+            parameter.grad = _alike(self.vector[start : start + part.numel()].view_as(part), parameter)
+            start += part.numel()
 
     def zero(self) -> None:
         """Forget the last step's gradient."""
         self._sent.zero_()
 
     def reduce(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Gradient.reduce`."""
-        self._sent[-1] = loss
-        if dist.is_initialized():
-            dist.all_reduce(self._sent)
-        return self._sent[-1], torch.linalg.vector_norm(self.vector)
+        """Add what the workers have: (the step's loss, the gradient's norm), scalars that are equal on all.
 
-    def clip(self, norm: Tensor, limit: float) -> None:
-        """As `Gradient.clip`."""
-        self.vector.mul_(_shrinking(norm, limit))
-
-
-class ShardedGradient:
-    """Gradients that lie with their sharded parameters and were added by FSDP on their way there.
-
-    `copies` workers hold the same shard (HSDP's replicas; 1 under FSDP).
-    """
-
-    def __init__(self, trained: dict[str, nn.Parameter], copies: int = 1) -> None:
-        self.parameters = list(trained.values())
-        self.copies = copies
-        for parameter in self.parameters:  # or AdamW would leave one out that no loss of this step reads
-            parameter.grad = torch.zeros_like(parameter)
-
-    def zero(self) -> None:
-        """Forget the last step's gradient."""
-        torch._foreach_zero_(self._shards())
-
-    def reduce(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Gradient.reduce`."""
-        square = torch.stack(torch._foreach_norm(self._shards())).square().sum() / self.copies
-        both = torch.stack([loss.to(square.dtype), square])
+        A sum is exact, because each worker divided by the step's global counts.
+        """
+        if self._mesh is None:
+            self._sent[-1] = loss
+            if dist.is_initialized():
+                dist.all_reduce(self._sent)
+            return self._sent[-1], torch.linalg.vector_norm(self.vector)
+        copies = 1
+        if self._mesh.ndim == 2:
+            copies = self._mesh[COPY].size()
+            dist.all_reduce(self.vector, group=self._mesh.get_group(COPY))
+        both = torch.stack([loss.to(self.vector.dtype), torch.linalg.vector_norm(self.vector).square() / copies])
         dist.all_reduce(both)
         return both[0], both[1].sqrt()
 
     def clip(self, norm: Tensor, limit: float) -> None:
-        """As `Gradient.clip`."""
-        torch._foreach_mul_(self._shards(), _shrinking(norm, limit))
-
-    def _shards(self) -> list[Tensor]:
-        return [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        """Scale the gradient, whose norm is `norm`, to a norm of at most `limit`."""
+        self.vector.mul_((limit / (norm + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch.nn.utils.clip_grad_norm_
 
 
-def _shrinking(norm: Tensor, limit: float) -> Tensor:
-    return (limit / (norm + 1e-6)).clamp(max=1.0)  # 1e-6 as in torch.nn.utils.clip_grad_norm_
+def _alike(values: Tensor, parameter: nn.Parameter) -> Tensor:
+    """`values`, sharing their memory, as the same shard of a tensor that `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return values
+    return DTensor.from_local(
+        values,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

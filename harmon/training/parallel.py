@@ -16,11 +16,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from harmon.model.compiled import compile_regions
-from harmon.model.harmon import Harmon
+from harmon.model.harmon import Harmon, LossSum
 from harmon.model.language import read_layer
 from harmon.training.execution import Execution
-from harmon.training.optimiser import NEVER_TRAINED, FlatGradient, Gradient, ShardedGradient
-from harmon.training.stage import StageConfig
+from harmon.training.optimiser import COPY, NEVER_TRAINED, SHARD
 from pipelines.errors import ConfigurationError
 
 _SAVED = (  # results that selective recomputation keeps: the matrix products and attention, most of the time
@@ -35,50 +34,43 @@ _SAVED = (  # results that selective recomputation keeps: the matrix products an
 )
 
 
-def prepare(model: Harmon, stage: StageConfig, execution: Execution) -> DeviceMesh | None:
+def prepare(model: Harmon, execution: Execution) -> DeviceMesh | None:
     """Recompute, compile and shard `model`, in place, as `execution` says; returns the mesh of a sharded one.
 
     Its parameters must be frozen or not already, and lie on the training device. One process alone shards nothing.
 
     Raises:
-        ConfigurationError: the workers do not fit the shards or the stage's blocks.
+        ConfigurationError: the workers do not fit the shards, or the layout is still to be chosen.
     """
+    if execution.parallel == "auto":
+        raise ConfigurationError(
+            "execution.parallel: auto is chosen when a recipe makes the job; name ddp, fsdp or hsdp."
+        )
     if execution.recompute != "none":
         _recompute(model, execution.recompute)
     if execution.compile:
         compile_regions(model, graphs=False)
     if execution.parallel == "ddp" or not dist.is_initialized():
         return None
-    mesh = _mesh(model.device.type, stage, execution)
+    mesh = _mesh(model.device.type, execution)
+    shards = mesh[SHARD]  # whose gradients are added across copies once a step, by `Gradient`
     for layer in model.llm.model.layers:
         if not hasattr(layer, "read"):
             layer.read = partial(read_layer, layer)
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=shards)
         register_fsdp_forward_method(layer, "read")
     for block in (*model.mar.encoder_blocks, *model.mar.decoder_blocks):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=shards)
+    fully_shard(model.mar.diffloss, mesh=shards)
+    register_fsdp_forward_method(model.mar.diffloss, "loss_rows")
     never = {parameter for name, parameter in model.named_parameters() if name in NEVER_TRAINED}
-    fully_shard(model, mesh=mesh, ignored_params=never)
-    for method in ("text_to_image_loss", "image_to_text_loss"):
-        register_fsdp_forward_method(model, method)
+    fully_shard(model, mesh=shards, ignored_params=never)
+    _register_losses(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # workers divide by the step's global counts themselves
             module.set_force_sum_reduction_for_comms(True)
     return mesh
-
-
-def gradient_of(trained: dict[str, nn.Parameter], mesh: DeviceMesh | None) -> Gradient:
-    """The gradient of a prepared model's trained parameters."""
-    if mesh is None:
-        return FlatGradient(trained)
-    return ShardedGradient(trained, copies=mesh.size(0) if mesh.ndim == 2 else 1)
-
-
-def reduce_now(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass adds the workers' gradients: on the last micro-batch of a step alone."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
 
 
 @contextmanager
@@ -96,20 +88,28 @@ def at_hand(model: nn.Module) -> Iterator[None]:
         model.reshard()
 
 
-def _mesh(device: str, stage: StageConfig, execution: Execution) -> DeviceMesh:
+def _register_losses(model: Harmon) -> None:
+    """Make the losses forward methods of FSDP, which sees none of their arguments: it would move tensors that lie on
+    the CPU on purpose to the device, and wait for each.
+    """
+    register_fsdp_forward_method(model, "gathered")
+
+    def gathering(method: Callable[..., LossSum]) -> Callable[..., LossSum]:
+        return lambda *given, **named: model.gathered(partial(method, *given, **named))
+
+    for name in ("text_to_image_loss", "image_to_text_loss"):
+        setattr(model, name, gathering(getattr(model, name)))
+
+
+def _mesh(device: str, execution: Execution) -> DeviceMesh:
     world, group = dist.get_world_size(), execution.shard_workers
-    if stage.block_rows < world:
-        raise ConfigurationError(
-            f"{stage.stage}: blocks of {stage.block_rows} rows leave some of {world} workers without any, which "
-            f"{execution.parallel} cannot train; use larger blocks, fewer workers or ddp."
-        )
     if execution.parallel == "fsdp":
-        return init_device_mesh(device, (world,), mesh_dim_names=("shard",))
+        return init_device_mesh(device, (world,), mesh_dim_names=(SHARD,))
     if group is None or world % group:
         raise ConfigurationError(
             f"hsdp over {world} workers needs shard_workers that divides them, not {group}; the GPUs of a machine, say."
         )
-    return init_device_mesh(device, (world // group, group), mesh_dim_names=("copy", "shard"))
+    return init_device_mesh(device, (world // group, group), mesh_dim_names=(COPY, SHARD))
 
 
 def _recompute(model: Harmon, what: Literal["selective", "full"]) -> None:

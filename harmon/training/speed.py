@@ -1,14 +1,16 @@
-"""Samples a second as tokens a second, FLOP a second and, where the device's peak is known, MFU."""
+"""How fast a stage trains: samples a second as tokens, FLOP and share of the devices' peak; and peak memory."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from harmon.model.config import HarmonConfig
+from harmon.training.device import peak_of
 from harmon.training.draws import mean_masked_share
 from harmon.training.forecast import step_flops
 from harmon.training.memory import Lengths
 from harmon.training.stage import TASKS, StageConfig, Task
-
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bfloat16, by what a CUDA device's name contains
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,18 @@ class Speed:
         return told | ({"mfu": spent / self.peak} if self.peak else {})
 
 
-def peak_of(device_name: str) -> float | None:
-    """Peak rate of one CUDA device of this name, None where it is not known."""
-    return next((peak for part, peak in PEAKS.items() if part in device_name), None)
+def peak_of_all(device: torch.device, workers: int) -> float | None:
+    """FLOP a second of `workers` devices like this worker's; None on a CPU, or where the device is not known."""
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if peak is None else workers * peak
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this worker has taken at most: its tensors on a CUDA device, else the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def _tokens(stage: StageConfig, model: HarmonConfig, task: Task, lengths: Lengths) -> float:

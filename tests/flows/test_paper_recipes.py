@@ -13,7 +13,8 @@ from filtering.embedding import Clip
 from filtering.weights import PUBLISHED
 from flows.gate import check
 from flows.recipe import Recipe, load_recipe
-from flows.work import datasets_of, job_of, work_of
+from flows.train import forecast_of
+from flows.work import datasets_of, execution_of, job_of, work_of
 from harmon.training.job import done, stage_folder, training_key
 from harmon.training.loop import train
 from harmon.training.stage import departures, load_stage
@@ -83,6 +84,16 @@ def test_the_gates_are_shut_to_a_model_that_has_learned_nothing(name: str, tmp_p
         learned = [json.dumps({"step": 5, "loss": {"text2image": 0.5}, "text_sensitivity": 0.1})] * 10
         (tmp_path / "metrics.jsonl").write_text("\n".join(learned) + "\n")
         assert check(gate, tmp_path, "stage1") == 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_says_how_it_runs_and_that_fits_on_the_papers_gpus(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert recipe.training.autocast == "bfloat16"
+    for number in range(3):
+        told, run = forecast_of(recipe, number), execution_of(recipe, number)
+        assert told.layout.fits and told.workers == 32 and told.mix.bf16
+        assert (run.parallel, run.micro_rows) == (told.layout.parallel, told.layout.micro_rows) != ("auto", None)
 
 
 def test_the_two_recipes_differ_in_the_model_alone() -> None:

@@ -13,6 +13,8 @@ from flows import train as training
 from flows import work
 from flows.cli import main
 from flows.recipe import load_recipe
+from flows.train import dry_run
+from flows.work import job_of
 from harmon.latents import write_latents
 from harmon.training.launch import Launch
 from pipelines.dataset import Dataset
@@ -134,6 +136,17 @@ def test_a_stage_in_a_store_stands_and_is_taken_away_there_under_its_runs_name(f
     (undo,) = (one.undo for one in work.work_of(recipe) if one.name == "train:stage1")
     undo()
     assert training.standing(work.job_of(recipe, 0)).step == 0
+
+
+def test_a_dry_run_tells_the_layout_that_the_job_has(folder: Path, harmon: Harmon) -> None:
+    recipe = load_recipe(folder / "recipe.yaml", ["training.execution={parallel: auto}", "training.launch.workers=3"])
+    told, job = dry_run(recipe, "stage1"), job_of(recipe, 0)
+    assert job.execution.parallel == told.forecast.layout.parallel == "ddp"
+    assert job.execution.micro_rows == told.forecast.layout.micro_rows == 2  # of 4 on 3 workers
+    by_hand = ["--set", "training.execution={parallel: fsdp, micro_rows: 1, gpu: H100-80G}"]
+    answer = harmon("train", folder / "recipe.yaml", "--stage", "stage1", "--dry-run", "--gpus", 2, *by_hand)
+    assert "layout on 2 H100-80G: fsdp, micro-batches of 1 rows, recompute none" in answer.stdout
+    assert "matrix products in float32" in answer.stdout
 
 
 def test_a_stage_waits_for_the_one_before_it(folder: Path, harmon: Harmon, tmp_path: Path) -> None:

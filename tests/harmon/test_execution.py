@@ -1,11 +1,13 @@
 """Ways to run a stage that leave its result as it is, and the ones that are meant to change it."""
 
+import gzip
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniature import make_job, small_stage
 from safetensors.torch import load_file
@@ -14,8 +16,9 @@ from harmon.model.harmon import Harmon
 from harmon.text import ChatText
 from harmon.training import loop
 from harmon.training.average import Average
+from harmon.training.blank import blank_batch
 from harmon.training.checkpoint import AVERAGE, MODEL, complete_checkpoints
-from harmon.training.data import StageData
+from harmon.training.data import ChatBatch, StageData
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.job import TrainJob, training_key
 from harmon.training.loop import final_weights, train
@@ -60,28 +63,47 @@ def test_compiled_blocks_give_the_same_losses(job, plain, tmp_path):
         assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(1, 9))
-def test_every_worker_makes_equally_many_micro_batches_and_none_is_empty(rows: int, world: int, limit: int):
+def test_no_micro_batch_exceeds_its_rows_for_any_number_of_workers(rows: int, world: int, limit: int):
     block = Block("text", 0, rows)
     parts = parts_of(block, world, limit)
     for rank in range(world):
         share = len(block.share(rank, world))
-        assert parts <= max(1, share)
-        if limit > 1 and rows >= world:
-            assert -(-share // parts) <= limit
+        ids = torch.zeros(share, 2, dtype=torch.int64)
+        pieces = split(ChatBatch(None, ids, ids), parts) if share else []
+        assert sum(len(piece.input_ids) for piece in pieces) == share
+        assert all(0 < len(piece.input_ids) <= limit for piece in pieces) and len(pieces) <= parts
 
 
-def test_a_worker_without_rows_keeps_in_step_by_a_part_without_weight(job):
+def test_workers_with_fewer_rows_make_as_many_passes_by_blank_parts_without_weight(job):
     data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
-    blocks = [Block("text2image", 0, 4), Block("text2image", 4, 4)]
-    batches = [data.batch(block, 0, 1) for block in blocks]
-    alone = MicroBatches(world=1, rows=2, in_step=False)
-    assert [part.stands_in for part in alone.parts(blocks, [batches[0], None])] == [False, False]
-    sharded = MicroBatches(world=1, rows=2, in_step=True)
-    parts = sharded.parts(blocks, [split(batches[0], 4)[0], None])
-    assert [part.stands_in for part in parts] == [False, True, True, True]
-    with pytest.raises(HarmonError, match="No picture of the first text2image samples can be decoded"):
-        MicroBatches(world=1, rows=2, in_step=True).parts(blocks, [None, None])
+    blank = partial(blank_batch, job.stage, job.model, job.mixture)
+    blocks = [Block("text2image", 0, 5), Block("image2text", 0, 1)]
+    batches = [[data.batch(block, rank, 2) for block in blocks] for rank in range(2)]
+    passes = [MicroBatches(2, 1, blank).parts(blocks, mine) for mine in batches]
+    assert [[part.stands_in for part in mine] for mine in passes] == [
+        [False, False, True, True],
+        [False, False, False, False],
+    ]
+    whole_copies = MicroBatches(2, 1).parts(blocks, batches[0])
+    assert [part.stands_in for part in whole_copies] == [False, False]
+
+
+@pytest.mark.parametrize("task", ["text2image", "image2text", "text"])
+def test_a_worker_all_of_whose_pictures_are_corrupt_has_a_blank_part_from_the_first_step_on(job, task):
+    """As right after a resume: there is no earlier batch that it could repeat."""
+    model = Harmon(job.model).double()
+    blank = partial(blank_batch, job.stage, job.model, job.mixture)
+    (part,) = MicroBatches(2, None, blank).parts([Block(task, 0, 4)], [None])
+    loss = loop.loss_sum(model, part.batch, torch.float64, torch.device("cpu")) * 0.0
+    loss.backward()
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    reached = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert part.stands_in and all(not value.grad.any() for value in model.parameters() if value.grad is not None)
+    model.zero_grad()
+    loop.loss_sum(model, data.batch(Block(task, 0, 4), 0, 1), torch.float64, torch.device("cpu")).backward()
+    assert reached == {name for name, value in model.named_parameters() if value.grad is not None}
 
 
 def test_autocast_trains_like_float32_with_float32_weights(job, tmp_path):
@@ -176,3 +198,32 @@ def test_settings_that_are_off_leave_the_key_as_it_was(job, tmp_path):
     assert training_key(at(job, tmp_path, guard=GuardConfig(), average=None, autocast=None)) == training_key(job)
     assert training_key(at(job, tmp_path, guard=GuardConfig(sigmas=6.0))) != training_key(job)
     assert training_key(at(job, tmp_path, save_behind=True, store="s3://somewhere/else")) == training_key(job)
+
+
+def test_a_line_tells_speed_memory_and_the_ratio_that_was_trained(job, plain):
+    for line in (json.loads(line) for line in (plain / "metrics.jsonl").read_text().splitlines()):
+        assert line["tokens_per_second"] > line["samples_per_second"] > 0 and line["flops_per_second"] > 0
+        assert "mfu" not in line  # of a CPU no peak is known
+        assert 2**27 < line["peak_memory"] < 2**36
+        assert sum(line["ratio"].values()) == pytest.approx(1)
+    shares = {task: job.stage.ratio.of(task) / 12 for task in line["ratio"]}
+    assert line["ratio"] == pytest.approx(shares, abs=1 / 24)  # one block of the 24 so far
+
+
+def test_a_line_tells_mfu_where_the_devices_peak_is_known(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "peak_of_all", lambda device, workers: workers * 312e12)
+    folder = train(at(job, tmp_path, stage=small_stage(steps=1)))
+    (line,) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert line["mfu"] == pytest.approx(line["flops_per_second"] / 312e12)
+
+
+def test_the_steps_that_are_profiled_leave_a_trace_and_the_same_weights(job, plain, tmp_path):
+    folder = train(at(job, tmp_path, execution=Execution(profile=(2, 3))))
+    assert final_weights(folder).read_bytes() == final_weights(plain).read_bytes()
+    (trace,) = (folder / "profile").iterdir()
+    assert trace.name == "steps-2-3-worker-0.json.gz"
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert "aten::mm" in names and any("AdamW.step" in str(name) for name in names)
+    cut = train(at(job, tmp_path / "cut", execution=Execution(profile=(4, 9))))
+    assert [path.name for path in (cut / "profile").iterdir()] == ["steps-4-4-worker-0.json.gz"]
+    assert not (plain / "profile").exists()

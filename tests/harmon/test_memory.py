@@ -6,9 +6,13 @@ from tracked import tracked_peak
 
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon, part_of
-from harmon.training.forecast import A100, Device, choose_layout, forecast, step_flops
-from harmon.training.memory import GIB, Lengths, micro_batch_memory, parameter_counts
+from harmon.training.device import A100, DEVICES, GIB, Device
+from harmon.training.execution import Execution
+from harmon.training.forecast import Mix, choose_layout, forecast, resolved, step_flops
+from harmon.training.memory import Lengths, micro_batch_memory
+from harmon.training.parameters import parameter_counts, units
 from harmon.training.stage import PARTS, load_stage
+from pipelines.errors import ConfigurationError
 
 SIZES = ("harmon-0.5b", "harmon-1.5b")
 PEAKS = [  # model, stage, task, rows, bfloat16
@@ -19,6 +23,14 @@ PEAKS = [  # model, stage, task, rows, bfloat16
     pytest.param("harmon-0.5b", "stage2", "text", 8, False, marks=pytest.mark.slow),
     pytest.param("harmon-0.5b", "finetune-o", "text2image", 8, True, marks=pytest.mark.slow),
     pytest.param("harmon-1.5b", "stage3", "image2text", 2, True, marks=pytest.mark.slow),
+]
+LAID_OUT = [  # model, stage, task, rows, shards, recompute
+    ("harmon-0.5b", "stage2", "text2image", 8, 8, "none"),
+    pytest.param("harmon-0.5b", "stage2", "image2text", 8, 8, "none", marks=pytest.mark.slow),
+    pytest.param("harmon-0.5b", "stage2", "text2image", 8, 1, "full", marks=pytest.mark.slow),
+    pytest.param("harmon-0.5b", "stage2", "image2text", 8, 1, "selective", marks=pytest.mark.slow),
+    pytest.param("harmon-1.5b", "stage3", "text2image", 4, 8, "full", marks=pytest.mark.slow),
+    pytest.param("harmon-1.5b", "stage3", "image2text", 2, 8, "selective", marks=pytest.mark.slow),
 ]
 
 
@@ -32,6 +44,14 @@ def test_the_model_is_within_a_tenth_of_torchs_tracker(size, name, task, rows, b
     assert said.peak - said.state == pytest.approx(beyond_state, rel=0.15)
 
 
+@pytest.mark.parametrize(("size", "name", "task", "rows", "shards", "recompute"), LAID_OUT)
+def test_so_it_is_with_shards_and_with_recomputation(size, name, task, rows, shards, recompute):
+    """The tracker runs FSDP2 itself, as one worker of a group in which the others are not there."""
+    config, stage, how = HarmonConfig.preset(size), load_stage(name), {"shards": shards, "recompute": recompute}
+    peak, _ = tracked_peak(config, stage, task, rows, bf16=True, lengths=Lengths(), **how)
+    assert micro_batch_memory(config, stage, task, rows, **how).peak == pytest.approx(peak, rel=0.1)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters_are_counted_to_the_last_one(size):
     with torch.device("meta"):
@@ -40,6 +60,13 @@ def test_parameters_are_counted_to_the_last_one(size):
     for name, parameter in model.named_parameters():
         counts[part_of(name)] += parameter.numel()
     assert parameter_counts(HarmonConfig.preset(size)) == counts
+    unit = units(HarmonConfig.preset(size))
+
+    def total(module: torch.nn.Module) -> int:
+        return sum(value.numel() for value in module.parameters())
+
+    assert unit.head == total(model.mar.diffloss) and unit.llm_layer == total(model.llm.model.layers[0])
+    assert unit.encoder_block == total(model.mar.encoder_blocks[0]) and unit.table == total(model.llm.lm_head)
 
 
 def test_a_picture_in_the_prompt_takes_memory_and_operations_of_seeing_it():
@@ -56,7 +83,9 @@ def test_rows_add_activations_and_shards_divide_the_state():
     one, two = (micro_batch_memory(config, stage, "text2image", rows) for rows in (1, 2))
     assert two.activations == 2 * one.activations and two.state == one.state
     sharded = micro_batch_memory(config, stage, "text2image", 1, shards=8)
-    assert sharded.state == one.state / 8
+    assert sharded.state == one.state / 8 and sharded.gathered > 0 == one.gathered
+    averaged = micro_batch_memory(config, stage, "text2image", 1, shards=8, average=True)
+    assert averaged.state - sharded.state == averaged.gradient
     again = micro_batch_memory(config, stage, "text2image", 8, recompute="full")
     assert again.activations < 0.5 * micro_batch_memory(config, stage, "text2image", 8).activations
 
@@ -72,13 +101,59 @@ def test_the_papers_stages_fit_on_its_32_gpus(size, name):
 
 def test_a_smaller_gpu_gets_fewer_rows_then_recompute_then_shards_then_a_refusal():
     stage, config = load_stage("stage2"), HarmonConfig.preset("harmon-1.5b")
-    layouts = [choose_layout(stage, config, 8, Device("made up", gib * GIB, 1e14)) for gib in (400, 80, 44, 30, 8)]
-    assert layouts[0] == choose_layout(stage, config, 8, Device("larger", 900 * GIB, 1e14))
+    layouts = [choose_layout(stage, config, 8, Device("made up", gib * GIB, 1e14)) for gib in (900, 80, 44, 30, 8)]
+    assert layouts[0] == choose_layout(stage, config, 8, Device("larger", 1800 * GIB, 1e14))
     assert layouts[0].parallel == "ddp" and layouts[0].recompute == "none"
     assert [layout.fits for layout in layouts] == [True, True, True, True, False]
     assert layouts[2].parallel == "fsdp"
     rows = [layout.micro_rows for layout in layouts]
     assert rows[0] > rows[-1]
+
+
+def test_what_a_recipe_leaves_to_the_memory_model_is_what_runs():
+    stage, config = load_stage("stage2"), HarmonConfig.preset("harmon-1.5b")
+    for gpu, workers in (("A100-80G", 32), ("A100-40G", 8)):
+        auto = Execution(parallel="auto", shard_workers=8, gpu=gpu, profile=(3, 4))
+        run = resolved(auto, stage, config, workers)
+        told, printed = forecast(stage, config, workers, auto), forecast(stage, config, workers, run)
+        assert run.parallel != "auto" and run.profile == (3, 4)
+        assert told.layout == printed.layout and told.memory == printed.memory
+        assert (run.parallel, run.recompute, run.micro_rows) == (
+            told.layout.parallel,
+            told.layout.recompute,
+            told.layout.micro_rows,
+        )
+    with pytest.raises(ConfigurationError, match="finds no layout that fits on 1 A100-40G"):
+        resolved(Execution(parallel="auto", gpu="A100-40G"), load_stage("stage3"), config, 1)
+
+
+def test_what_is_set_by_hand_is_forecast_as_set():
+    stage, config = load_stage("stage2"), HarmonConfig.preset("harmon-0.5b")
+    by_hand = Execution(parallel="hsdp", shard_workers=8, micro_rows=3, recompute="selective", gpu="H100-80G")
+    assert resolved(by_hand, stage, config, 32) == by_hand
+    told = forecast(stage, config, 32, by_hand, Mix(bf16=False))
+    assert told.device == DEVICES["H100-80G"]
+    assert (told.layout.parallel, told.layout.shards, told.layout.micro_rows) == ("hsdp", 8, 3)
+    lines = "\n".join(told.lines())
+    assert "hsdp over groups of 8, micro-batches of 3 rows, recompute selective, matrix products in float32" in lines
+    one = told.memory["text2image"]
+    assert one.casts == 0 and one.parameters == 4 * sum(parameter_counts(config).values()) / 8
+    everything = forecast(stage, config, 1, Execution(gpu="A100-40G"))
+    assert everything.layout.micro_rows == stage.block_rows and not everything.layout.fits
+    assert "it does not fit" in next(everything.lines())
+
+
+def test_memory_is_told_at_the_longest_texts_and_the_worst_mask():
+    stage, config = load_stage("stage2"), HarmonConfig.preset("harmon-0.5b")
+    told = forecast(stage, config, 32, Execution(micro_rows=4)).memory
+    usual = {task: micro_batch_memory(config, stage, task, 4) for task in told}
+    assert all(told[task].peak > usual[task].peak for task in ("text2image", "image2text"))
+    assert told["image2text"].top > 3 * usual["image2text"].top  # 480 labelled tokens in place of 128
+
+
+def test_auto_takes_no_layout_beside_it():
+    with pytest.raises(ValueError, match="parallel: auto chooses micro_rows and recompute"):
+        Execution(parallel="auto", micro_rows=4)
 
 
 def test_the_three_stages_cost_what_the_paper_implies():

@@ -9,6 +9,7 @@ from harmon.text import IMAGE_SLOT, ChatText
 from harmon.training.data import StageData
 from harmon.training.job import done, training_key
 from harmon.training.loop import loss_sum, train
+from harmon.training.micro import split
 from harmon.training.mixture import Block, Mixture, MixtureSource
 from harmon.training.rows import StageRows
 from pipelines.dataset import Dataset
@@ -73,7 +74,9 @@ def test_the_gradient_goes_back_through_the_picture_in_the_prompt_at_a_tenth(mod
         model.zero_grad()
         model.config = job.model.model_copy(update={"grad_scale": scale})
         draws = batch.order, batch.masked, batch.timesteps, batch.noise.double()
-        model.text_to_image_loss(batch.latents.double(), batch.text_ids, batch.text_mask, *draws).total.backward()
+        model.text_to_image_loss(
+            batch.latents.double(), batch.text_ids, batch.text_mask, *draws, pictured=True
+        ).total.backward()
         gradients.append(torch.cat([dict(model.named_parameters())[name].grad.flatten() for name in names]))
     model.config = job.model
     scaled, whole, none = gradients
@@ -82,7 +85,27 @@ def test_the_gradient_goes_back_through_the_picture_in_the_prompt_at_a_tenth(mod
 
 
 def test_prompts_without_slots_are_read_as_before(model, batch):
-    assert model._seeing_prompts(batch.text_ids.clamp(min=0), *model.to_tokens(batch.latents.double())) is None
+    given = batch.latents.double(), batch.text_ids.clamp(min=0), batch.text_mask
+    draws = batch.order, batch.masked, batch.timesteps, batch.noise.double()
+    plain, seeing = (model.text_to_image_loss(*given, *draws, pictured=one).total for one in (False, True))
+    assert seeing.item() == pytest.approx(plain.item(), rel=1e-12)
+
+
+def test_a_worker_without_a_picture_in_its_prompts_makes_the_same_passes(model, batch):
+    """Sharded weights are gathered from all workers in each pass, forward and backward: one pass fewer would hang."""
+    passes = []
+    handles = [model.mar.encoder_blocks[0].register_forward_hook(lambda *given: passes.append("forward"))]
+    handles += [model.mar.encoder_blocks[0].register_full_backward_hook(lambda *given: passes.append("backward"))]
+    dropped = (batch.text_ids != IMAGE_SLOT).all(1)
+    pieces = split(batch, len(batch.latents))
+    made = []
+    for place in (dropped.nonzero()[0], (~dropped).nonzero()[0]):
+        passes.clear()
+        loss_sum(model, pieces[int(place)], torch.float64, torch.device("cpu")).backward()
+        made.append(list(passes))
+    for handle in handles:
+        handle.remove()
+    assert made[0] == made[1] == ["forward"] * 2 + ["backward"] * 2
 
 
 def test_the_stage_trains_to_its_end(job, tmp_path):

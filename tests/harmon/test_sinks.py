@@ -9,10 +9,11 @@ from miniature import make_job, small_stage
 from harmon.model.config import HarmonConfig
 from harmon.text import ChatText
 from harmon.training.data import StageData
+from harmon.training.device import peak_of
 from harmon.training.memory import Lengths
 from harmon.training.mixture import Block
 from harmon.training.sinks import SinkSettings, open_sinks, scalars
-from harmon.training.speed import Speed, peak_of
+from harmon.training.speed import Speed
 from harmon.training.stage import load_stage
 from pipelines.errors import ConfigurationError
 

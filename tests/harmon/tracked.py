@@ -6,21 +6,29 @@ them: fused attention, fused RMS norm, drop-out with a mask of one byte, and lay
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Literal
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from harmon.model.config import HarmonConfig
 from harmon.model.diffusion import tables
 from harmon.model.gradient import ScaleGradient
 from harmon.model.harmon import Harmon
 from harmon.model.language import read_causally
+from harmon.training import parallel
+from harmon.training.execution import Execution
 from harmon.training.memory import Lengths
-from harmon.training.optimiser import make_optimiser, trained_parameters
+from harmon.training.optimiser import SHARD, Gradient, local, make_optimiser, trained_parameters
+from harmon.training.parallel import prepare
 from harmon.training.stage import StageConfig, Task
 
 _attention, _layer_norm = F.scaled_dot_product_attention, F.layer_norm
@@ -28,19 +36,34 @@ _AFTER = "register_post_accumulate_grad_hook"
 
 
 def tracked_peak(
-    config: HarmonConfig, stage: StageConfig, task: Task, rows: int, *, bf16: bool, lengths: Lengths
+    config: HarmonConfig,
+    stage: StageConfig,
+    task: Task,
+    rows: int,
+    *,
+    bf16: bool,
+    lengths: Lengths,
+    shards: int = 1,
+    recompute: Literal["none", "selective", "full"] = "none",
 ) -> tuple[float, float]:
-    """Bytes at the peak of a train step, and those of them that are no parameter, gradient or moment."""
+    """Bytes at the peak of a train step on one worker, and those of them that are no parameter, gradient or moment.
+
+    With `shards`, the worker is one of so many that run FSDP as `harmon.training.parallel` sets it up.
+    """
     tables.cache_clear()  # they may be of another fake mode
-    with FakeTensorMode(), _as_on_cuda():
+    execution = Execution(parallel="fsdp" if shards > 1 else "ddp", recompute=recompute)
+    with _workers(shards), FakeTensorMode(), _as_on_cuda():
         model = Harmon(config).train()
+        trained_parameters(model, stage)
+        mesh = prepare(model, execution)
         trained = trained_parameters(model, stage)
         optimiser = make_optimiser(stage, trained)
-        for parameter in trained.values():
-            parameter.grad = torch.empty_like(parameter)  # the loop keeps them from the start
-        optimiser.step()  # the moments come to be
+        gradient = Gradient(trained, mesh)
+        optimiser.step()
         tracker = MemTracker()
-        tracker.track_external(model, optimiser, *[parameter.grad for parameter in trained.values()])
+        tracker.track_external(model, optimiser, gradient.vector)
+        state = sum(local(value.detach()).nbytes for value in model.parameters())
+        state += 3 * sum(local(value.detach()).nbytes for value in trained.values())
         inputs = torch.randn(rows, config.mar.latent_channels, *[stage.px // config.latent_stride] * 2)
         with tracker:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -51,19 +74,34 @@ def tracked_peak(
     tables.cache_clear()
     (peak,) = (kinds for device, kinds in tracker.get_tracker_snapshot("peak").items() if device.type == "cpu")
     (total,) = (size for kind, size in peak.items() if kind == "Total")
-    state = sum(value.nbytes for value in model.parameters()) + 3 * sum(value.nbytes for value in trained.values())
     return float(total), float(total - state)
+
+
+@contextmanager
+def _workers(number: int) -> Iterator[None]:
+    """A group of so many workers, of which only this one is there; 1: no group."""
+    if number == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=number)
+    mesh = init_device_mesh("cpu", (number,), mesh_dim_names=(SHARD,))  # under fake tensors it could not be made
+    try:
+        with mock.patch.object(parallel, "_mesh", lambda *given: mesh):
+            yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _drawing(model: Harmon, stage: StageConfig, latents: Tensor, rows: int, lengths: Lengths) -> Tensor:
     positions = model.config.tokens(*latents.shape[2:])
     masked = round(positions * (stage.mask_ratio.low + stage.mask_ratio.high) / 2)
     times = torch.zeros(model.config.head.batch_mul, rows, positions, dtype=torch.int64)
-    ids = torch.zeros(rows, lengths.prompt, dtype=torch.int64)
+    seen = (positions + model.config.mar.buffer_size) * lengths.picture
+    ids = torch.zeros(rows, lengths.prompt + seen, dtype=torch.int64)
     noise = torch.zeros(*times.shape, model.config.mar.token_channels)
     order = torch.zeros(rows, positions, dtype=torch.int64)
-    with mock.patch.object(Harmon, "_seeing_prompts", lambda *given: None):  # it asks for values
-        return model.text_to_image_loss(latents, ids, ids == 0, order, masked, times, noise).total
+    given = latents, ids, ids == 0, order, masked, times, noise
+    return model.text_to_image_loss(*given, pictured=lengths.picture).total
 
 
 def _seeing(model: Harmon, stage: StageConfig, latents: Tensor | None, rows: int, lengths: Lengths) -> Tensor:
@@ -72,6 +110,12 @@ def _seeing(model: Harmon, stage: StageConfig, latents: Tensor | None, rows: int
     if latents is not None:
         slots, labelled = model.config.tokens(*latents.shape[2:]) + model.config.mar.buffer_size, lengths.labelled
     ids = torch.zeros(rows, slots + lengths.question + labelled, dtype=torch.int64)
+    run = partial(_read, model, latents, ids, labelled)
+    return model.gathered(run)  # type: ignore[arg-type]
+
+
+def _read(model: Harmon, latents: Tensor | None, ids: Tensor, labelled: int) -> Tensor:
+    rows = len(ids)
     x = model.llm.model.embed_tokens(ids)
     if latents is not None:
         _, image = model.visual_features(*model.to_tokens(latents))
