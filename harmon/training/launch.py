@@ -17,7 +17,6 @@ from pydantic import Field, PositiveInt, model_validator
 from harmon.training.execution import Execution
 from harmon.training.failure import ending_callback
 from harmon.training.job import Notice, TrainJob, metrics_lines, stage_folder, training_key, write_job
-from harmon.training.stage import StageConfig
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings
 
