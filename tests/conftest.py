@@ -16,9 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Group tests by file, and all that share the one small run of the recipe, since it takes minutes to make."""
-    for item in items:
-        shares = "small_run" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("small_run" if shares else str(item.path)))
+    shares = "small_run" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("small_run" if shares else item.path.stem))
