@@ -19,7 +19,7 @@ demo-long: env img2dataset
 	.venv/bin/harmon run flows/recipes/demo-long.yaml
 
 test: env img2dataset vllm check
-	$(PY) -m pytest -n 2 --dist loadgroup -m "not alone"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not alone"
 	$(PY) -m pytest -m alone
 
 soak: env img2dataset vllm

@@ -13,14 +13,18 @@ from safetensors.torch import save_file
 
 from flows.recipe import load_recipe
 from flows.run import run_recipe
-from flows.work import work_of
+from flows.work import datasets_of, work_of
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
 from pipelines.web import planted
 from tests.filtering.pictured import tiny_clip
 from tests.flows.small_run import DATASETS, RECIPE, SIZES, SmallRun
+from tests.s3_server import s3_root, s3_server
 
+__all__ = ["s3_root", "s3_server"]
+
+BEFORE_TRAINING = ("publish", "download", "rewrite", "clarity", "select", "latents")
 KILLS = 10 if os.environ.get("HARMON_SOAK") else 3
 
 
@@ -207,3 +211,20 @@ def test_the_demo_recipe_names_every_step_once_per_subject() -> None:
     names = [work.name for work in work_of(load_recipe(RECIPE))]
     assert len(names) == len(set(names))
     assert names[0] == "publish:web" and names[-1] == "report:demo"
+
+
+def test_datasets_in_s3_have_the_content_hashes_of_local_ones(
+    small_run: SmallRun, s3_root: str, tmp_path: Path
+) -> None:
+    settings = (*SIZES, f"data={s3_root}", f"runs={tmp_path / 'run'}", f"web.port={small_run.port}")
+    recipe = load_recipe(RECIPE, settings)
+    works = [work for work in work_of(recipe) if work.step in BEFORE_TRAINING]
+    for work in works:
+        work.do(lambda progress: None)
+    assert all(work.is_done() for work in works)
+    made = {dataset.name: dataset for dataset in datasets_of(recipe)}
+    assert {name: head.content_hash for name, data in made.items() if (head := data.head)} == small_run.hashes()
+    for dataset in made.values():
+        report = audit(dataset, deep=True, decode=1.0)
+        assert report.sound, list(report.lines())
+    assert not (tmp_path / "s3:").exists()
