@@ -29,6 +29,7 @@ soak: env img2dataset vllm
 	$(call soaked,recaption,tests/recaption)
 	$(call soaked,parity,tests/harmon/test_parity.py -k compile)
 	$(call soaked,training,tests/harmon/test_kills.py tests/harmon/test_elastic.py)
+	$(call soaked,memory,tests/harmon/test_memory.py)
 	$(call soaked,flow,tests/flows -k kill)
 
 # $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.

@@ -165,7 +165,7 @@ def test_a_recipes_plan_sums_what_can_be_known(tmp_path: Path) -> None:
         done = CliRunner().invoke(main, [*arguments, "--gpu-price", "2"])
     assert done.exit_code == 0, done.output
     assert f"{DENSE} requests" in done.stdout
-    assert "sum:" in done.stdout
+    assert f"sum of captioning: {DENSE} requests" in done.stdout
 
 
 def test_a_recipe_may_ask_several_prompts_and_mix_their_captions_by_share(tmp_path: Path) -> None:

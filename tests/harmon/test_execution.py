@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from miniature import make_job, small_stage
 from safetensors.torch import load_file
 
-from harmon.model.harmon import Harmon
+from harmon.model.harmon import Harmon, LossSum
 from harmon.text import ChatText
 from harmon.training import loop
 from harmon.training.average import Average
@@ -96,13 +96,13 @@ def test_a_worker_all_of_whose_pictures_are_corrupt_has_a_blank_part_from_the_fi
     model = Harmon(job.model).double()
     blank = partial(blank_batch, job.stage, job.model, job.mixture)
     (part,) = MicroBatches(2, None, blank).parts([Block(task, 0, 4)], [None])
-    loss = loop.loss_sum(model, part.batch, torch.float64, torch.device("cpu")) * 0.0
+    loss = loop.loss_sum(model, part.batch, torch.float64, torch.device("cpu")).total * 0.0
     loss.backward()
     data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
     reached = {name for name, value in model.named_parameters() if value.grad is not None}
     assert part.stands_in and all(not value.grad.any() for value in model.parameters() if value.grad is not None)
     model.zero_grad()
-    loop.loss_sum(model, data.batch(Block(task, 0, 4), 0, 1), torch.float64, torch.device("cpu")).backward()
+    loop.loss_sum(model, data.batch(Block(task, 0, 4), 0, 1), torch.float64, torch.device("cpu")).total.backward()
     assert reached == {name for name, value in model.named_parameters() if value.grad is not None}
 
 
@@ -157,7 +157,9 @@ def broken_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
 
     def loss(*arguments):
         value = real_loss(*arguments)
-        return value * float("nan") if now[0] in steps else value
+        nan = float("nan")
+        broken = LossSum(value.total * nan, value.count, value.per_sample * nan)
+        return broken if now[0] in steps else value
 
     monkeypatch.setattr(loop, "blocks_of_step", blocks)
     monkeypatch.setattr(loop, "loss_sum", loss)

@@ -101,7 +101,7 @@ def test_a_worker_without_a_picture_in_its_prompts_makes_the_same_passes(model, 
     made = []
     for place in (dropped.nonzero()[0], (~dropped).nonzero()[0]):
         passes.clear()
-        loss_sum(model, pieces[int(place)], torch.float64, torch.device("cpu")).backward()
+        loss_sum(model, pieces[int(place)], torch.float64, torch.device("cpu")).total.backward()
         made.append(list(passes))
     for handle in handles:
         handle.remove()

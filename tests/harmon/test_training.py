@@ -50,7 +50,7 @@ def at(job: TrainJob, folder: Path, **changes: object) -> TrainJob:
 
 
 def lines(folder: Path) -> list[dict]:
-    volatile = ("samples_per_second", "data_share")
+    volatile = ("samples_per_second", "tokens_per_second", "flops_per_second", "data_share", "peak_memory")
     parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in volatile} for line in parsed]
 
