@@ -436,7 +436,7 @@ def test_a_server_with_nothing_but_quick_errors_is_asked_little(status: int) -> 
     ):
         list(engine.answers(lots()))
     assert taken <= 64  # the first window: what waits to be tried again keeps its place
-    assert server.seen.requests - server.seen.messages[PROBE] <= 64
+    assert server.seen.requests - server.seen.messages[PROBE] <= 80  # a few of it come again within the patience
     assert server.seen.messages[PROBE] <= 40
 
 
