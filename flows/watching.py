@@ -8,7 +8,6 @@ from typing import Any
 
 from harmon.training.samples import SampleSettings, write_samples
 from harmon.training.sinks import SinkSettings, open_sinks
-from pipelines.errors import HarmonError
 
 log = logging.getLogger(__name__)
 OnLine = Callable[[Mapping[str, Any]], None]
@@ -47,8 +46,8 @@ def watched(
 
 
 def _sample(samples: SampleSettings, run: Path, folder: Path, device: str) -> None:
-    """Training goes on where a checkpoint cannot be looked at: no disk for the pictures, no memory on the GPU."""
+    """Training goes on whatever keeps a checkpoint from being looked at, such as a full disk or GPU."""
     try:
         write_samples(samples, run, folder, device)
-    except (HarmonError, OSError, RuntimeError) as error:
+    except Exception as error:  # a training on many GPUs must not end for want of a picture
         log.warning("no samples of %s: %s", folder.name, error)
