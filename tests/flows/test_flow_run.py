@@ -13,6 +13,7 @@ from pipelines.errors import HarmonError
 from tests.flows.small_run import RECIPE
 
 
+@pytest.mark.alone  # Prefect remembers the first server of a process, which other tests start
 def test_a_step_hears_that_its_flow_run_is_cancelled_and_the_run_ends_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
