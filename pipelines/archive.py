@@ -4,15 +4,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import orjson
 
 from pipelines.canonical import json_object
 from pipelines.errors import HarmonError
-from pipelines.ustar import BLOCK, END, MAX_VIEW, member, padding
+from pipelines.ustar import BLOCK, END, MAX_VIEW, member, padding, size_of
 
-PIECE = 1 << 19  # bytes read and hashed at a time, whole blocks: they stay in a processor's cache between the two
+PIECE = 1 << 20  # bytes read and hashed at a time, whole blocks: they stay in a processor's cache between the two
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ def read_archive(stream: BinaryIO, where: str) -> Archive:
     problem, offset = None, 0
     while image := member(reading.read(offset, BLOCK)):
         view_at = offset + BLOCK + image.size + padding(image.size)
-        view = member(reading.read(view_at, BLOCK))
-        if view is None or view.key != image.key or view.extension != "json" or image.extension == "json":
+        size = size_of(reading.read(view_at, BLOCK), image.key, "json")
+        if size is None or image.extension == "json":
             problem = f"{where}: the members at {offset} and {view_at} are no image with its view"
             break
-        if view.size > MAX_VIEW or not _is_view(reading.read(view_at + BLOCK, view.size), image.key):
+        if size > MAX_VIEW or not _is_view(reading.read(view_at + BLOCK, size), image.key):
             problem = f"{where}: the member at {view_at} is no JSON object that describes {image.key}"
             break
         samples.append((offset, image.key))
-        offset = view_at + BLOCK + view.size + padding(view.size)
+        offset = view_at + BLOCK + size + padding(size)
     ended = problem is None and reading.is_end(offset)
     while reading.next():
         pass
@@ -97,9 +98,21 @@ def read_archive(stream: BinaryIO, where: str) -> Archive:
 def _is_view(data: bytes, key: str) -> bool:
     """Whether this is a JSON object, about this sample if it names one."""
     try:
-        return bool(json_object(data).get("key", key) == key)
+        return bool(_parsed(data).get("key", key) == key)
     except ValueError:
         return False
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    """What `json_object` takes, in a third of its time; only integers beyond 64 bits may come out as other numbers."""
+    if data[:1] == b"{" and data[-1:] == b"}":  # without whitespace around it
+        try:
+            told: dict[str, Any] = orjson.loads(data)
+        except ValueError:  # the stricter of the two
+            pass
+        else:
+            return told
+    return json_object(data)
 
 
 def scan(tar_path: Path) -> Iterator[tuple[int, str]]:

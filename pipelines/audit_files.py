@@ -208,7 +208,8 @@ def _check_images(dataset: Dataset, head: Commit, entry: FileEntry, depth: Depth
         yield found("members_differ", entry.path, archive.problem)
         return
     offsets, keys = [offset for offset, _ in archive.samples], [key for _, key in archive.samples]
-    if keys_sha256(keys) != entry.keys_sha256 or len(keys) != entry.rows:
+    as_recorded = keys_sha256(keys) == entry.keys_sha256 and len(keys) == entry.rows
+    if not as_recorded:
         yield found("keys_differ", entry.path, "its members' keys do not have the recorded hash")
     index = head.by_place.get((INDEX, entry.shard))
     if index is None or not dataset.store.exists(index.path):
@@ -218,6 +219,14 @@ def _check_images(dataset: Dataset, head: Commit, entry: FileEntry, depth: Depth
     source = head.by_place.get((SOURCE, entry.shard))
     if source is None or not dataset.store.exists(source.path):
         return  # reported for the source file itself
+    if not (as_recorded and source.keys_sha256 == entry.keys_sha256):  # equal: each row has its member, in order
+        yield from _check_members(dataset, entry, keys, source)
+    if depth.decode:
+        yield from check_pictures(dataset, entry, archive.samples, source, depth.decode)
+
+
+def _check_members(dataset: Dataset, entry: FileEntry, keys: Sequence[str], source: FileEntry) -> Iterator[Finding]:
+    """The members of an archive, by their keys, against the rows of source: in the same order, none that lacks one."""
     rows = read_columns(dataset.store.readable(source.path), ["key", "task"])
     tasks = dict(zip(rows["key"].to_pylist(), rows["task"].to_pylist()))
     members = set(keys)
@@ -226,8 +235,6 @@ def _check_images(dataset: Dataset, head: Commit, entry: FileEntry, depth: Depth
     bare = [key for key, task in tasks.items() if task != "text" and key not in members]
     if bare:
         yield found("members_differ", entry.path, f"{len(bare)} rows have no image, first {bare[0]}")
-    if depth.decode:
-        yield from check_pictures(dataset, entry, archive.samples, source, depth.decode)
 
 
 def check_reasons(dataset: Dataset, commits: Sequence[Commit]) -> Iterator[Finding]:
@@ -250,7 +257,7 @@ def count_rejected(dataset: Dataset, commit: Commit, own: Sequence[FileEntry]) -
     """Rows by reason that the commit's step turned away, in the files `own` of it; the rejects of other steps, which
     forgetting writes anew, are not counted again."""
     rejects = rejects_group(commit.step, commit.step_key)
-    files = [dataset.store.readable(entry.path) for entry in own if entry.group == rejects]
+    files = [dataset.store.readable(entry.path) for entry in own if entry.group == rejects and entry.rows]
     return Counter(reason for file in files for reason in read_columns(file, ["reason"]).column(0).to_pylist())
 
 

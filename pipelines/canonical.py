@@ -76,4 +76,4 @@ def sample_key(source: str, row_id: str) -> str:
 
 def keys_sha256(keys: Iterable[str]) -> str:
     """Hash of a shard's ordered keys, each followed by a line feed: groups with equal hashes are aligned."""
-    return sha256_hex("".join(f"{key}\n" for key in keys).encode())
+    return sha256_hex("\n".join((*keys, "")).encode())

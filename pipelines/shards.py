@@ -90,17 +90,12 @@ class ShardWriter:
         self._known.add(key)
         self.keys.append(key)
         self._offsets.append(self._end + len(self._view))
-        self._write(self._view + header(key, extension, len(image)), image)
+        head = self._view + header(key, extension, len(image))
+        self._waiting += (head, image)
+        self._end += len(head) + len(image)
         self._view = b"".join(
             (bytes(padding(len(image))), header(key, "json", len(told)), told, bytes(padding(len(told))))
         )
-
-    def _write(self, *parts: bytes) -> None:
-        """Append parts: hashed at once, and gathered as they are so that writing costs few calls and no copy."""
-        for part in parts:
-            self._digest.update(part)
-            self._end += len(part)
-        self._waiting += parts
         if self._end - self._written >= BATCH or len(self._waiting) >= PARTS:
             self._flush(self._end - self._end % PAGE)
 
@@ -115,6 +110,8 @@ class ShardWriter:
             if cut:
                 self._waiting.append(memoryview(part)[:cut])
         if self._waiting:
+            for part in self._waiting:  # not one by one in `add`, whose own work would find its cache full of pictures
+                self._digest.update(part)
             self._allocate(until)
             try:
                 written = os.writev(self._stream.fileno(), self._waiting)
@@ -144,7 +141,8 @@ class ShardWriter:
             raise HarmonError(f"{self.path} was not written to its end; run the step again")
         if not self._stream.closed:
             index = np.array([*self._offsets, self._end + len(self._view)], dtype="<u8").tobytes()
-            self._write(self._view + END)
+            self._waiting.append(self._view + END)
+            self._end += len(self._waiting[-1])
             self._flush(self._end)
             self._stream.truncate(self._end)
             self._stream.close()

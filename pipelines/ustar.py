@@ -73,6 +73,17 @@ def member(block: bytes) -> Member | None:
     return Member(key.decode(), extension.decode(), int(digits, 8))
 
 
+def size_of(block: bytes, key: str, extension: str) -> int | None:
+    """The size that a header says, or None if it is not, byte for byte, the one that `header` makes for this name.
+
+    Cheaper than `member`, for a reader who knows what comes.
+    """
+    digits = block[124:135]
+    if digits.translate(None, b"01234567") or _header(f"{key}.{extension}".encode(), digits) != block:
+        return None
+    return int(digits, 8)
+
+
 def padding(size: int) -> int:
     """Bytes that fill the last block of so many."""
     return -size % BLOCK

@@ -19,7 +19,7 @@ from pipelines.archive import PIECE, scan
 from pipelines.canonical import sha256_hex
 from pipelines.errors import HarmonError
 from pipelines.shards import BATCH, Image, ImageShard, ShardWriter, index_path
-from pipelines.ustar import BLOCK, MAX_VIEW
+from pipelines.ustar import BLOCK, MAX_VIEW, header, member, size_of
 
 KEYS = st.text("0123456789abcdef", min_size=32, max_size=32)
 DATA = st.binary(max_size=60) | st.integers(0, 3).map(lambda blocks: b"\xff" * (BLOCK * blocks)) | st.just(b"\0" * 1100)
@@ -166,6 +166,38 @@ def test_a_view_may_be_longer_than_a_piece_and_none_is_longer_than_readers_hold(
     monkeypatch.setattr("pipelines.archive.MAX_VIEW", PIECE)
     with pytest.raises(HarmonError, match="no JSON object"):
         list(scan(tmp_path / "a.tar"))
+
+
+VIEWS = (b"{}", b'{"n": 123456789012345678901234567890}', b'{"a": 1, "a": [{}]}', b'{"a": NaN}', b'{"a": "\\ud800"}')
+NO_VIEWS = (b"", b"[]", b"1", b" {}", b"{} ", b'{"a": 1', b"\xff", b'{"a": "\xff"}', b'{"a": "\n"}', b"{}{}")
+
+
+@pytest.mark.parametrize("view", VIEWS + NO_VIEWS)
+def test_an_archive_is_taken_with_the_views_that_readers_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, view: bytes
+) -> None:
+    path = tmp_path / "a.tar"
+    monkeypatch.setattr("pipelines.shards.canonical_json", lambda _: view)
+    write(path, [sample(1)])
+    if view in VIEWS:
+        assert ImageShard(path, index_path(path)).read(0).key == sample(1).key
+        assert [key for _, key in scan(path)] == [sample(1).key]
+        return
+    with pytest.raises(HarmonError, match="no JSON object"):
+        ImageShard(path, index_path(path)).read(0)
+    with pytest.raises(HarmonError, match="no JSON object"):
+        list(scan(path))
+
+
+@given(at=st.integers(0, BLOCK - 1), byte=st.integers(0, 255), size=st.integers(0, 8**11 - 1))
+@settings(max_examples=300)
+def test_a_header_tells_its_size_only_as_it_was_made(at: int, byte: int, size: int) -> None:
+    made = header("0" * 32, "json", size)
+    other = made[:at] + bytes([byte]) + made[at + 1 :]
+    assert size_of(other, "0" * 32, "json") == (size if other == made else None)
+    assert (member(other) is None) == (other != made)
+    for block, key, extension in ((made[:-1], "0" * 32, "json"), (made, "1" * 32, "json"), (made, "0" * 32, "jpg")):
+        assert size_of(block, key, extension) is None
 
 
 @pytest.mark.parametrize("size", [BATCH - 1, BATCH, 3 * BATCH + 1, *range(BATCH - 5 * BLOCK, BATCH, BLOCK)])
