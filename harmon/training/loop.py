@@ -123,7 +123,6 @@ def _train(
     blank = None if mesh is None else partial(blank_batch, stage, job.model, job.mixture)
     micro = MicroBatches(world, job.execution.micro_rows, blank, packs=job.execution.pack)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
-    meter, notices = Meter(data, device), Notices(told)
     profiler = Profile(job.execution.profile, folder / "profile", rank)
 
     def tensors() -> dict[str, Tensor]:
@@ -137,6 +136,7 @@ def _train(
 
     if first:
         checkpoints.load(first, tensors())
+    meter, notices = Meter(data, device), Notices(told)  # the clock of the first line starts here
     noticed: Notice = "go on"
     for step in range(first, last):
         # -- one train step ----------------------------------------------------------------------------------
