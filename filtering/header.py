@@ -15,7 +15,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import IMAGES, INDEX, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
-from pipelines.ustar import BLOCK, members
+from pipelines.ustar import BLOCK, member, members
 
 GROUP = "header"
 STEP_VERSION = 1
@@ -145,10 +145,11 @@ def _found(dataset: Dataset, shard: int) -> Found:
         places = offsets[first : min(first + AT_ONCE, len(offsets) - 1)]
         starts = [view[place : place + BLOCK + FIRST].ljust(BLOCK + FIRST, b"\0") for place in places]
         data = np.frombuffer(b"".join(starts), np.uint8).reshape(-1, BLOCK + FIRST)
-        names, lengths, sound = members(data[:, :BLOCK])
-        if not sound.all():
-            where = f"{dataset.store.where(tar.path)} has no image at {places[int(sound.argmin())]}"
-            raise HarmonError(f"{where}; run `harmon audit --deep`")
+        said = members(data[:, :BLOCK])
+        if said is None:
+            bad = next(place for place, start in zip(places, starts, strict=True) if member(start[:BLOCK]) is None)
+            raise HarmonError(f"{dataset.store.where(tar.path)} has no image at {bad}; run `harmon audit --deep`")
+        names, lengths = said
         size = jpeg_sizes(data[:, BLOCK:], lengths)
         kinds: list[str | None] = ["jpg"] * len(places)
         for row in np.flatnonzero(size[:, 0] == 0).tolist():

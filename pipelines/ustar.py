@@ -76,28 +76,28 @@ def member(block: bytes) -> Member | None:
     return Member(key.decode(), extension.decode(), int(digits, 8))
 
 
-def members(blocks: NDArray[np.uint8]) -> tuple[list[str], NDArray[np.int64], NDArray[np.bool_]]:
-    """What `member` says of many headers [N, 512] at once: keys, sizes of the data in bytes, and which of them are
-    headers that `header` makes; of the others key and size mean nothing."""
-    letters, after = _IN_EXTENSION[blocks[:, 33:41]], blocks[:, 33:100] == 0
-    named = _IN_KEY[blocks[:, :32]].all(axis=1) & (blocks[:, 32] == ord("."))
-    named &= letters[:, 0] & (letters[:, :-1] | ~letters[:, 1:]).all(axis=1)
-    named &= letters.sum(axis=1) + after.sum(axis=1) == after.shape[1]
-    digits = blocks[:, 124:135] - np.uint8(ord("0"))  # what is none wraps above 7
-    fixed = blocks[:, _FIXED_AT] == np.frombuffer(TEMPLATE, np.uint8)[_FIXED_AT]
-    total = TEMPLATE_SUM + blocks[:, :100].sum(axis=1, dtype=np.int64) + blocks[:, 124:135].sum(axis=1, dtype=np.int64)
-    summed = (total[:, None] >> _PLACES[-6:] & 7) + ord("0") == blocks[:, 148:154]
-    ended = (blocks[:, 154] == 0) & (blocks[:, 155] == ord(" "))
-    sound = named & (digits < 8).all(axis=1) & fixed.all(axis=1) & summed.all(axis=1) & ended
-    text = np.where(sound[:, None], blocks[:, :32], ord("0")).astype(np.uint8).tobytes().decode("ascii")
-    keys = [text[at : at + 32] for at in range(0, len(text), 32)]
-    return keys, (digits.astype(np.int64) << _PLACES).sum(axis=1), sound
+def members(blocks: NDArray[np.uint8]) -> tuple[list[str], NDArray[np.int64]] | None:
+    """Keys, and sizes of the data in bytes, of many headers [N, 512] at once, as `member` says them of each; None where
+    it says None of any."""
+    count, digits = len(blocks), blocks[:, 124:135]
+    names, ends = blocks[:, :32].tobytes(), blocks[:, 32:100].tobytes()
+    fixed = ((100, MODE), (135, b"\0" + TIME), (154, b"\0 " + LINK))
+    if any(blocks[:, at : at + len(wanted)].tobytes() != wanted * count for at, wanted in fixed):
+        return None
+    different = {ends[at : at + 68] for at in range(0, len(ends), 68)}
+    if names.translate(None, b"0123456789abcdef") or not all(_EXTENSION.fullmatch(end) for end in different):
+        return None
+    octal = digits - np.uint8(ord("0"))  # what is no digit wraps above 7
+    sums = TEMPLATE_SUM + blocks[:, :100].sum(axis=1, dtype=np.int64) + digits.sum(axis=1, dtype=np.int64)
+    told = blocks[:, 148:154] == (sums[:, None] >> _PLACES[-6:] & 7) + ord("0")
+    if octal.max(initial=0) > 7 or not told.all():
+        return None
+    text = names.decode("ascii")
+    return [text[at : at + 32] for at in range(0, len(text), 32)], (octal.astype(np.int64) << _PLACES).sum(axis=1)
 
 
 _PLACES = np.arange(30, -1, -3)  # of eleven octal digits, in bits
-_FIXED_AT = np.r_[100:124, 135:148, 156:BLOCK]  # all but name, size and checksum
-_IN_KEY = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdef", np.uint8))
-_IN_EXTENSION = np.isin(np.arange(256), np.frombuffer(b"0123456789abcdefghijklmnopqrstuvwxyz", np.uint8))
+_EXTENSION = re.compile(rb"\.[a-z0-9]{1,8}\0+")  # with what fills the name's 100 bytes
 
 
 def padding(size: int) -> int:
