@@ -40,13 +40,17 @@ def near_another(hashes: Hashes, shapes: NDArray[np.float32], distance: int, wid
     missing. About 60 bytes a row.
     """
     found = np.zeros(len(hashes), bool)
-    numbers = np.arange(len(hashes), dtype=np.uint64)
-    masks = cheapest(len(hashes), distance)
-    run = max(RUN, 4 * max((len(hashes) >> mask.bit_count() for mask in masks), default=0))
-    for mask in masks:
-        keys = (hashes & np.uint64(mask)) * _MIX >> _HALF << _HALF | numbers  # equal bits give equal upper halves
+    numbers = np.arange(len(hashes), dtype=np.uint32)
+    chosen = cheapest(len(hashes), distance)
+    run = max(RUN, 4 * max(len(hashes) >> mask.bit_count() for mask in chosen))
+    for mask in chosen:
+        keys = hashes & np.uint64(mask)
+        keys *= _MIX  # equal bits give equal upper halves; unequal ones nearly never do
+        keys >>= _HALF
+        keys <<= _HALF
+        keys |= numbers
         keys.sort()
-        rows = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        rows = (keys & np.uint64(0xFFFFFFFF)).view(np.int64)
         keys >>= _HALF
         _look(found, keys, rows, hashes[rows], shapes, distance, widest, run)
     return found
