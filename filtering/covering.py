@@ -104,7 +104,7 @@ def possible(distance: int) -> list[tuple[int, int]]:
 
 def cost(hashes: int, chosen: Sequence[int]) -> float:
     """What looking under these masks costs, in looks at a pair; random hashes are assumed."""
-    return sum(hashes * (SORTING + hashes / 2 ** (1 + mask.bit_count())) for mask in chosen)
+    return sum(hashes * (SORTING + hashes / (2 << mask.bit_count())) for mask in chosen)
 
 
 @cache
