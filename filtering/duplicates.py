@@ -89,7 +89,7 @@ def mark_duplicates(
     centre, null for a row that has none; what made it one (phash, semantic, centre), and how near it is to the row
     that it joined.
 
-    Memory: about 90 bytes a row, however many pairs there are, and for embeddings the sample of k-means (at most
+    Memory: about 100 bytes a row, however many pairs there are, and for embeddings the sample of k-means (at most
     384 MiB at 768 numbers) and a few blocks of vectors. Embeddings are laid out by cluster on disk beside the first
     dataset, `probes` times, while they are compared.
 

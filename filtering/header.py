@@ -4,25 +4,29 @@ The column group `header` holds what the bytes say, where `source` holds what th
 """
 
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from filtering.groups import check_free
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 from pipelines.manifest import IMAGES, INDEX, SOURCE, Commit
 from pipelines.steps import ProgressCallback, Reads, Step, StepRun
-from pipelines.ustar import BLOCK, member
+from pipelines.ustar import BLOCK, member, members
 
 GROUP = "header"
 STEP_VERSION = 1
 START_OF_FRAME = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})  # T.81, B.1
 BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length: TEM and restarts
 FIRST = 1536  # bytes of a picture that are read at first: nearly every size stands in them
+AT_ONCE = 4096  # pictures whose first bytes are held together: 8 MiB
 MOST_MARKERS = 4096  # a JPEG with more segments before its frame is no photograph
+SEGMENTS = 16  # of so many the first bytes of all are walked together; of more one by one
+_IS_FRAME = np.isin(np.arange(256), list(START_OF_FRAME))
+_HAS_LENGTH = ~_IS_FRAME & ~np.isin(np.arange(256), [*BARE, 0xD9, 0xDA, 0xFF])
 
 _BIG2 = struct.Struct(">HH").unpack_from
 _BIG4 = struct.Struct(">II").unpack_from
@@ -37,6 +41,18 @@ class Header(NamedTuple):
     width: int
     height: int
     """Pixels as stored, before any orientation in EXIF."""
+
+
+class Found(NamedTuple):
+    """The headers of a shard's images, in the order of its archive."""
+
+    keys: list[str]
+    formats: list[str | None]
+    sizes: NDArray[np.int64]
+    """[images, 2], width and height; 0 where the bytes tell none."""
+
+
+NONE = np.zeros((0, 2), np.int64)
 
 
 def read_header(data: bytes) -> Header | None:
@@ -110,51 +126,86 @@ def write_headers(dataset: Dataset, on_progress: ProgressCallback | None = None)
     for shard in run.pending(dataset.shard_numbers):
         output = run.shard(shard)
         keys = dataset.table(SOURCE, shard, ["key"]).column("key")
-        found: dict[str, Header | None] = {}
-        if dataset.entry(IMAGES, shard) is not None:
-            found = dict(_headers(dataset, shard))
+        found = _found(dataset, shard) if dataset.entry(IMAGES, shard) is not None else Found([], [], NONE)
         output.columns(GROUP, _table(keys, found))
         output.finish(len(keys))
     return run.commit()
 
 
-def _headers(dataset: Dataset, shard: int) -> Iterator[tuple[str, Header | None]]:
-    """Key and header of each image, from its first bytes; the rest of it is read only where those do not tell."""
+def _found(dataset: Dataset, shard: int) -> Found:
+    """What each image's first bytes say; the rest of it is read only where those do not tell."""
     tar, index = dataset.entry(IMAGES, shard), dataset.entry(INDEX, shard)
     if tar is None or index is None:
         raise HarmonError(f"the images of shard {shard} in {dataset.root} have no index; run `harmon audit`")
     view, offsets = dataset.store.view(tar.path), np.frombuffer(dataset.store.read(index.path), "<u8").tolist()
-    for offset in offsets[:-1]:
-        start = view[offset : offset + BLOCK + FIRST]
-        name = member(start[:BLOCK])
-        if name is None:
-            raise HarmonError(f"{dataset.store.where(tar.path)} has no image at {offset}; run `harmon audit --deep`")
-        header = read_header(start[BLOCK : BLOCK + name.size])
-        if header is None and name.size > FIRST:
-            header = read_header(view[offset + BLOCK : offset + BLOCK + name.size])
-        yield name.key, header
+    keys: list[str] = []
+    formats: list[str | None] = []
+    sizes = [NONE]
+    for first in range(0, len(offsets) - 1, AT_ONCE):
+        places = offsets[first : min(first + AT_ONCE, len(offsets) - 1)]
+        starts = [view[place : place + BLOCK + FIRST].ljust(BLOCK + FIRST, b"\0") for place in places]
+        data = np.frombuffer(b"".join(starts), np.uint8).reshape(-1, BLOCK + FIRST)
+        said = members(data[:, :BLOCK])
+        if said is None:
+            bad = next(place for place, start in zip(places, starts, strict=True) if member(start[:BLOCK]) is None)
+            raise HarmonError(f"{dataset.store.where(tar.path)} has no image at {bad}; run `harmon audit --deep`")
+        names, lengths = said
+        size = jpeg_sizes(data[:, BLOCK:], lengths)
+        kinds: list[str | None] = ["jpg"] * len(places)
+        for row in np.flatnonzero(size[:, 0] == 0).tolist():
+            length, begin = int(lengths[row]), places[row] + BLOCK
+            header = read_header(starts[row][BLOCK : BLOCK + length])
+            if header is None and length > FIRST:
+                header = read_header(view[begin : begin + length])
+            kinds[row], *size[row] = header or (None, 0, 0)
+        keys += names
+        formats += kinds
+        sizes.append(size)
     view.close()
+    return Found(keys, formats, np.concatenate(sizes))
 
 
-def _table(keys: pa.ChunkedArray, found: dict[str, Header | None]) -> pa.Table:
+def jpeg_sizes(data: NDArray[np.uint8], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Width and height [N, 2] of JPEGs, of whose bytes [N, M] are there; 0 where they do not tell, or begin no JPEG.
+
+    `read_header` for all of them at once, as far as photographs go; `lengths`: of the files, which may be shorter.
+    """
+    found, lengths = np.zeros((len(data), 2), np.int64), np.minimum(lengths, data.shape[1])
+    rows = np.flatnonzero((data[:, 0] == 0xFF) & (data[:, 1] == 0xD8))
+    at = np.full(len(rows), 2)
+    for _ in range(SEGMENTS):
+        there = at + 9 <= lengths[rows]
+        rows, at = rows[there], at[there]
+        if not len(rows):
+            break
+        marker, begun = data[rows, at + 1], data[rows, at] == 0xFF
+        frame = begun & _IS_FRAME[marker]
+        told = data[rows[frame, None], at[frame, None] + np.array([7, 8, 5, 6])].astype(np.int64)
+        found[rows[frame]] = told[:, ::2] << 8 | told[:, 1::2]
+        more = begun & _HAS_LENGTH[marker]
+        rows, at = rows[more], at[more]
+        at = at + 2 + (data[rows, at + 2].astype(np.int64) << 8 | data[rows, at + 3])
+    return found
+
+
+def _table(keys: pa.ChunkedArray, found: Found) -> pa.Table:
     names = keys.to_pylist()
-    headers = [found.get(key) for key in names]
-    size = np.array([(one.width, one.height) if one else (0, 0) for one in headers], np.int64).reshape(-1, 2)
+    places = {key: row for row, key in enumerate(found.keys)}
+    rows = np.array([places.get(key, -1) for key in names], np.int64)
+    size = np.concatenate([found.sizes, np.zeros((1, 2), np.int64)])[rows]  # the last is of a row without an image
+    formats = [*found.formats, None]
     known = np.asarray((size > 0).all(axis=1), bool)
     longer, shorter = size.max(axis=1, initial=0), size.min(axis=1, initial=1 << 40)
-    reasons = [
-        None if ok else "no_header" if key in found else "no_image"
-        for key, ok in zip(names, known.tolist(), strict=True)
-    ]
+    reasons = np.where(rows < 0, "no_image", "no_header").astype(object)
     return pa.table(
         {
             "key": keys,
-            "format": pa.array([one.format if one else None for one in headers], pa.string(), mask=~known),
+            "format": pa.array([formats[row] for row in rows.tolist()], pa.string(), mask=~known),
             "width": pa.array(size[:, 0], pa.int32(), mask=~known),
             "height": pa.array(size[:, 1], pa.int32(), mask=~known),
             "pixels": pa.array(size[:, 0] * size[:, 1], pa.int64(), mask=~known),
             "aspect": pa.array(longer / np.maximum(shorter, 1), pa.float32(), mask=~known),
-            "status": pa.array(["failed" if reason else "ok" for reason in reasons], pa.string()),
-            "reason": pa.array(reasons, pa.string()),
+            "status": pa.array(np.where(known, "ok", "failed").astype(object), pa.string()),
+            "reason": pa.array(reasons, pa.string(), mask=known),
         }
     )

@@ -2,7 +2,8 @@
 
 So a row joins the best centre within the distance, and no list of all pairs is ever kept: a few rows ask at a time, as
 many as have LOOKED_AT candidates together, and who has joined asks no more. A picture that stands ten thousand times
-in the data costs one question.
+in the data costs one question. Rows that look like no other, most of them, are found first (filtering.covering) and
+neither ask nor are looked at.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from filtering.covering import near_another
 from filtering.phash import GROUP, BandedIndex, Hashes, numbers
 from filtering.rows import shards_of
 from filtering.stars import PHASH, Rows, Stars
@@ -25,7 +27,10 @@ def join_alike(datasets: Sequence[Dataset], places: Rows, stars: Stars, distance
     """Join rows whose hashes lie within `distance` bits and whose shapes differ by at most `tolerance`, longer by
     shorter. `places`: of each row of `datasets` in the order of preference."""
     hashes, shapes, place = _gathered(datasets, places)
-    index, widest = BandedIndex(hashes), np.float32(np.log(tolerance))
+    widest = np.float32(np.log(tolerance))
+    near = np.flatnonzero(near_another(hashes, shapes, distance, widest))
+    hashes, shapes, place = hashes[near], shapes[near], place[near]
+    index = BandedIndex(hashes)
     free = np.ones(len(hashes), bool)
     for asking in _blocks(index, hashes, free, distance):
         who, whom = _near(index, hashes, asking, free, distance)
@@ -33,11 +38,11 @@ def join_alike(datasets: Sequence[Dataset], places: Rows, stars: Stars, distance
         who, whom = who[fits], whom[fits]
         bounds = [*np.flatnonzero(np.diff(who, prepend=-1)).tolist(), len(who)]
         for start, end in pairwise(bounds):
-            centre, near = int(asking[who[start]]), whom[start:end]
-            if free[centre] and len(near := near[free[near]]):
-                free[near] = False
-                bits = np.bitwise_count(hashes[near] ^ hashes[centre]).astype(np.float32)
-                stars.join(place[near], int(place[centre]), PHASH, bits)
+            centre, alike = int(asking[who[start]]), whom[start:end]
+            if free[centre] and len(alike := alike[free[alike]]):
+                free[alike] = False
+                bits = np.bitwise_count(hashes[alike] ^ hashes[centre]).astype(np.float32)
+                stars.join(place[alike], int(place[centre]), PHASH, bits)
 
 
 def _gathered(datasets: Sequence[Dataset], places: Rows) -> tuple[Hashes, NDArray[np.float32], Rows]:

@@ -1,8 +1,9 @@
 """Which rows a selection keeps, and why each other leaves: decided before anything is written.
 
-Memory: one byte a row, at most 150 MiB while equal rows are looked for (filtering.repeats), 8 bytes for each row that
-gives way to an equal and 20 for each that it gives way to (twice that while they are sorted), and 512 KiB for each
-column that is counted. Columns are read shard by shard, once for every pass.
+Memory: the columns of at most HELD rows, one byte a row, at most 150 MiB while equal rows are looked for
+(filtering.repeats), 8 bytes for each row that gives way to an equal and 20 for each that it gives way to (twice that
+while they are sorted), and 512 KiB for each column that is counted. Columns are read shard by shard, once for every
+pass unless they are held.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from pipelines.manifest import IMAGES, SOURCE
 
 KEY_TWICE, SAME_BYTES, NEAR, CUT, UNSCORED = "duplicate_key", "duplicate", "near_duplicate", "below_cut", "unscored"
 SAID = {KEY_TWICE: "the key stands in an earlier row", SAME_BYTES: "same bytes as ", NEAR: "much like "}
+HELD = 1 << 14  # rows whose columns stay between passes: opening files again would cost more than judging so few
 Codes = NDArray[np.uint8]
 
 
@@ -56,6 +58,8 @@ class Plan:
     """Where fewer pictures were there than asked for: how many were, and how many were asked for; by source with a
     quota and "" for all others."""
     kept_by_source: dict[str, int] = field(default_factory=dict)
+    held: dict[tuple[int, int], ShardRows] = field(default_factory=dict)
+    """Shards of few rows, while they are judged."""
 
     @property
     def rows(self) -> int:
@@ -157,19 +161,28 @@ def plan(datasets: Sequence[Dataset], selection: Selection) -> Plan:
     selection = selection.named(datasets)
     check_inputs(datasets, selection)
     made, first = Plan(datasets, selection), 0
-    for number, rows in shards_of(datasets):
+    for number, rows in _shards(made):
         made.codes[number, rows.shard] = _judged(made, rows)
         made.firsts[number, rows.shard] = first
         first += len(rows)
     _drop_equals(made)
     if selection.take:
         _take(made)
-    for number, rows in shards_of(datasets):
+    for number, rows in _shards(made):
         kept = rows.column(SOURCE, "source").filter(pa.array(made.codes[number, rows.shard] == 0))
         for found in kept.value_counts().to_pylist():
             name = found["values"]
             made.kept_by_source[name] = made.kept_by_source.get(name, 0) + found["counts"]
+    made.held.clear()
     return made
+
+
+def _shards(made: Plan) -> Iterator[tuple[int, ShardRows]]:
+    """Every shard with the number of its dataset; the first ones with what was read of them before."""
+    held = 0
+    for number, rows in shards_of(made.datasets):
+        held += len(rows)
+        yield number, made.held.setdefault((number, rows.shard), rows) if held <= HELD else rows
 
 
 def checks(rows: ShardRows, selection: Selection) -> Iterator[Check]:
@@ -201,7 +214,7 @@ def _judged(made: Plan, rows: ShardRows) -> Codes:
 
 def _pieces(made: Plan, pictures: bool, group: str | None = None) -> Iterator[Piece]:
     """Rows that are still kept, shard by shard."""
-    for number, rows in shards_of(made.datasets):
+    for number, rows in _shards(made):
         if group is None or rows.has(group):
             eligible = made.codes[number, rows.shard] == 0
             yield Piece(rows, made.firsts[number, rows.shard], eligible & rows.pictures if pictures else eligible)
@@ -241,7 +254,7 @@ def _take(made: Plan) -> None:
         return left & rows.of(take.sources) if take.sources else left
 
     def passes() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
-        for number, rows in shards_of(made.datasets):
+        for number, rows in _shards(made):
             left = competing(number, rows)
             yield _classes(rows, left, take.quotas), _orders(rows, left)
 
@@ -253,7 +266,7 @@ def _take(made: Plan) -> None:
         return orders(scores, ties_of(keys, made.selection.seed))
 
     present = np.zeros(len(names), np.int64)
-    for number, rows in shards_of(made.datasets):
+    for number, rows in _shards(made):
         left = competing(number, rows)
         if left.any():
             made.codes[number, rows.shard][left & np.isnan(rows.numbers(take.group, take.column))] = unscored
@@ -265,7 +278,7 @@ def _take(made: Plan) -> None:
     made.cut = {name: score_of(value) for name, value in zip(names, lowest, strict=True) if value is not None}
     none = np.array([value is None for value in lowest])
     least = np.array([value or 0 for value in lowest], np.uint64)
-    for number, rows in shards_of(made.datasets):
+    for number, rows in _shards(made):
         left = competing(number, rows)
         which = _classes(rows, left, take.quotas)
         low = none[which] | (_orders(rows, left) < least[which])

@@ -112,24 +112,26 @@ class LocalStore(Store):
 
     def sizes(self, folder: str = "") -> dict[str, int | None]:
         start = self.local(folder) if folder else self.root
-        return dict(sorted(self._walk(start)))
+        return dict(sorted(self._walk(start, folder)))
 
-    def _walk(self, start: Path) -> Iterator[tuple[str, int | None]]:
-        pending = [start]
+    def _walk(self, start: Path, inside: str) -> Iterator[tuple[str, int | None]]:
+        pending = [(os.fspath(start), inside)]
         while pending:
+            folder, inside = pending.pop()
             try:
-                entries = list(os.scandir(pending.pop()))
+                entries = list(os.scandir(folder))
             except FileNotFoundError:  # absent at first, or removed while we looked
                 continue
             for entry in entries:
+                name = f"{inside}/{entry.name}" if inside else entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    pending.append(Path(entry.path))
+                    pending.append((entry.path, name))
                     continue
                 try:
                     size = entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else None
                 except FileNotFoundError:
                     continue
-                yield Path(entry.path).relative_to(self.root).as_posix(), size
+                yield name, size
 
     def local(self, path: str) -> Path:
         return self.root.joinpath(*self.checked(path).split("/"))

@@ -5,6 +5,9 @@ import struct
 from typing import NamedTuple
 from zlib import adler32
 
+import numpy as np
+from numpy.typing import NDArray
+
 BLOCK = 512  # POSIX.1-1988 (ustar): headers and data are padded to blocks of 512 bytes
 END = bytes(2 * BLOCK)  # two zero blocks end an archive
 MAX_MEMBER = 8**11 - 1  # largest size that the 11 octal digits of a ustar header hold, in bytes
@@ -82,6 +85,30 @@ def size_of(block: bytes, key: str, extension: str) -> int | None:
     if digits.translate(None, b"01234567") or _header(f"{key}.{extension}".encode(), digits) != block:
         return None
     return int(digits, 8)
+
+
+def members(blocks: NDArray[np.uint8]) -> tuple[list[str], NDArray[np.int64]] | None:
+    """Keys, and sizes of the data in bytes, of many headers [N, 512] at once, as `member` says them of each; None where
+    it says None of any."""
+    count, digits = len(blocks), blocks[:, 124:135]
+    names, ends = blocks[:, :32].tobytes(), blocks[:, 32:100].tobytes()
+    fixed = ((100, MODE), (135, b"\0" + TIME), (154, b"\0 " + LINK))
+    if any(blocks[:, at : at + len(wanted)].tobytes() != wanted * count for at, wanted in fixed):
+        return None
+    different = {ends[at : at + 68] for at in range(0, len(ends), 68)}
+    if names.translate(None, b"0123456789abcdef") or not all(_EXTENSION.fullmatch(end) for end in different):
+        return None
+    octal = digits - np.uint8(ord("0"))  # what is no digit wraps above 7
+    sums = TEMPLATE_SUM + blocks[:, :100].sum(axis=1, dtype=np.int64) + digits.sum(axis=1, dtype=np.int64)
+    told = blocks[:, 148:154] == (sums[:, None] >> _PLACES[-6:] & 7) + ord("0")
+    if octal.max(initial=0) > 7 or not told.all():
+        return None
+    text = names.decode("ascii")
+    return [text[at : at + 32] for at in range(0, len(text), 32)], (octal.astype(np.int64) << _PLACES).sum(axis=1)
+
+
+_PLACES = np.arange(30, -1, -3)  # of eleven octal digits, in bits
+_EXTENSION = re.compile(rb"\.[a-z0-9]{1,8}\0+")  # with what fills the name's 100 bytes
 
 
 def padding(size: int) -> int:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+FIRST = 128  # at the start: fewer than vLLM batches where it is not told otherwise
 _GROWTH = 1.25  # once doubling has stopped helping
 _WORTH = 1.05  # a larger window has to bring this many times the answers a second to stay
 _FULL = 0.9  # of the window in use: enough to judge it, since a request that goes elsewhere leaves a hole
@@ -19,7 +20,7 @@ class Window:
     of others and the length of answers change.
     """
 
-    def __init__(self, most: int, first: int = 64, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, most: int, first: int = FIRST, clock: Callable[[], float] = time.monotonic) -> None:
         """`most`: never more than this. `clock`: seconds, monotonic."""
         self.most = most
         self.limit = min(first, most)

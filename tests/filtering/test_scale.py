@@ -10,8 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from filtering.geometry import Geometry
+from filtering.plan import plan
 from filtering.repeats import Piece, losers
 from filtering.rows import ShardRows
+from filtering.selection import Selection
 from pipelines.canonical import canonical_json
 from pipelines.columns import SOURCE_SCHEMA, schema_of, write_columns
 from pipelines.manifest import Commit, FileEntry, manifest_path
@@ -95,6 +98,19 @@ def test_a_target_share_of_many_shards_is_met_within_256_mebibytes(tmp_path: Pat
     left = rows - SHARDS * len(range(0, ROWS, 4))
     assert abs(kept - left / 5) <= left / 5 / 1000
     assert mebibytes <= 256
+
+
+def test_a_plan_is_the_same_whether_columns_stay_between_its_passes_or_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, found = write_rows(tmp_path / "toys", [Row(f"r{n}", n % 5) for n in range(20)], 7), []
+    for most in (1 << 14, 10, 0):
+        monkeypatch.setattr("filtering.plan.HELD", most)
+        made = plan([dataset], Selection(geometry=Geometry(min_side=1), prefer=("pixels",)))
+        found.append(({place: codes.tolist() for place, codes in made.codes.items()}, made.kept_by_source))
+        assert not made.held
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == {"toys": 5}
 
 
 @pytest.mark.parametrize("seed", range(4))

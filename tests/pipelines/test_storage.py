@@ -123,6 +123,19 @@ def test_links_are_listed_and_not_followed(tmp_path: Path) -> None:
     assert LocalStore(tmp_path).list() == ["out"]
 
 
+def test_a_listing_names_files_from_the_root_wherever_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    for path in ("a/b/one", "a/b-two", "a/three", "four"):
+        store.put(path, path.encode())
+    assert list(store.sizes().items()) == [("a/b-two", 7), ("a/b/one", 7), ("a/three", 7), ("four", 4)]
+    assert store.list("a/b") == ["a/b/one"]
+    assert store.list("absent") == []
+    monkeypatch.chdir(tmp_path)
+    assert open_store(Path()).list() == store.list()
+
+
 def test_temporary_names_are_recognised() -> None:
     assert is_temporary("manifest/.put-00ff.tmp")
     assert not is_temporary("manifest/000000.json")

@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.audit import audit
 from pipelines.dataset import Dataset
-from pipelines.scenes import dense_caption, make_scene
+from pipelines.scenes import dense_caption, make_scene, names_every_object
 from recaption.captions import write_captions
 from recaption.engines import Answer, Engine, EngineSettings, Question, open_engine
 from recaption.language_model import LanguageModel, language_model, served_model
@@ -34,6 +34,7 @@ from tests.recaption.tiny_qwen2_vl import drawn, make_tiny_qwen2_vl
 pytestmark = pytest.mark.slow
 
 CAPTIONS = 5000 if os.environ.get("HARMON_SOAK") else 200
+SCENES = 500
 IN_FLIGHT = 32
 MARGIN = 1e-3  # log-probability between the two likeliest tokens, under which rounding may decide
 PROMPT = load_prompt("rewrite-v1")
@@ -131,6 +132,15 @@ def test_texts_are_those_of_the_embedded_engine(client: VllmEngine, qwen: Langua
     assert sum(said(answers[q.work]) == said(expected[q.work]) for q in questions) >= 0.995 * len(questions)
     counted = [(answers[q.work].tokens_in, expected[q.work].tokens_in) for q in questions[:-1]]
     assert all(one == other for one, other in counted)
+
+
+def test_rewrites_by_the_server_name_every_object_of_unseen_scenes_with_its_colour(client: VllmEngine) -> None:
+    answers = ask(client, rewrites(SCENES))
+    right = [
+        names_every_object(make_scene(31, n, split="unseen"), answers[f"{n:032x}"].text or "") for n in range(SCENES)
+    ]
+    print(f"{sum(right)} of {SCENES} name every object")
+    assert sum(right) >= 0.95 * SCENES
 
 
 def test_a_seed_writes_the_same_text_again(client: VllmEngine) -> None:

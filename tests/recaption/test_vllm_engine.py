@@ -15,6 +15,7 @@ from recaption.engines import Answer, Question
 from recaption.prompt import Sampling
 from recaption.vllm_engine import VllmEngine
 from recaption.watch import PROBE
+from recaption.window import FIRST
 from tests.recaption.simulator import MODEL, Behaviour, Reply, completion, rewritten, simulator
 
 SAMPLING = Sampling(method="greedy", max_tokens=8)
@@ -371,8 +372,8 @@ def test_a_server_that_refuses_everything_is_told_of_with_its_words() -> None:
     ):
         for answered in engine.answers(iter([question] for question in questions(5000))):
             answers += [answer for _, answer in answered]
-    assert server.seen.requests <= 64 + 20  # the first window, and as many as it takes to tell
-    assert len(answers) <= 64 + 20
+    assert server.seen.requests <= FIRST + 20  # the first window, and as many as it takes to tell
+    assert len(answers) <= FIRST + 20
     assert {answer.detail for answer in answers} == {"400: At most 0 image(s) may be provided"}
 
 
@@ -435,8 +436,8 @@ def test_a_server_with_nothing_but_quick_errors_is_asked_little(status: int) -> 
         pytest.raises(HarmonError, match=f"answered {status}: cuda is gone"),
     ):
         list(engine.answers(lots()))
-    assert taken <= 64  # the first window: what waits to be tried again keeps its place
-    assert server.seen.requests - server.seen.messages[PROBE] <= 80  # a few of it come again within the patience
+    assert taken <= FIRST  # the first window: what waits to be tried again keeps its place
+    assert server.seen.requests - server.seen.messages[PROBE] <= 1.25 * FIRST  # a few come again in its patience
     assert server.seen.messages[PROBE] <= 40
 
 

@@ -37,7 +37,7 @@ def test_it_grows_to_its_most_where_every_request_is_worked_on_at_once() -> None
     window = Window(256, clock=clock)
     answers = run(window, clock, 15.6, most_at_once=10_000)
     assert window.limit == 256
-    assert answers >= 0.95 * 256 / 0.2 * 15.6  # the slow start included
+    assert answers >= 0.97 * 256 / 0.2 * 15.6  # the slow start included
 
 
 @pytest.mark.parametrize("places", [8, 40, 100, 200])
