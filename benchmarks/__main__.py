@@ -1,6 +1,6 @@
 """Runs every benchmark, one after the other: `make bench`."""
 
-from benchmarks import audit, dataset_io, filtering, generation, packing, recaption, training_step
+from benchmarks import audit, dataset_io, filtering, generation, packing, recaption, serving, training_step
 
 if __name__ == "__main__":
     dataset_io.main()
@@ -10,3 +10,4 @@ if __name__ == "__main__":
     training_step.main([])
     packing.main([])
     generation.main([])
+    serving.main([])

@@ -14,6 +14,7 @@ from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
 from flows.probe_commands import probe
 from flows.recaption_commands import plan, recaption
+from flows.serve_commands import serve
 from flows.train_commands import latents, train
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -97,6 +98,7 @@ for command in (
     convert,
     generate,
     ask,
+    serve,
     evaluate,
     probe,
 ):

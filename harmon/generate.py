@@ -46,13 +46,13 @@ def draw_pictures(
         ConfigurationError: a size that the model cannot draw, or a prompt longer than it reads.
     """
     width, height = size or (px or trained.px,) * 2
-    _check_size(trained, width, height)
+    check_size(trained, width, height)
     against = negatives or [None] * len(prompts)
     drawn = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         ids, mask = _prompts(trained, prompts[part], against[part], sampling.cfg != 1)
-        _check_room(trained, ids.shape[1], width, height)
+        check_room(trained, ids.shape[1], width, height)
         stride = trained.autoencoder.stride
         latents = draw_latents(
             trained.model,
@@ -107,9 +107,9 @@ def generate_files(
                 f"The picture {record.prompt!r} is of a model in {record.dtype}, and this one runs in "
                 f"{dtype_of(trained)}: give --dtype {record.dtype}."
             )
-        _check_size(trained, record.width, record.height)
+        check_size(trained, record.width, record.height)
         asked = (trained.text.generation_prompt(text) for text in (record.caption, record.negative))
-        _check_room(trained, max(map(len, asked)), record.width, record.height)
+        check_room(trained, max(map(len, asked)), record.width, record.height)
     folder.mkdir(parents=True, exist_ok=True)
     todo = [record for record in dict.fromkeys(records) if not finished(record, folder, preview)]
     batches = list(_batches(todo, batch))
@@ -145,7 +145,7 @@ def picture_size(trained: Trained, px: int | None, size: str | None, aspect: str
         height = max(1, round(side * math.sqrt(down / across) / unit)) * unit
     else:
         width = height = side
-    _check_size(trained, width, height)
+    check_size(trained, width, height)
     return width, height
 
 
@@ -226,15 +226,17 @@ def _unit(trained: Trained) -> int:
     return trained.autoencoder.stride * trained.model.config.mar.patch_size
 
 
-def _check_size(trained: Trained, width: int, height: int) -> None:
+def check_size(trained: Trained, width: int, height: int) -> None:
+    """Raises ConfigurationError for a size that the model cannot draw."""
     unit = _unit(trained)
     if width <= 0 or height <= 0 or width % unit or height % unit:
         shape = f"{width} px" if width == height else f"{width} x {height} px"
         raise ConfigurationError(f"A picture of {shape} cannot be drawn: choose a multiple of {unit} px.")
-    _check_room(trained, 0, width, height)
+    check_room(trained, 0, width, height)
 
 
-def _check_room(trained: Trained, prompt: int, width: int, height: int) -> None:
+def check_room(trained: Trained, prompt: int, width: int, height: int) -> None:
+    """Raises ConfigurationError where a prompt of so many tokens and a picture are more than the model reads."""
     config, unit = trained.model.config, _unit(trained)
     tokens = (width // unit) * (height // unit) + config.mar.buffer_size
     if prompt + tokens >= config.llm.max_position_embeddings:

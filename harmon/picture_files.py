@@ -4,6 +4,7 @@ The PNG's text chunk `harmon` holds the record as JSON: with the same weights it
 for bit in a batch of the same size and within one level in any other.
 """
 
+import io
 import json
 import os
 import re
@@ -67,15 +68,23 @@ class PictureRecord(Settings):
 
 def save_picture(pixels: NDArray[np.uint8], record: PictureRecord, folder: Path) -> Path:
     """Write uint8 [H, W, 3] with its record; the file appears whole."""
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt(CHUNK, record.model_dump_json())
-    text.add_itxt("Description", record.prompt)
-    text.add_itxt("Software", "harmon generate")
     final = folder / record.file_name
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
-    Image.fromarray(pixels).save(part, "PNG", pnginfo=text)
+    part.write_bytes(png(pixels, record))
     part.replace(final)
     return final
+
+
+def png(pixels: NDArray[np.uint8], record: PictureRecord | None, software: str = "harmon generate") -> bytes:
+    """uint8 [H, W, 3] as a PNG that holds its record, where it has one."""
+    text = PngImagePlugin.PngInfo()
+    if record is not None:
+        text.add_itxt(CHUNK, record.model_dump_json())
+        text.add_itxt("Description", record.prompt)
+        text.add_itxt("Software", software)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG", pnginfo=text)
+    return encoded.getvalue()
 
 
 def read_record(file: Path) -> PictureRecord:

@@ -120,7 +120,7 @@ def draw_tokens(
     head: DiffusionHead,
     z_GPZ: Tensor,
     noise_TBPC: Tensor,
-    cfg: float,
+    cfg: float | Tensor,
     diffusion_steps: str,
     temperature: float = 1.0,
     clip_x0: float | None = None,
@@ -128,7 +128,8 @@ def draw_tokens(
     padded: int | None = None,
 ) -> Tensor:
     """Tokens [B, P, C] float32 for decoder outputs of B rows, or of B conditional then B unconditional ones.
-    They are computed as `padded` of them, for a shape that comes again.
+    They are computed as `padded` of them, for a shape that comes again. A tensor `cfg` [P, 1] guides each position by
+    its own; it takes no `padded`.
 
     The state stays float32 under any weights. The first reverse step of a respaced chain multiplies an error
     of epsilon by hundreds; `clip_x0` (None: the paper) bounds the predicted clean token and with it that

@@ -8,6 +8,7 @@ this template and "Generate an image: <caption>", with "Generate an image." as t
 Content never becomes a special token: a caption that spells `<|im_end|>` is read as ordinary characters.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,6 +73,12 @@ class ChatText:
         self.suffix = (self.eos, *self.newline, self.start, *self._ids("assistant\n"))
         self._ids = lru_cache(maxsize=65536)(self._ids)  # type: ignore[method-assign]
 
+    def forgetting(self) -> "ChatText":
+        """The same, keeping no text that it has read: for the texts of strangers, which would fill the memory."""
+        one = copy.copy(self)
+        del one._ids  # the one with a memory; the class's has none
+        return one
+
     def generation_prompt(self, caption: str | None, max_length: int | None = None) -> list[int]:
         """Prompt that asks for an image; None gives the prompt without a caption.
 
@@ -92,6 +99,21 @@ class ChatText:
             return [self.start, *self._ids(f"user\n{question}")[:room], *self.suffix]
         asked = self._ids(f"\n{question}")[:room]
         return [self.start, *self.user, *[IMAGE_SLOT] * image_tokens, *asked, *self.suffix]
+
+    def conversation_prompt(
+        self, said: Sequence[tuple[str, str]], question: str, image_tokens: int, pictured: int = 0
+    ) -> list[int]:
+        """Prompt that asks `question` after question-answer pairs, as `chat` lays them out; the image stands before
+        question number `pictured` of all, which training knows as 0 alone.
+        """
+        ids: list[int] = []
+        for number, (asked, answered) in enumerate((*said, (question, None))):
+            if number:
+                ids += self.newline
+            ids += self.question_prompt(asked, image_tokens if number == pictured else 0)
+            if answered is not None:
+                ids += [*self._ids(answered.strip()), self.eos]
+        return ids
 
     def encode_pair(self, question: str, answer: str, image_tokens: int, max_length: int = 512) -> Chat:
         """One question with its answer; see `chat`."""

@@ -207,6 +207,8 @@ class Page:
     footer: str = ""
     script: str = ""
     """JavaScript of our own, never made from data; the page must make sense without it."""
+    asks_server: bool = False
+    """The script may ask the server that the page came from, and no other."""
 
     def render(self) -> str:
         """The page as one HTML document."""
@@ -236,7 +238,8 @@ class Page:
         if not self.script:
             return POLICY
         digest = base64.b64encode(hashlib.sha256(self.script.encode()).digest()).decode("ascii")
-        return f"{POLICY}; script-src 'sha256-{digest}'"
+        asking = "; connect-src 'self'" if self.asks_server else ""
+        return f"{POLICY}{asking}; script-src 'sha256-{digest}'"
 
 
 def _section(part: Section) -> Markup:

@@ -225,8 +225,10 @@ def _normal_cdf(values: Tensor) -> Tensor:
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (values + 0.044715 * values.pow(3))))
 
 
-def guided(output_cond: Tensor, output_uncond: Tensor, cfg: float) -> Tensor:
-    """Classifier-free guidance on epsilon; the range output is the conditional one. All [R, 2C]."""
+def guided(output_cond: Tensor, output_uncond: Tensor, cfg: float | Tensor) -> Tensor:
+    """Classifier-free guidance on epsilon; the range output is the conditional one. All [R, 2C]; a tensor `cfg`
+    [R, 1] guides each row by its own.
+    """
     epsilon_cond, range_cond = output_cond.chunk(2, -1)
     epsilon_uncond, _ = output_uncond.chunk(2, -1)
     return torch.cat([epsilon_uncond + cfg * (epsilon_cond - epsilon_uncond), range_cond], -1)

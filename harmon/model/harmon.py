@@ -110,7 +110,7 @@ class Harmon(nn.Module):
         tokens_BNC: Tensor,
         grid: Grid,
         visible_BM: Tensor | None = None,
-        real: int | None = None,
+        real: int | Tensor | None = None,
         pasts: Sequence[Past] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encoder outputs [B, S, D], buffers first, and LLM inputs [B, S, H], buffers last; `real` and `pasts`

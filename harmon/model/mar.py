@@ -67,8 +67,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Every position of x_BSD attends to every one, [B, S, D]; or only `queries_BQD` do, [B, Q, D].
 
-        Where `keys_S` (bool) is given, it says which positions serve as keys. With a `past` they attend to its
-        other places too, as an earlier pass left them.
+        Where `keys_S` (bool, [S], or [B, S] for each row its own) is given, it says which positions serve as keys.
+        With a `past` they attend to its other places too, as an earlier pass left them.
         """
         if queries_BQD is None:
             q_BHQd, k_BHSd, v_BHSd = self._heads_first(self.qkv(x_BSD), 3)
@@ -81,7 +81,11 @@ class Attention(nn.Module):
             k_BHSd, v_BHSd = past.joined(k_BHSd, v_BHSd)
         dropout = self.attention_dropout if self.training else 0.0
         mixed_BHQd = F.scaled_dot_product_attention(
-            q_BHQd, k_BHSd, v_BHSd, attn_mask=None if keys_S is None else keys_S[None, None, None], dropout_p=dropout
+            q_BHQd,
+            k_BHSd,
+            v_BHSd,
+            attn_mask=None if keys_S is None else keys_S.view(-1, 1, 1, keys_S.shape[-1]),
+            dropout_p=dropout,
         )
         out: Tensor = self.proj_drop(self.proj(mixed_BHQd.transpose(1, 2).flatten(2)))
         return out
@@ -203,13 +207,14 @@ class Mar(nn.Module):
         tokens_BNC: Tensor,
         grid: Grid,
         visible_BM: Tensor | None = None,
-        real: int | None = None,
+        real: int | Tensor | None = None,
         pasts: Sequence[Past] | None = None,
     ) -> Tensor:
         """Visible tokens -> [B, U + M, D]; `visible_BM` int64 in raster order, None for all positions.
 
-        Of the M only the first `real` are (None: all); the others pad the shape and are no keys. With `pasts`,
-        one for each block, the tokens are read among others that earlier passes have read.
+        Of the M only the first `real` are, or those that `real` (bool [B, M]) marks (None: all); the others pad the
+        shape and are no keys. With `pasts`, one for each block, the tokens are read among others that earlier passes
+        have read.
         """
         table_1TD = self._positional_table(self.encoder_pos_embed_learned, grid)
         buffer_1UD, image_1ND = _split(table_1TD, self.config.buffer_size)
@@ -219,7 +224,9 @@ class Mar(nn.Module):
         buffer_BUD = (self.fake_latent + buffer_1UD).expand(len(tokens_BNC), -1, -1)
         x_BSD = self.z_proj_ln(torch.cat([buffer_BUD, image_BMD], 1))
         keys_S = None
-        if real is not None:
+        if isinstance(real, Tensor):
+            keys_S = F.pad(real, (self.config.buffer_size, 0), value=True)
+        elif real is not None:
             keys_S = torch.arange(x_BSD.shape[1], device=x_BSD.device) < self.config.buffer_size + real
         for block, past in _with_pasts(self.encoder_blocks, pasts):
             x_BSD = block(x_BSD, None, keys_S, past)
@@ -234,16 +241,21 @@ class Mar(nn.Module):
         predicted_BP: Tensor | None = None,
         fill_BTD: Tensor | None = None,
         pasts: Sequence[Past] | None = None,
+        real_BM: Tensor | None = None,
     ) -> Tensor:
         """Decoder outputs [B, P, D] at `predicted_BP`, or [B, N, D] at every position.
 
         x_BSD are the buffers and visible positions of the encoder, already informed by the LLM. Masked
         positions hold the mask token, or those of `fill_BTD` [B, U + N, D] (another image's full encoding,
         for editing). With `pasts`, one for each block, only their places are computed, counted with the buffers
-        before them; those of x_BSD and `predicted_BP` must be among them.
+        before them; those of x_BSD and `predicted_BP` must be among them. `real_BM` (bool; None: all) says which
+        visible positions are: the others pad the shape, and must be masked positions, which stay so.
         """
         buffers = self.config.buffer_size
         embedded_BSD = self.decoder_embed(x_BSD)
+        if real_BM is not None:
+            real_BS1 = F.pad(real_BM, (buffers, 0), value=True).unsqueeze(-1)
+            embedded_BSD = torch.where(real_BS1, embedded_BSD, self.mask_token.to(embedded_BSD.dtype))
         if fill_BTD is None:
             filled_BTD = self.mask_token.expand(len(x_BSD), buffers + grid.positions, -1).to(embedded_BSD.dtype)
         else:

@@ -1,0 +1,1 @@
+"""The trained model behind an OpenAI-compatible API, its requests batched step by step; docs/serving.md."""
