@@ -6,17 +6,9 @@ closed, so that an ordinary caption which begins alike ("a photo of a dog on a b
 
 import re
 
-OBJECTS = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "computer mouse", "tv remote", "computer keyboard", "cell phone", "microwave", "oven", "toaster",
-    "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-"""COCO's 80 classes as GenEval spells them: three of them with `computer` or `tv` before COCO's word."""
+from pipelines.coco_names import COCO_NAMES
+
+OBJECTS = COCO_NAMES
 SHORT = ("mouse", "remote", "keyboard")  # COCO's own words for those three, which copies of the templates use
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 PLURALS = ("knives", "mice", "benches", "sandwiches", "toothbrushes", "couches", "buses", *OBJECTS)

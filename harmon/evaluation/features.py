@@ -1,11 +1,10 @@
 """Features of a frozen encoder, extracted once and kept by the content of each picture.
 
     FOLDER/<key16>/encoder.json   what they are features of
-    FOLDER/<key16>/*.parquet      parts: sha256 of a picture's bytes, its feature as float32[F]
+    FOLDER/<key16>/*.parquet      the features (harmon.evaluation.kept)
 
-`key16` begins the sha256 of the encoder's weights, the pictures' side and the pooling. A part appears whole and its
-name is the hash of its rows, so a killed extraction goes on behind the last part, two may run at once, and a picture
-that two sets share, or whose label changes, is not encoded again.
+`key16` begins the sha256 of the encoder's weights, the pictures' side and the pooling. A picture that two sets share,
+or whose label changes, is not encoded again.
 
 Every picture is its centre square at the encoder's side, bicubic. MAE's probe trains on random crops and flips; a
 feature that is extracted once has one crop (docs/analyses.md).
@@ -22,14 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from harmon.evaluation.encoders import Encoder, Pooling, pooled
+from harmon.evaluation.kept import Kept
 from harmon.evaluation.labelled import LabelledPicture
 from harmon.pictures import centre_crop
 from pipelines.canonical import canonical_json, sha256_hex
@@ -39,7 +37,6 @@ VERSION = 1  # raised when the same encoder would give other features
 BATCH = 32
 READ_AHEAD = 64
 THREADS = min(8, os.cpu_count() or 1)
-PART_ROWS = 512  # of one file: what a killed extraction computes again at most
 Progress = Callable[[int, int], None]
 
 
@@ -78,7 +75,7 @@ def extract(
     place = folder / feature_key(encoder, pooling)[:16]
     place.mkdir(parents=True, exist_ok=True)
     _describe(encoder, pooling, place)
-    kept = _Kept(place)
+    kept = Kept(place)
     hashes: list[str] = []
     unreadable: set[str] = set()
     waiting: dict[str, NDArray[np.float32]] = {}
@@ -87,7 +84,7 @@ def extract(
         if waiting:
             images = torch.from_numpy(np.stack(list(waiting.values()))).to(device)
             with torch.inference_mode():
-                kept.add(list(waiting), pooled(encoder, images, pooling).cpu())
+                kept.add(list(waiting), pooled(encoder, images, pooling).float().cpu().numpy())
             waiting.clear()
 
     for digest, pixels in _read_ahead(pictures, encoder.px, kept):
@@ -119,7 +116,7 @@ def square(data: bytes, px: int) -> NDArray[np.float32] | None:
 
 
 def _read_ahead(
-    pictures: Sequence[LabelledPicture], px: int, kept: _Kept
+    pictures: Sequence[LabelledPicture], px: int, kept: Kept
 ) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
     """Hash and square of each picture in order, read by threads a few ahead; what is kept is not decoded (None)."""
 
@@ -131,57 +128,6 @@ def _read_ahead(
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(pictures), READ_AHEAD):
             yield from pool.map(one, pictures[start : start + READ_AHEAD])
-
-
-class _Kept:
-    """The parts of one folder, and rows that are not yet written."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        parts = [_read(path) for path in sorted(folder.glob("*.parquet"))]
-        self.stored = [values for _, values in parts]
-        self.place = {digest: row for row, digest in enumerate(digest for part, _ in parts for digest in part)}
-        self.new: list[tuple[str, NDArray[np.float32]]] = []
-        self.known = set(self.place)
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self.known
-
-    def add(self, hashes: Sequence[str], features_BF: Tensor) -> None:
-        self.new += zip(hashes, features_BF.float().numpy(), strict=True)
-        self.known |= set(hashes)
-        if len(self.new) >= PART_ROWS:
-            self.write()
-
-    def write(self) -> None:
-        """Keep the new rows as one more part."""
-        if not self.new:
-            return
-        hashes, values = [digest for digest, _ in self.new], np.stack([value for _, value in self.new])
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        final = self.folder / f"{sha256_hex(chr(10).join(hashes).encode())[:16]}.parquet"
-        attempt = final.with_name(f".{final.name}.{os.getpid()}.part")
-        pq.write_table(pa.table({"sha256": hashes, "feature": column}), attempt)
-        attempt.replace(final)
-        start = len(self.place)
-        self.place |= {digest: start + row for row, digest in enumerate(hashes)}
-        self.stored.append(values)
-        self.new = []
-
-    def values(self, hashes: Sequence[str]) -> NDArray[np.float32]:
-        """Features of these pictures, [n, F]."""
-        found: NDArray[np.float32] = np.concatenate(self.stored)[[self.place[digest] for digest in hashes]]
-        return found
-
-
-def _read(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    try:
-        table = pq.read_table(path, columns=["sha256", "feature"])
-        column = table["feature"].combine_chunks()
-        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise HarmonError(f"The features {path} cannot be read ({error}); delete the file, it is made again.") from None
-    return table["sha256"].to_pylist(), values.astype(np.float32)
 
 
 def _describe(encoder: Encoder, pooling: Pooling, place: Path) -> None:

@@ -96,16 +96,20 @@ def decoded(picture: Picture) -> Image.Image:
 
     Raises HarmonError where the bytes are no picture, or one of more than MOST_PIXELS: nothing is decoded then.
     """
-    data = picture.read()
+    return opened(picture.read(), picture.where)
+
+
+def opened(data: bytes, where: str) -> Image.Image:
+    """`decoded`, of bytes at hand."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise HarmonError(
-                    f"{picture.where}: a picture of {image.width} x {image.height} pixels, more than {MOST_PIXELS:,} "
+                    f"{where}: a picture of {image.width} x {image.height} pixels, more than {MOST_PIXELS:,} "
                     "are not decoded; fetch that file anew."
                 )
             return image.convert("RGB")
     except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise HarmonError(
-            f"{picture.where}: its picture cannot be decoded ({type(error).__name__} {error}); fetch that file anew."
+            f"{where}: its picture cannot be decoded ({type(error).__name__} {error}); fetch that file anew."
         ) from None

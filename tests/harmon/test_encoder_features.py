@@ -136,7 +136,7 @@ def test_a_clip_tower_gives_patch_tokens_and_random_weights_say_so(tmp_path: Pat
 
 def test_a_killed_extraction_goes_on_behind_the_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harmon.evaluation.features.BATCH", 4)
-    monkeypatch.setattr("harmon.evaluation.features.PART_ROWS", 8)
+    monkeypatch.setattr("harmon.evaluation.kept.PART_ROWS", 8)
     encoder, some = Colours(), pictures(range(20))
 
     def killed() -> bytes:

@@ -6,8 +6,9 @@ any picture are errors.
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,6 +83,16 @@ class Images:
             if found is not None:
                 return found
         raise HarmonError(f"{where}: its picture {' or '.join(names)} is not in {self.place}; fetch that anew.")
+
+    def all(self, pattern: str) -> Iterator[FilePicture | ZippedPicture]:
+        """Every picture whose file is named like `pattern`, in the order of their names."""
+        if self.place.is_dir():
+            names = sorted(path.name for path in self._base.iterdir() if fnmatchcase(path.name, pattern))
+        else:
+            members = (name.rpartition("/")[2] for name in _opened(self.place).NameToInfo)
+            names = sorted({name for name in members if fnmatchcase(name, pattern)})
+        for name in names:
+            yield self.find(str(self.place), name)
 
     def _file(self, name: str, where: str) -> FilePicture | None:
         path = self._base / name

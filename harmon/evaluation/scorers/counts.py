@@ -70,6 +70,8 @@ WISE_PROMPTS = 1000
 DPG_PROMPTS = 1065
 DPG_IMAGES_A_PROMPT = 4
 FID_IMAGES = 30_000
+COCO_VAL2014 = 40_504
+MJHQ_CATEGORY = 3000
 
 
 def require(what: str, got: int, wanted: int | Collection[int], partial: bool = False) -> None:

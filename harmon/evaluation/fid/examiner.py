@@ -1,0 +1,57 @@
+"""An Inception network as an examiner of a run's pictures: the features that `harmon evaluate` keeps, and what they are
+compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harmon.evaluation.drawn import Drawn
+from harmon.evaluation.fid.inception import Extractor
+from harmon.evaluation.fid.protocols import Protocol
+from harmon.evaluation.fid.statistics import FidStore, Statistics
+from harmon.evaluation.question import Picture
+from harmon.evaluation.scorers.fid import Moments
+from pipelines.workspace import Journal
+
+
+class FidExaminer:
+    """Measures pictures by one protocol and extractor."""
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        extractor: Extractor,
+        real: Sequence[tuple[str, Picture]] | Statistics,
+        folder: Path,
+    ) -> None:
+        """`real` as `protocols.references` gives it, or published statistics; features are kept below `folder`."""
+        self._protocol, self._extractor, self._real = protocol, extractor, real
+        self._store = FidStore(folder, extractor, protocol.preparation)
+
+    @property
+    def name(self) -> str:
+        return f"{self._protocol.name}, {self._extractor.label}"
+
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        told = {"kind": "fid", "features": self._extractor.key}
+        return told | {"preparation": self._protocol.preparation.report()}
+
+    @property
+    def differs(self) -> Sequence[str]:
+        own = () if self._extractor.published else (f"features by {self._extractor.label}",)
+        return (*own, f"protocol {self._protocol.name}: the paper states none, nor the extractor")
+
+    def examine(self, pictures: Sequence[Drawn], journal: Journal) -> list[Mapping[str, Any]]:
+        """The features of each picture, as a list of 32-bit numbers."""
+        del journal  # features are kept by the picture's content already
+        values = self._store.features(pictures).values
+        return [{"features": row, "status": "ok", "reason": None} for row in values]
+
+    def reference(self) -> Moments:
+        """Mean and covariance of the real pictures' features, kept by the content of their set."""
+        if isinstance(self._real, Statistics):
+            return self._real.moments
+        return self._store.statistics([picture for _, picture in self._real]).moments
