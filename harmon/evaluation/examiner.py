@@ -1,6 +1,6 @@
 """Whoever looks at drawn pictures for a benchmark: a detector, a judge, an extractor of features.
 
-An examiner writes down what it sees in columns of these names, a row for each picture; the official scorers
+An examiner writes down what it sees in columns of these names, for each picture; the official scorers
 (harmon.evaluation.scorers) make numbers of them. So a number says which examiner it rests on, and other scores of the
 same looks cost nothing.
 
@@ -17,15 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import pyarrow as pa
-
+from harmon.evaluation.drawings import DrawnPicture
 from harmon.evaluation.scorers.fid import Moments
-from pipelines.dataset import Dataset
 from pipelines.workspace import Journal
 
 
 class Examiner(Protocol):
-    """Looks at the pictures of one benchmark, shard by shard."""
+    """Looks at the pictures of one benchmark."""
 
     @property
     def name(self) -> str:
@@ -42,9 +40,9 @@ class Examiner(Protocol):
         """What sets its number apart from the official one, a sentence each; none where it is the official one."""
         ...
 
-    def examine(self, drawn: Dataset, shard: int, journal: Journal) -> pa.Table:
-        """The columns of one shard of `drawn` (harmon.evaluation.drawn): `key` first, every row in order. `journal` is
-        this shard's, free for what a killed attempt need not do again."""
+    def examine(self, pictures: Sequence[DrawnPicture], journal: Journal) -> Sequence[Mapping[str, Any]]:
+        """The columns of each picture, in order; of all pictures of some prompts. `journal` is these pictures' alone,
+        free for what a killed attempt need not do again."""
         ...
 
 
