@@ -158,19 +158,23 @@ class _Actors(Generic[Item, Result]):
 
 
 class _Actor:
-    """A worker in a process of its own."""
+    """A worker in a process of its own; a method makes it, since what a constructor raises loses its type."""
 
     def __init__(self, make: Callable[[], Worker[Any, Any]], threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        self._worker = make()
+        self._make = make
+        self._worker: Worker[Any, Any] | None = None
 
     def ready(self) -> bool:
         """Once the worker is made."""
+        self._worker = self._worker or self._make()
         return True
 
     def work(self, items: Sequence[Any]) -> Sequence[Any]:
+        self.ready()  # again where this process took the place of one that died
+        assert self._worker is not None
         return self._worker.work(items)
 
 

@@ -257,7 +257,8 @@ class _Kept:
 
     def png(self, wanted: Wanted) -> bytes:
         """Its bytes."""
-        return (self._folder / self._lines[wanted.row_id]["file"]).read_bytes()
+        name: str = self._lines[wanted.row_id]["file"]
+        return (self._folder / name).read_bytes()
 
 
 def _batches(wanted: Sequence[Wanted], size: int) -> Iterator[Sequence[Wanted]]:

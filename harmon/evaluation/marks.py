@@ -92,11 +92,13 @@ def _pope_measures(
 
 
 def _accuracy(total: Float) -> Float:
-    return 100 * total[..., 0] / total[..., 4]
+    value: Float = 100 * total[..., 0] / total[..., 4]
+    return value
 
 
 def _f1(total: Float) -> Float:
-    return 200 * total[..., 1] / (2 * total[..., 1] + total[..., 2] + total[..., 3])
+    value: Float = 200 * total[..., 1] / (2 * total[..., 1] + total[..., 2] + total[..., 3])
+    return value
 
 
 def _mean_f1(total: Float) -> Float:

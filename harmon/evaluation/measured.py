@@ -183,8 +183,9 @@ def _ask(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress: 
         dataset = ask(subject, questions, chosen.asked_as, plan.out, px, plan.answers, plan.crew, told)
     rows = answered_rows(dataset)
     of, partial = UNDERSTANDING[chosen.benchmark].count.total, plan.limit is not None
-    marking, readings, refused = MARKINGS[chosen.benchmark], dict[str, Mapping[str, Any]](), None
+    marking, readings = MARKINGS[chosen.benchmark], dict[str, Mapping[str, Any]]()
     mine: Marked | None = None
+    refused: str | None = None
     for reading in marking.readings:
         try:
             marked = marking.mark(rows, reading, partial)
@@ -231,10 +232,10 @@ def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress:
         *_common(subject, len(prompts), of, partial),
     ]
     examiner = open_examiner(chosen.benchmark, plan.means, data)
-    marked, refused, name, missing = None, None, None, None
-    if isinstance(examiner, Missing):
-        missing = examiner
-    else:
+    marked: Marked | None = None
+    refused: str | None = None
+    missing, name = examiner if isinstance(examiner, Missing) else None, ""
+    if not isinstance(examiner, Missing):
         name = examiner.name
         differs += examiner.differs
         with on_progress(f"{chosen.benchmark}, examined") as told:
@@ -253,9 +254,9 @@ def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress:
         partial=partial,
         dataset=dataset,
         numbers=_numbers(subject, chosen, marked, partial),
-        readings={name: marked.report} if marked and name else {},
+        readings={name: marked.report} if marked else {},
         differs=tuple(differs),
-        examiner=name,
+        examiner=name or None,
         missing=missing,
         refused=refused,
         examples=_pictures_shown(pictures, marked.marks if marked else (), plan.shown),

@@ -59,7 +59,7 @@ class Measure:
         """Its values over RESAMPLES draws of the units. Measures of equal name and units share their draws."""
         name = hashlib.sha256("\n".join((self.name, *self.units)).encode()).digest()
         draws = np.random.default_rng([SEED, int.from_bytes(name[:8], "little")])
-        places = {stratum: [] for stratum in self.strata}  # type: dict[str, list[int]]
+        places: dict[str, list[int]] = {stratum: [] for stratum in self.strata}
         for place, stratum in enumerate(self.strata):
             places[stratum].append(place)
         found = []

@@ -30,6 +30,8 @@ class Doubler:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        if not folder.is_dir():
+            raise HarmonError(f"There is no folder {folder}.")
         (folder / f"pid-{os.getpid()}").touch()
 
     def work(self, items: Sequence[int]) -> list[int]:
@@ -55,9 +57,12 @@ def test_one_worker_works_in_this_process_and_is_made_when_there_is_work(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_batch_that_an_actor_died_with_is_done_by_another(tmp_path: Path) -> None:
+def test_a_batch_that_an_actor_died_with_is_done_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where actors find this module
     (tmp_path / "die").touch()
     assert done(Crew(workers=2), tmp_path) == {number: 2 * number for number in range(12)}
     assert len(list(tmp_path.glob("pid-*"))) == 3
     with pytest.raises(HarmonError, match="There is no half of -1"):
         done(Crew(workers=2), tmp_path, [[1], [-1]])
+    with pytest.raises(HarmonError, match="There is no folder"):
+        done(Crew(workers=2), tmp_path / "nowhere")
