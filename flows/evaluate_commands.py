@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.model_commands import model_options, named
+from flows.model_commands import _model_options
 from flows.terminal import shown_progress
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -46,7 +46,7 @@ _PAIR = "NAME=VALUE"
 )
 @click.option("--shown", default=6, show_default=True, type=click.IntRange(0), help="Examples of each in the report.")
 @click.option("--hashes", type=_PATH, metavar="F.parquet", help="Instead, with a BENCHMARK alone: list its items.")
-@model_options
+@_model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def evaluate(
     names: tuple[str, ...],
@@ -76,6 +76,7 @@ def evaluate(
         return
     if len(names) < 2:
         raise ConfigurationError("Name a CHECKPOINT and at least one BENCHMARK, or one BENCHMARK with --hashes.")
+    from harmon.convert.released import Named
     from harmon.evaluation.reported import lines, write_evaluation
     from harmon.evaluation.subject import Subject
     from harmon.evaluation.variants import chosen
@@ -83,7 +84,7 @@ def evaluate(
     asked = chosen(names[1:], _variants(variants))
     places = [_folder(name, one, folders) for name, one in zip(names[1:], asked, strict=True)]
     plan = _plan(out, device, options)
-    subjects = [Subject(path, named(tokenizer, vae, model), device, dtype) for path in _checkpoints(names[0], other)]
+    subjects = [Subject(path, Named(tokenizer, vae, model), device, dtype) for path in _checkpoints(names[0], other)]
     evaluation = _evaluation(subjects, asked, places, plan)
     if export:
         _export(evaluation.measured, export)

@@ -66,24 +66,25 @@ class PictureRecord(Settings):
         return self.file_name.removesuffix(".png") + ".steps.webp"
 
 
-def png_of(pixels: NDArray[np.uint8], record: PictureRecord) -> bytes:
-    """uint8 [H, W, 3] as a PNG that holds its record."""
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt(CHUNK, record.model_dump_json())
-    text.add_itxt("Description", record.prompt)
-    text.add_itxt("Software", "harmon generate")
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", pnginfo=text)
-    return out.getvalue()
-
-
 def save_picture(pixels: NDArray[np.uint8], record: PictureRecord, folder: Path) -> Path:
     """Write uint8 [H, W, 3] with its record; the file appears whole."""
     final = folder / record.file_name
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
-    part.write_bytes(png_of(pixels, record))
+    part.write_bytes(png(pixels, record))
     part.replace(final)
     return final
+
+
+def png(pixels: NDArray[np.uint8], record: PictureRecord | None, software: str = "harmon generate") -> bytes:
+    """uint8 [H, W, 3] as a PNG that holds its record, where it has one."""
+    text = PngImagePlugin.PngInfo()
+    if record is not None:
+        text.add_itxt(CHUNK, record.model_dump_json())
+        text.add_itxt("Description", record.prompt)
+        text.add_itxt("Software", software)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG", pnginfo=text)
+    return encoded.getvalue()
 
 
 def read_record(file: Path) -> PictureRecord:

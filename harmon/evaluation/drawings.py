@@ -25,7 +25,7 @@ from harmon.evaluation.crew import ALONE, Crew, at_work
 from harmon.evaluation.question import Prompt
 from harmon.evaluation.subject import Subject
 from harmon.generate import draw_pictures
-from harmon.picture_files import Dtype, PictureRecord, png_of
+from harmon.picture_files import Dtype, PictureRecord, png
 from harmon.sampling_config import SamplingConfig
 from harmon.seeds import stream
 from pipelines.canonical import canonical_json, sample_key, sha256_hex
@@ -218,9 +218,9 @@ class Painter:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        pngs = [png_of(picture, record) for picture, record in zip(pixels, records, strict=True)]
+        pngs = [png(picture, record, "harmon evaluate") for picture, record in zip(pixels, records, strict=True)]
         seconds, host = (time.perf_counter() - began) / len(items), socket.gethostname()
-        return [Drawn(png, seconds, host) for png in pngs]
+        return [Drawn(data, seconds, host) for data in pngs]
 
 
 class _Kept:
