@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flows.ablation_commands import ablate
 from flows.catalogue_commands import catalog, download
 from flows.dataset_commands import diff, export, forget, show
 from flows.evaluate_commands import evaluate
@@ -99,6 +100,7 @@ for command in (
     ask,
     evaluate,
     probe,
+    ablate,
 ):
     main.add_command(command)
 

@@ -48,6 +48,7 @@ from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
+from pipelines.settings import parse
 from pipelines.steps import Progress, ProgressCallback, Step, StepRun
 from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
@@ -97,7 +98,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
-        *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
+        *(_latents(recipe, *needed) for needed in _latents_needed(recipe)),
         *(work for number in range(len(recipe.training.stages)) for work in _stage(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
@@ -147,14 +148,25 @@ def selection_of(recipe: Recipe, name: str) -> Selection:
 
 
 def model_of(recipe: Recipe) -> HarmonConfig:
-    """The sizes of the recipe's model: those of a published one by name, or a file's."""
-    named = recipe.training.model
-    return HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
+    """The sizes of the recipe's model: those of a published one by name, or a file's; and what it sees with."""
+    named, seeing = recipe.training.model, recipe.training.understanding
+    model = HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
+    if seeing is None:
+        return model
+    told = {"encoder": seeing.encoder, "channels": seeing.channels, "grid": seeing.grid}
+    seen = {f"understanding_{name}": value for name, value in told.items()}
+    return parse(HarmonConfig, model.model_dump() | seen, "training.understanding")
+
+
+def understanding_file(recipe: Recipe) -> Path | None:
+    """Weights of the frozen encoder that sees in MAR's place; None where it is MAR's, or the autoencoder."""
+    seeing = recipe.training.understanding
+    return None if seeing is None or seeing.weights is None else part(seeing.weights)
 
 
 def job_of(recipe: Recipe, number: int) -> TrainJob:
     """The training of stage `number`, counted from 0; the stages before it and its training sets must be done."""
-    training, settings = recipe.training, recipe.training.stages[number]
+    training, settings, seeing = recipe.training, recipe.training.stages[number], understanding_file(recipe)
     stage = load_stage(settings.stage, settings.departures)
     weights: tuple[str, ...] = tuple(str(part(file)) for file in training.weights)
     previous = None
@@ -168,6 +180,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         model=model_of(recipe),
         tokenizer=str(part(training.tokenizer)),
         latents=latents_group(stage.px, part(training.autoencoder)),
+        understanding=None if seeing is None else latents_group(stage.px, seeing),
         weights=weights,
         previous=previous,
         runs=str(recipe.run_folder / "train"),
@@ -317,23 +330,30 @@ def _select(recipe: Recipe, name: str) -> Work:
     return _dataset_work("select", target, lambda: _new(target, select_step(sources, selection_of(recipe, name))), do)
 
 
-def _latents_needed(recipe: Recipe) -> list[tuple[str, int]]:
-    """Training sets and picture sizes that the stages read, each pair once."""
-    needed: dict[tuple[str, int], None] = {}
+def _latents_needed(recipe: Recipe) -> list[tuple[str, int, Path]]:
+    """Training sets, picture sizes and encoders that the stages read, each once."""
+    needed: dict[tuple[str, int, Path], None] = {}
+    autoencoder = part(recipe.training.autoencoder)
+    seeing = understanding_file(recipe) or autoencoder
     for settings in recipe.training.stages:
-        px = load_stage(settings.stage, settings.departures).px
-        for entry in (*settings.image2text, *settings.text2image):
-            needed[entry.set, px] = None
+        stage = load_stage(settings.stage, settings.departures)
+        for encoder, entries, share in (
+            (seeing, settings.image2text, stage.ratio.image2text),
+            (autoencoder, settings.text2image, stage.ratio.text2image),
+        ):
+            needed |= {(entry.set, stage.px, encoder): None for entry in entries if share}
     return list(needed)
 
 
-def _latents(recipe: Recipe, name: str, px: int) -> Work:
-    dataset, autoencoder = Dataset(recipe.dataset(name)), part(recipe.training.autoencoder)
+def _latents(recipe: Recipe, name: str, px: int, autoencoder: Path) -> Work:
+    dataset = Dataset(recipe.dataset(name))
 
     def do(progress: ProgressCallback) -> None:
         write_latents(dataset, px, autoencoder, progress)
 
-    return _dataset_work("latents", dataset, lambda: latents_step(dataset, px, autoencoder), do, f"{name}@{px}px")
+    seen = autoencoder == understanding_file(recipe) and recipe.training.understanding
+    subject = f"{name}@{px}px" + (f"-{seen.encoder}" if seen else "")
+    return _dataset_work("latents", dataset, lambda: latents_step(dataset, px, autoencoder), do, subject)
 
 
 def _new(dataset: Dataset, step: Step) -> Step:
@@ -464,7 +484,8 @@ def _description(recipe: Recipe, stages: int) -> RunDescription:
 
 def _describe(recipe: Recipe, stages: int) -> None:
     tokenizer, autoencoder = part(recipe.training.tokenizer), part(recipe.training.autoencoder)
-    describe_run(recipe.run_folder, _description(recipe, stages), tokenizer, autoencoder)
+    described, seeing = _description(recipe, stages), understanding_file(recipe)
+    describe_run(recipe.run_folder, described, tokenizer, autoencoder, seeing)
 
 
 def _evaluate(recipe: Recipe) -> Work:
