@@ -6,6 +6,7 @@ a name that open_clip knows.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +18,10 @@ from torch.nn import functional as F
 
 from pipelines.errors import ConfigurationError, HarmonError
 
-_LAYOUT = "layout"
-"""Metadata key of the network's layout, as open_clip writes it in JSON."""
+_LAYOUT, _NORMALISATION = "layout", "normalisation"
+"""Metadata keys: the network's layout, as open_clip writes it in JSON; mean and deviation of its pixels by colour."""
+Normalisation = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation of red, green and blue, of levels from 0 to 1."""
 
 
 class Tower(nn.Module):
@@ -32,13 +35,13 @@ class Tower(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, name: str, visual: nn.Module, layout: dict[str, Any]) -> None:
+    def __init__(self, name: str, visual: nn.Module, layout: dict[str, Any], normalisation: Normalisation) -> None:
         super().__init__()
-        self.name, self.visual, self.layout = name, visual, layout
-        told: Any = visual.preprocess_cfg
-        self.px = told["size"] if isinstance(told["size"], int) else told["size"][0]
-        self.register_buffer("mean", torch.tensor(told["mean"]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(told["std"]).view(1, 3, 1, 1), persistent=False)
+        self.name, self.visual, self.layout, self.normalisation = name, visual, layout, normalisation
+        size: Any = visual.image_size
+        self.px = int(size if isinstance(size, int) else size[0])
+        for buffer, values in zip(("mean", "deviation"), normalisation, strict=True):
+            self.register_buffer(buffer, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         with torch.no_grad():
             _, self.channels, self.grid, _ = self.encode(torch.zeros(1, 3, self.px, self.px)).shape
 
@@ -69,7 +72,8 @@ class Tower(nn.Module):
                 )
             except RuntimeError as problem:
                 raise ConfigurationError(f"{weights} does not hold {name}: {str(problem).splitlines()[0]}") from None
-        return cls(name if weights else f"{name}, random", model.visual.eval(), open_clip.get_model_config(name))
+        named = name if weights else f"{name}, random"
+        return cls(named, model.visual.eval(), open_clip.get_model_config(name), _normalisation_of(name))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -79,7 +83,7 @@ class Tower(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 told = file.metadata() or {}
-                layout, name = json.loads(told[_LAYOUT]), told["name"]
+                layout, normalisation = json.loads(told[_LAYOUT]), json.loads(told[_NORMALISATION])
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             with tempfile.TemporaryDirectory() as folder:  # open_clip takes layouts from files alone
                 layouts = Path(folder) / "tower-of-a-file.json"
@@ -92,12 +96,13 @@ class Tower(nn.Module):
             raise HarmonError(
                 f"{path} is no tower ({str(error).splitlines()[0]}); write one with Tower.save."
             ) from error
-        return cls(name, visual, layout)
+        return cls(told["name"], visual, layout, normalisation)
 
     def save(self, path: str | Path) -> None:
         """Write the weights as safetensors, with the network's name and layout."""
         tensors = {key: value.contiguous() for key, value in self.visual.state_dict().items()}
-        save_file(tensors, path, metadata={"name": self.name, _LAYOUT: json.dumps(self.layout)})
+        told = {_LAYOUT: json.dumps(self.layout), _NORMALISATION: json.dumps(self.normalisation)}
+        save_file(tensors, path, metadata={"name": self.name, **told})
 
     def side(self, px: int) -> int:
         """Rows and columns of the map, whatever `px` is."""
@@ -117,3 +122,14 @@ class Tower(nn.Module):
         )
         maps: Tensor = found["image_intermediates"][-1]
         return maps.float()
+
+
+def _normalisation_of(network: str) -> Normalisation:
+    """That of the network's published weights. open_clip applies it to weights that it fetches itself; to those of a
+    file it would apply CLIP's, which SigLIP's differ from.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(network)
+    told = open_clip.get_pretrained_cfg(network, tags[0]) if tags else {}
+    return told.get("mean", open_clip.OPENAI_DATASET_MEAN), told.get("std", open_clip.OPENAI_DATASET_STD)

@@ -18,9 +18,10 @@ from harmon.latents import latents_group, load_picture_encoder, write_latents
 from harmon.model.config import HarmonConfig, UnderstandingEncoder
 from harmon.model.harmon import Harmon
 from harmon.model.vqgan import Vqgan, VqganConfig
+from harmon.parts.fidelity import pixels
 from harmon.seeing import main, read_vqgan
 from harmon.text import IGNORED, IMAGE_SLOT
-from harmon.tower import Tower
+from harmon.tower import Tower, _normalisation_of
 from harmon.trained import RunDescription, TrainedStage, describe_run, load, open_checkpoint
 from harmon.training.blank import blank_batch
 from harmon.training.checkpoint import MODEL
@@ -29,6 +30,7 @@ from harmon.training.loop import final_weights, train
 from harmon.training.parameters import parameter_counts
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.scenes import make_scene
 
 SMALL = VqganConfig(
     base_channels=32, channel_multipliers=(1, 1, 1, 1, 1), res_blocks=1, encoder_channels=12, code_width=8, codes=40
@@ -176,6 +178,13 @@ def test_a_tower_comes_back_from_its_file_and_sees_any_size_at_its_own(tmp_path:
         Tower.from_file(small_vqgan(tmp_path / "vqgan.safetensors"))
 
 
+def test_a_siglip_sees_pixels_as_its_published_weights_do() -> None:
+    """open_clip gives weights of a file CLIP's normalisation, whatever the network."""
+    assert _normalisation_of("ViT-B-16-SigLIP-256") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert _normalisation_of("ViT-L-14")[0][0] == pytest.approx(0.4815, abs=1e-4)
+    assert _normalisation_of("a network of nobody's") == _normalisation_of("ViT-L-14")
+
+
 @pytest.mark.parametrize("encoder", ["siglip", "vqgan"])
 def test_a_stage_trains_on_stored_maps_and_its_run_answers(encoder: UnderstandingEncoder, tmp_path: Path) -> None:
     file = (small_tower if encoder == "siglip" else small_vqgan)(tmp_path / "seeing.safetensors")
@@ -226,10 +235,10 @@ def test_maps_of_another_encoder_than_the_models_are_refused(tmp_path: Path) -> 
         train(job.model_copy(update=wrong))
 
 
-def test_the_demos_stand_ins_say_that_they_are(tmp_path: Path) -> None:
+def test_the_demos_stand_ins_say_that_they_are() -> None:
     tower, vqgan = (load_picture_encoder(DEMO / f"{name}.safetensors") for name in ("siglip", "vqgan"))
     assert isinstance(tower, Tower) and isinstance(vqgan, Vqgan)
     assert "stand-in" in tower.name and "random" in tower.name and "stand-in" in vqgan.name
     assert tower.encode(images()).shape == (2, 128, 4, 4)
     assert vqgan.eval().encode(images()).shape == (2, 16, 4, 4)
-    assert len(vqgan.codes(images(8)).unique()) > 20
+    assert len(vqgan.codes(pixels([make_scene(1, index) for index in range(16)], 64)).unique()) > 20
