@@ -8,7 +8,8 @@ This module runs in lmms-eval's own environment alone (infra/lmms-eval); nothing
 What lmms-eval leaves to a model, and what is done here:
 
 - Pictures stand before the question, whatever its `<image>` marks say, padded with grey to a square, as in training.
-  Harmon was trained on one picture a question; several are laid side by side into one. A video or a sound is refused.
+  Harmon was trained on one picture a question; of several it sees the first, as in `harmon evaluate`. A video or a
+  sound is refused.
 - `until` cuts the answer before the first of its strings; a `temperature` of 0, or `do_sample: false`, is greedy.
 - `loglikelihood` gives the mean *loss* of the continuation, as lmms-eval's own models do: its multiple-choice tasks
   take the smallest.
@@ -68,7 +69,7 @@ class HarmonLmms(lmms):
         seed: int | str = 0,
     ) -> None:
         """`pretrained` names the checkpoint, and `tokenizer`, `vae` and `model` what released files lack. `px`: side of
-        its pictures (None: as the last stage trained). `output`: folder for what it draws.
+        its pictures (None: as the last stage trained). `output`: folder for what it draws, in one of its own for these weights and this seed.
 
         Raises:
             ConfigurationError: no such checkpoint, or an argument that means nothing.
@@ -85,7 +86,8 @@ class HarmonLmms(lmms):
         self.trained = load(Path(pretrained), named, str(self.device), kinds[dtype])
         self.batch = int(batch_size) if str(batch_size).isdigit() else 16  # "auto" is lmms-eval's word for: choose
         self.px = None if px is None else int(px)
-        self.draw, self.output, self.seed = str(draw).lower() == "true", Path(output), int(seed)
+        self.draw, self.seed = str(draw).lower() == "true", int(seed)
+        self.output = Path(output) / f"{self.trained.fingerprint}-seed{self.seed}"
         self.sampling = parse(SamplingConfig, self.trained.sampling, f"{pretrained}: sampling")
 
     # -- what lmms-eval asks ---------------------------------------------------------------------------------
@@ -146,7 +148,9 @@ class HarmonLmms(lmms):
             yield from groups.values()
 
     def _picture(self, of_document: Any, document: int, task: str, split: str) -> Image.Image | None:
-        return joined(_pictures(of_document(self.task_dict[task][split][document]), task)) if of_document else None
+        if not of_document:
+            return None
+        return _first_picture(of_document(self.task_dict[task][split][document]), task)
 
     def _continuation(self, args: tuple[Any, ...]) -> str:
         told = args[1]
@@ -178,26 +182,12 @@ class _Batch:
     pictures: list[Image.Image] | None
 
 
-def joined(pictures: Sequence[Image.Image]) -> Image.Image | None:
-    """Pictures side by side as one RGB picture, at the height of the tallest; None of none."""
-    if len(pictures) <= 1:
-        return pictures[0].convert("RGB") if pictures else None
-    height = max(picture.height for picture in pictures)
-    scaled = [one.convert("RGB").resize((max(1, round(one.width * height / one.height)), height)) for one in pictures]
-    sheet = Image.new("RGB", (sum(one.width for one in scaled), height))
-    left = 0
-    for one in scaled:
-        sheet.paste(one, (left, 0))
-        left += one.width
-    return sheet
-
-
-def _pictures(visuals: Iterable[Any] | None, task: str) -> list[Image.Image]:
-    found = [one for one in visuals or () if one is not None]
-    for one in found:
+def _first_picture(visuals: Iterable[Any] | None, task: str) -> Image.Image | None:
+    shown = [one for one in visuals or () if one is not None]
+    for one in shown:
         if not isinstance(one, Image.Image):
             raise ConfigurationError(f"The task {task} shows a {type(one).__name__}, and Harmon sees pictures alone.")
-    return found
+    return shown[0].convert("RGB") if shown else None
 
 
 def _answer_config(how: Mapping[str, Any]) -> AnswerConfig:
