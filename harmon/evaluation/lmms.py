@@ -69,7 +69,8 @@ class HarmonLmms(lmms):
         seed: int | str = 0,
     ) -> None:
         """`pretrained` names the checkpoint, and `tokenizer`, `vae` and `model` what released files lack. `px`: side of
-        its pictures (None: as the last stage trained). `output`: folder for what it draws, in one of its own for these weights and this seed.
+        its pictures (None: as the last stage trained). `output`: folder for what it draws, in one of its own
+        for these weights and this seed.
 
         Raises:
             ConfigurationError: no such checkpoint, or an argument that means nothing.
