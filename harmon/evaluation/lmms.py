@@ -28,9 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from harmon.answering import AnswerConfig
@@ -45,10 +44,9 @@ from pipelines.errors import ConfigurationError
 from pipelines.settings import parse
 
 LONGEST = 1024  # new tokens where a task names no bound: the release's
-MANIFEST = ModelManifest(model_id="harmon", simple_class_path="harmon.evaluation.lmms.HarmonLmms")
 
 
-class HarmonLmms(lmms):
+class HarmonLmms(lmms):  # type: ignore[misc]
     """A checkpoint of any form (`harmon.trained.open_checkpoint`) as lmms-eval's model `harmon`."""
 
     is_simple = True
@@ -113,14 +111,17 @@ class HarmonLmms(lmms):
                 answers[number] = _cut(answer, _until(how))
         return answers
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """(mean loss of the continuation, whether it is what greedy answering would say), a request each."""
-        found = [(0.0, False)] * len(requests)
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """(mean loss of the continuation, whether it is what greedy answering would say), a request each.
+
+        lmms-eval 0.7.3 makes text of a bare pair, which no task can then read; what a GenerationResult holds it leaves.
+        """
+        found = [GenerationResult((0.0, False))] * len(requests)
         for batch in self._batches(requests):
             told = [self._continuation(requests[number].args) for number in batch.numbers]
             losses = answer_losses(self.trained, batch.pictures, batch.texts, told, self.px)
             for number, one in zip(batch.numbers, losses, strict=True):
-                found[number] = one
+                found[number] = GenerationResult(one)
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:

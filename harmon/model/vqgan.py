@@ -104,7 +104,8 @@ class Vqgan(nn.Module):
         table_KC = self.quantize.embedding.weight
         # the squared distance without the part that all codes share
         distance_BhwK = table_KC.square().sum(1) - 2 * (x_BhwC @ table_KC.T)
-        return distance_BhwK.argmin(-1)
+        nearest: Tensor = distance_BhwK.argmin(-1)
+        return nearest
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
