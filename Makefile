@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-long test soak check format bench env img2dataset vllm data-juicer clean-env
+.PHONY: demo demo-long test soak check format bench env img2dataset vllm data-juicer lmms-eval clean-env
 
 demo: env img2dataset
 	.venv/bin/harmon run $(RECIPE)
@@ -18,7 +18,7 @@ demo: env img2dataset
 demo-long: env img2dataset
 	.venv/bin/harmon run flows/recipes/demo-long.yaml
 
-test: env img2dataset vllm check
+test: env img2dataset vllm lmms-eval check
 	$(PY) -m pytest -n 2 --dist loadfile -m "not alone"
 	$(PY) -m pytest -m alone
 
@@ -56,6 +56,7 @@ env: .venv/.ready
 img2dataset: .venv-img2dataset/.ready
 vllm: .venv-vllm/.ready
 data-juicer: .venv-data-juicer/.ready
+lmms-eval: .venv-lmms-eval/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("harmon needs Python 3.11 or newer; name one with PYTHON=") if sys.version_info < (3, 11) else None'
@@ -77,5 +78,9 @@ data-juicer: .venv-data-juicer/.ready
 	.venv-data-juicer/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
+.venv-lmms-eval/.ready: infra/lmms-eval/requirements.txt infra/lmms-eval/install.sh .venv/.ready
+	PYTHON=$(PYTHON) sh infra/lmms-eval/install.sh .venv-lmms-eval
+	touch $@
+
 clean-env:
-	rm -rf .venv .venv-img2dataset .venv-vllm .venv-data-juicer
+	rm -rf .venv .venv-img2dataset .venv-vllm .venv-data-juicer .venv-lmms-eval

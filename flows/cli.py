@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flows.ablation_commands import ablate
 from flows.catalogue_commands import catalog, download
 from flows.dataset_commands import diff, export, forget, show
 from flows.evaluate_commands import evaluate
@@ -101,6 +102,7 @@ for command in (
     serve,
     evaluate,
     probe,
+    ablate,
 ):
     main.add_command(command)
 

@@ -32,6 +32,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--model", metavar="PRESET|FILE", help="Sizes of a .pth file that was never published.")
 @click.option("--clip", "clips", multiple=True, metavar="NET[=FILE]",
               help="One more encoder: a network of open_clip, and its weights; random without.")  # fmt: skip
+@click.option("--vqgan", type=_PATH, metavar="FILE", help="One more encoder: what `python -m harmon.seeing` wrote.")
 @click.option(
     "--px", type=click.IntRange(16), help="Side at which MAR and VAE see pictures. [MAR's own; 256 published]"
 )
@@ -55,6 +56,7 @@ def probe(
     tokenizer: Path | None,
     model: str | None,
     clips: tuple[str, ...],
+    vqgan: Path | None,
     px: int | None,
     pooling: str,
     limit: int | None,
@@ -86,7 +88,7 @@ def probe(
         raise ConfigurationError(f"There is no picture {absent[0]}; name a file.")
     labelled = open_labelled(data, label)
     labelled = labelled.limited(limit) if limit else labelled
-    encoders = _encoders(checkpoint, mar, vae, tokenizer, model, clips, px, pooling, device)
+    encoders = _encoders(checkpoint, mar, vae, tokenizer, model, clips, vqgan, px, pooling, device)
     result = study(encoders, labelled, out, config, extra, device, shown_progress)
     if as_json:
         click.echo(json.dumps(result.report() | {"report": str(out / REPORT)}))
@@ -108,6 +110,7 @@ def _encoders(
     tokenizer: Path | None,
     model: str | None,
     clips: tuple[str, ...],
+    vqgan: Path | None,
     px: int | None,
     pooling: str,
     device: str,
@@ -119,6 +122,7 @@ def _encoders(
         demo_encoders,
         pretrained_encoders,
         trained_encoders,
+        vqgan_encoder,
     )
     from harmon.trained import load
 
@@ -136,13 +140,15 @@ def _encoders(
         found += pretrained_encoders(mar, vae, px, model)
     if pooling == "buffers":  # which MAR alone has
         found = [encoder for encoder in found if isinstance(encoder, MarEncoder)]
-        clips = ()
+        clips, vqgan = (), None
+    if vqgan:
+        found.append(vqgan_encoder(vqgan, px))
     for clip in clips:
         architecture, _, weights = clip.partition("=")
         found.append(clip_encoder(architecture, Path(weights) if weights else None))
     if not found:
         raise ConfigurationError(
-            "Name a CHECKPOINT (or demo), --mar with --vae, or (unless buffers are pooled) --clip: there is nothing to "
-            "probe."
+            "Name a CHECKPOINT (or demo), --mar with --vae, or (unless buffers are pooled) --clip or --vqgan: there is "
+            "nothing to probe."
         )
     return found

@@ -91,11 +91,61 @@ class StageSettings(Settings):
     """What lets the next step start once this stage is done; None: that it is done."""
 
 
+class UnderstandingSettings(Settings):
+    """A frozen encoder that sees in MAR's place (paper, Table 6 and Figure 6)."""
+
+    encoder: Literal["siglip", "vae", "vqgan"]
+    """vae: the latents that MAR reads, by `autoencoder`."""
+    weights: str | None = None
+    """File that `python -m harmon.seeing` wrote; of a vae, none."""
+    channels: int | None = None
+    """Values a position of its map; of a vae, none."""
+    grid: int | None = None
+    """Side of a siglip's map."""
+
+    @model_validator(mode="after")
+    def _weights_agree(self) -> Self:
+        if (self.encoder == "vae") != (self.weights is None):
+            raise ValueError("weights: a siglip or vqgan needs a file, and a vae sees with `autoencoder`")
+        return self
+
+
+class Variation(Settings):
+    """What an ablation changes in the stages, laid over them as they stand."""
+
+    leave_out: tuple[str, ...] = ()
+    """Stages that are not trained (paper, Table 7)."""
+    departures: Mapping[str, Mapping[str, Any]] = {}
+    """Departures of a stage, by its name, over those that it has."""
+    seed: int | None = None
+    """Seed of every stage."""
+    gates: bool = True
+    """Whether the stages keep their gates: one on a task that an ablation does not train never opens."""
+
+    def applied(self, stages: Sequence[Any]) -> list[Any]:
+        """The stages of a recipe file, varied. Raises ValueError where it names a stage that is not there."""
+        if not all(isinstance(stage, Mapping) and "stage" in stage for stage in stages):
+            return list(stages)  # what is wrong with them is told when they are read
+        names = [str(stage["stage"]) for stage in stages]
+        for name in (*self.leave_out, *self.departures):
+            if name not in names:
+                raise ValueError(f"variation: there is no stage '{name}'; {nearest(name, names)}")
+        seed = {} if self.seed is None else {"seed": self.seed}
+        gate = {} if self.gates else {"gate": None}
+        return [
+            laid_over(stage, {"departures": {**self.departures.get(stage["stage"], {}), **seed}, **gate})
+            for stage in stages
+            if stage["stage"] not in self.leave_out
+        ]
+
+
 class TrainingSettings(Settings):
     """The model, its first weights, and the stages in order."""
 
     model: str
     """harmon-0.5b, harmon-1.5b, or a file with the model's sizes."""
+    understanding: UnderstandingSettings | None = None
+    """What sees pictures that are asked about; None, as in the paper: MAR's encoder."""
     autoencoder: str
     """File with the frozen autoencoder's weights."""
     weights: tuple[str, ...]
@@ -128,6 +178,16 @@ class TrainingSettings(Settings):
     execution: Execution = Execution()
     """Copies or shards of the model, micro-batches, recomputation and compilation."""
     stages: tuple[StageSettings, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _varied(cls, values: Any) -> Any:
+        """The stages that a recipe's `variation` makes of those it extends; it is no field, since they say it all."""
+        if not isinstance(values, Mapping) or "variation" not in values or not isinstance(values.get("stages"), list):
+            return values
+        rest = {name: value for name, value in values.items() if name != "variation"}
+        variation = parse(Variation, values["variation"], "training.variation")
+        return rest | {"stages": variation.applied(values["stages"])}
 
 
 class FilesSettings(Settings):
@@ -228,13 +288,13 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigurationError: naming the wrong key and the nearest known one.
     """
-    data = _read(path)
+    data = recipe_values(path)
     for setting in settings:
         with_override(data, setting)
     return parse(Recipe, data, str(path))
 
 
-def _read(path: Path, deeper: tuple[Path, ...] = ()) -> dict[str, Any]:
+def recipe_values(path: Path, deeper: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The mapping in `path`, laid over that of the recipe beside it that its key `extends` names, if it has one."""
     path = path.resolve()
     if path in deeper:
@@ -245,7 +305,7 @@ def _read(path: Path, deeper: tuple[Path, ...] = ()) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise ConfigurationError(f"{path}: extends: name one recipe file beside this one.")
-    return laid_over(_read(path.parent / base, (*deeper, path)), data)
+    return laid_over(recipe_values(path.parent / base, (*deeper, path)), data)
 
 
 def part(path: str) -> Path:

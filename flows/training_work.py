@@ -24,20 +24,32 @@ from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.rows import PICTURE
 from harmon.training.stage import TASKS, load_stage
 from harmon.training.standing import completed, erase
+from pipelines.settings import parse
 from pipelines.steps import Progress, ProgressCallback
 
 
 def model_of(recipe: Recipe) -> HarmonConfig:
-    """The sizes of the recipe's model: those of a published one by name, or a file's."""
-    named = recipe.training.model
-    return HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
+    """The sizes of the recipe's model: those of a published one by name, or a file's; and what it sees with."""
+    named, seeing = recipe.training.model, recipe.training.understanding
+    model = HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
+    if seeing is None:
+        return model
+    told = {"encoder": seeing.encoder, "channels": seeing.channels, "grid": seeing.grid}
+    seen = {f"understanding_{name}": value for name, value in told.items()}
+    return parse(HarmonConfig, model.model_dump() | seen, "training.understanding")
+
+
+def understanding_file(recipe: Recipe) -> Path | None:
+    """Weights of the frozen encoder that sees in MAR's place; None where it is MAR's, or the autoencoder."""
+    seeing = recipe.training.understanding
+    return None if seeing is None or seeing.weights is None else part(seeing.weights)
 
 
 def job_of(recipe: Recipe, number: int) -> TrainJob:
     """The training of stage `number`, counted from 0, laid out as the recipe says: what it leaves to the memory model
     `launched_job` chooses. The stages before it and its training sets must be done.
     """
-    training, settings = recipe.training, recipe.training.stages[number]
+    training, settings, seeing = recipe.training, recipe.training.stages[number], understanding_file(recipe)
     stage = load_stage(settings.stage, settings.departures)
     weights: tuple[str, ...] = tuple(str(part(file)) for file in training.weights)
     previous = None
@@ -51,6 +63,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         model=model_of(recipe),
         tokenizer=str(part(training.tokenizer)),
         latents=latents_group(stage.px, part(training.autoencoder)),
+        understanding=None if seeing is None else latents_group(stage.px, seeing),
         weights=weights,
         previous=previous,
         runs=str(recipe.run_folder / "train"),
@@ -199,4 +212,5 @@ def description(recipe: Recipe, stages: int) -> RunDescription:
 
 def describe(recipe: Recipe, stages: int) -> None:
     tokenizer, autoencoder = part(recipe.training.tokenizer), part(recipe.training.autoencoder)
-    describe_run(recipe.run_folder, description(recipe, stages), tokenizer, autoencoder)
+    seeing = understanding_file(recipe)
+    describe_run(recipe.run_folder, description(recipe, stages), tokenizer, autoencoder, seeing)

@@ -23,7 +23,7 @@ from flows.recipe import AestheticSettings, FilesSettings, Recipe, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from flows.terminal import shown_live
-from flows.training_work import describe, description, model_of, stage_works
+from flows.training_work import describe, description, model_of, stage_works, understanding_file
 from flows.work_item import Work
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
@@ -61,7 +61,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
-        *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
+        *(_latents(recipe, *needed) for needed in _latents_needed(recipe)),
         *(work for number in range(len(recipe.training.stages)) for work in stage_works(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
@@ -197,23 +197,30 @@ def _select(recipe: Recipe, name: str) -> Work:
     return _dataset_work("select", target, lambda: _new(target, select_step(sources, selection_of(recipe, name))), do)
 
 
-def _latents_needed(recipe: Recipe) -> list[tuple[str, int]]:
-    """Training sets and picture sizes that the stages read, each pair once."""
-    needed: dict[tuple[str, int], None] = {}
+def _latents_needed(recipe: Recipe) -> list[tuple[str, int, Path]]:
+    """Training sets, picture sizes and encoders that the stages read, each once."""
+    needed: dict[tuple[str, int, Path], None] = {}
+    autoencoder = part(recipe.training.autoencoder)
+    seeing = understanding_file(recipe) or autoencoder
     for settings in recipe.training.stages:
-        px = load_stage(settings.stage, settings.departures).px
-        for entry in (*settings.image2text, *settings.text2image):
-            needed[entry.set, px] = None
+        stage = load_stage(settings.stage, settings.departures)
+        for encoder, entries, share in (
+            (seeing, settings.image2text, stage.ratio.image2text),
+            (autoencoder, settings.text2image, stage.ratio.text2image),
+        ):
+            needed |= {(entry.set, stage.px, encoder): None for entry in entries if share}
     return list(needed)
 
 
-def _latents(recipe: Recipe, name: str, px: int) -> Work:
-    dataset, autoencoder = Dataset(recipe.dataset(name)), part(recipe.training.autoencoder)
+def _latents(recipe: Recipe, name: str, px: int, autoencoder: Path) -> Work:
+    dataset = Dataset(recipe.dataset(name))
 
     def do(progress: ProgressCallback) -> None:
         write_latents(dataset, px, autoencoder, progress)
 
-    return _dataset_work("latents", dataset, lambda: latents_step(dataset, px, autoencoder), do, f"{name}@{px}px")
+    seen = autoencoder == understanding_file(recipe) and recipe.training.understanding
+    subject = f"{name}@{px}px" + (f"-{seen.encoder}" if seen else "")
+    return _dataset_work("latents", dataset, lambda: latents_step(dataset, px, autoencoder), do, subject)
 
 
 def _new(dataset: Dataset, step: Step) -> Step:

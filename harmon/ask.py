@@ -21,7 +21,7 @@ SHORT = AnswerConfig(max_new_tokens=64)
 
 def answer_questions(
     trained: Trained,
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Image.Image] | None,
     questions: Sequence[str],
     px: int | None = None,
     config: AnswerConfig = SHORT,
@@ -32,19 +32,20 @@ def answer_questions(
     it, 0 where `seeds` is None.
 
     Pictures are padded with grey to a square and resized to `px` (None: as the last stage trained), as for
-    training. An answer does not depend on the others.
+    training; without any, the questions are asked alone. An answer does not depend on the others.
     """
-    side = _side(trained, px)
+    side = side_of(trained, px)
+    slots = 0 if pictures is None else trained.slots(side)
     answers: list[str] = []
     for start in range(0, len(questions), batch):
         part = slice(start, start + batch)
-        prompts = [trained.text.question_prompt(question, trained.slots(side)) for question in questions[part]]
+        prompts = [trained.text.question_prompt(question, slots) for question in questions[part]]
         for prompt in prompts:
             _check_room(trained, len(prompt), config)
         ids, mask = padded(prompts, trained.text.pad, trained.model.device)
         spoken = answer(
             trained.model,
-            _encoded(trained, pictures[part], side),
+            None if pictures is None else encoded(trained, pictures[part], side),
             ids,
             mask,
             config,
@@ -71,8 +72,8 @@ class Conversation:
     @classmethod
     def about(cls, trained: Trained, picture: Image.Image, px: int | None = None) -> "Conversation":
         """A conversation about an RGB picture, which is prepared as `answer_questions` does."""
-        side = _side(trained, px)
-        return cls(trained, _encoded(trained, [picture], side), trained.slots(side))
+        side = side_of(trained, px)
+        return cls(trained, encoded(trained, [picture], side), trained.slots(side))
 
     def ask(self, question: str, config: AnswerConfig, seed: int = 0) -> Iterator[str]:
         """The answer, piece by piece as it is spoken; it counts as said once the iterator has ended.
@@ -110,14 +111,15 @@ def read_picture(file: Path) -> Image.Image:
         raise ConfigurationError(f"{file} cannot be read as a picture ({error}); name a PNG or JPEG file.") from None
 
 
-def _encoded(trained: Trained, pictures: Sequence[Image.Image], side: int) -> Tensor:
+def encoded(trained: Trained, pictures: Sequence[Image.Image], side: int) -> Tensor:
+    """What the model is shown of RGB pictures, prepared as `answer_questions` says: [B, C, h, w] float32."""
     pixels = torch.from_numpy(np.stack([padded_square(picture, side) for picture in pictures]))
     with torch.no_grad():
-        latents: Tensor = trained.autoencoder.encode(pixels.to(trained.model.device))
-    return latents
+        return trained.seen(pixels.to(trained.model.device))
 
 
-def _side(trained: Trained, px: int | None) -> int:
+def side_of(trained: Trained, px: int | None) -> int:
+    """`px`, or that of the last stage. Raises ConfigurationError where the model reads no such side."""
     side = px or trained.px
     unit = trained.autoencoder.stride * trained.model.config.mar.patch_size
     if side <= 0 or side % unit:

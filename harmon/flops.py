@@ -78,15 +78,16 @@ def image_to_text(
 ) -> dict[str, float]:
     """Training FLOPs of one image-to-text sample by part; `grid` None: of a text-only one.
 
-    `text` counts tokens without image slots, `labelled` those with a loss.
+    `text` counts tokens without image slots, `labelled` those with a loss. What a frozen encoder saw was made before
+    and costs nothing here.
     """
-    slots = config.mar.buffer_size + grid.positions if grid else 0
+    slots = config.slots(*(side * config.mar.patch_size for side in grid)) if grid else 0
     labels = Flops(linear=2.0 * labelled * config.llm.hidden_size * config.llm.vocab_size)
     llm = _llm(config, text + slots, labelled, text + slots) + labels
     if grid is None:
         return {"llm": llm.training(train_llm)}
     return {
-        "encoder": _encoder(config, grid.positions).training(),
+        "encoder": _encoder(config, grid.positions).training() if config.shares_encoder else 0.0,
         "projections": _projection_in(config, slots).training(),
         "llm": llm.training(train_llm),
     } | _autoencoder(config, grid, pixels)

@@ -1,6 +1,9 @@
 """The latents step: what the frozen autoencoder makes of every picture, computed once and kept as a column
 group.
 
+A frozen encoder that sees in MAR's place (`harmon.model.config.HarmonConfig.understanding_encoder`) has its maps kept
+just so, in a group of its own.
+
 Group `latents.<px>-<vae8>`, vae8 = first 8 hex digits of the sha256 of the autoencoder's weights file. One
 row a key: `crop` (centre square, for text-to-image), `crop_box` (left, top, right, bottom in picture pixels)
 and `padded` (padded with grey to a square, for image-to-text; null where the picture is square, because both
@@ -27,7 +30,9 @@ from safetensors import SafetensorError, safe_open
 from harmon.convert.autoencoders import Autoencoder
 from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.patch_latent import PatchLatent
+from harmon.model.vqgan import Vqgan
 from harmon.pictures import centre_crop, padded_square
+from harmon.tower import Tower
 from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
@@ -37,6 +42,8 @@ from pipelines.tombstones import standing
 
 STEP = "latents"
 VERSION = 2  # 2: rows without a picture are failed
+PictureEncoder = Autoencoder | Vqgan | Tower
+"""What latents are made by: the autoencoder that a model draws with, or a frozen encoder that only sees."""
 BATCH = 64  # part of the result in its last bits, so it is fixed here and not a setting
 
 
@@ -51,6 +58,18 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
         raise HarmonError(f"The autoencoder {path} cannot be read ({error}); name a safetensors file.") from None
     kind = PatchLatent if {name.removeprefix("vae.") for name in names} == {"mean", "basis", "scale"} else KlAutoencoder
     return kind.from_file(path)
+
+
+def load_picture_encoder(path: str | Path) -> PictureEncoder:
+    """The encoder in a safetensors file: a VQGAN or an image tower as `save` wrote it, else an autoencoder."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            names, told = set(file.keys()), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise HarmonError(f"The encoder {path} cannot be read ({error}); name a safetensors file.") from None
+    if "quantize.embedding.weight" in names:
+        return Vqgan.from_file(path)
+    return Tower.from_file(path) if "layout" in told else load_autoencoder(path)
 
 
 def latents_group(px: int, autoencoder: str | Path) -> str:
@@ -83,7 +102,7 @@ def write_latents(
     run = StepRun(dataset, latents_step(dataset, px, autoencoder), on_progress)
     if run.committed:
         return run.committed
-    model = load_autoencoder(autoencoder)
+    model = load_picture_encoder(autoencoder).eval()
     if px % model.stride:
         raise HarmonError(f"Latents of {px} px need a multiple of the autoencoder's stride {model.stride}.")
     for number in run.pending(dataset.shard_numbers):
@@ -166,9 +185,9 @@ class _Picture:
     reason: str | None = None
 
 
-def _shard_table(dataset: Dataset, number: int, px: int, model: Autoencoder) -> pa.Table:
+def _shard_table(dataset: Dataset, number: int, px: int, model: PictureEncoder) -> pa.Table:
     keys: list[str] = dataset.table("source", number, ["key"])["key"].to_pylist()
-    size = model.channels * (px // model.stride) ** 2
+    size = model.channels * model.side(px) ** 2
     crops, boxes, padded, reasons = [], [], [], []
     for batch in _batches(dataset, number, keys, px):
         crops += _encoded([picture.crop for picture in batch], model)
@@ -217,7 +236,7 @@ def _prepared(data: bytes, px: int) -> _Picture:
     return _Picture(crop, box, padded)
 
 
-def _encoded(pixels: Sequence[NDArray[np.float32] | None], model: Autoencoder) -> list[NDArray[np.float16] | None]:
+def _encoded(pixels: Sequence[NDArray[np.float32] | None], model: PictureEncoder) -> list[NDArray[np.float16] | None]:
     present = [image for image in pixels if image is not None]
     if not present:
         return [None] * len(pixels)

@@ -301,7 +301,7 @@ def answer_logits(
     `latents` [B, channels, h, w] fill the image slots of `input_ids` [B, L]; None for text alone. Prompts may
     be padded on either side, as `mask` [B, L] says; positions count real tokens.
     """
-    image_BSH = None if latents is None else model.visual_features(*model.to_tokens(latents))[1]
+    image_BSH = None if latents is None else model.picture_embeddings(latents)
     llm, seen_BT = model.llm.model, mask.bool()
     unpadded = bool(seen_BT.all())  # then each new token is attended without a mask
     embeddings = model.prompt_embeddings(input_ids, image_BSH)

@@ -3,6 +3,7 @@
     RUN/model/model.json               the model's sizes, and the stages in the order they were trained
     RUN/model/tokenizer.json           the tokenizer's file
     RUN/model/autoencoder.safetensors  the frozen autoencoder
+    RUN/model/understanding.safetensors the frozen encoder that sees in MAR's place, where there is one
     RUN/train/<stage>-<key8>/          what `harmon.training.loop` writes: checkpoints, metrics
 
 The folder needs nothing outside itself, so it can be moved or copied.
@@ -16,13 +17,14 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from harmon.convert.autoencoders import Autoencoder, PatchSizes, empty_autoencoder
 from harmon.convert.contents import EMBEDDING, HEAD, Contents, read_tensors, without_tied_head
 from harmon.convert.folder import is_folder, open_folder
 from harmon.convert.released import Named, open_released
-from harmon.latents import load_autoencoder
+from harmon.latents import PictureEncoder, load_autoencoder, load_picture_encoder
 from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
@@ -32,6 +34,7 @@ from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, parse
 
 DESCRIPTION, TOKENIZER, AUTOENCODER = "model.json", "tokenizer.json", "autoencoder.safetensors"
+UNDERSTANDING = "understanding.safetensors"
 
 
 class TrainedStage(Settings):
@@ -70,25 +73,39 @@ class Trained:
     step: int
     fingerprint: str
     """Of the weights (Contents.fingerprint)."""
+    seeing: PictureEncoder | None = None
+    """The frozen encoder that sees in MAR's place; None: the model sees the autoencoder's latents."""
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Pictures [B, 3, px, px] in [-1, 1] as `Harmon.picture_embeddings` takes them."""
+        seen: Tensor = (self.seeing or self.autoencoder).encode(images)
+        return seen
 
     def slots(self, px: int) -> int:
         """Image slots of a question prompt about a picture of `px` pixels a side."""
         side = px // self.autoencoder.stride
-        return self.model.config.tokens(side, side) + self.model.config.mar.buffer_size
+        return self.model.config.slots(side, side)
 
 
-def describe_run(run: Path, described: RunDescription, tokenizer: Path, autoencoder: Path) -> None:
-    """Write RUN/model, replacing another description. `tokenizer` is a Hugging Face folder."""
+def describe_run(
+    run: Path, described: RunDescription, tokenizer: Path, autoencoder: Path, understanding: Path | None = None
+) -> None:
+    """Write RUN/model, replacing another description. `tokenizer` is a Hugging Face folder, `understanding` the file
+    of the frozen encoder that sees in MAR's place.
+    """
     folder = run / "model"
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in (
         (TOKENIZER, (tokenizer / TOKENIZER).read_bytes()),
         (AUTOENCODER, autoencoder.read_bytes()),
+        *([(UNDERSTANDING, understanding.read_bytes())] if understanding else []),
         (DESCRIPTION, _text(described).encode()),
     ):
         part = folder / f".{name}.part"
         part.write_bytes(data)
         part.replace(folder / name)
+    if understanding is None:
+        (folder / UNDERSTANDING).unlink(missing_ok=True)
 
 
 def is_described(run: Path, described: RunDescription) -> bool:
@@ -204,9 +221,20 @@ def open_run_at(run: Path, stage: TrainedStage, checkpoint: Path, average: bool 
         px=stage.px,
         sampling=described.sampling,
         weights=(weights,),
+        understanding=_understanding(described.model, folder),
         stage=stage.folder,
         step=int(checkpoint.name),
     ).checked(run)
+
+
+def _understanding(model: HarmonConfig, folder: Path) -> Path | None:
+    """The file of the encoder that sees, where `model` needs one. Raises ConfigurationError where it is absent."""
+    if model.understanding_channels is None:
+        return None
+    file = folder / UNDERSTANDING
+    if not file.is_file():
+        raise ConfigurationError(f"There is no {file}, the {model.understanding_encoder} that this model sees with.")
+    return file
 
 
 def load(
@@ -247,4 +275,11 @@ def made_ready(contents: Contents, device: str = "cpu", dtype: torch.dtype = tor
         stage=contents.stage,
         step=contents.step,
         fingerprint=contents.fingerprint(),
+        seeing=_ready(contents.understanding, device),
     )
+
+
+def _ready(understanding: Path | None, device: str) -> PictureEncoder | None:
+    if understanding is None:
+        return None
+    return load_picture_encoder(understanding).to(device).eval().requires_grad_(False)

@@ -48,6 +48,8 @@ class Contents:
     """Tensors of kl16.ckpt that the autoencoder does not use (its training loss), kept for the way back."""
     weights: tuple[Path, ...] = ()
     """The files that the tensors are read from."""
+    understanding: Path | None = None
+    """File of the frozen encoder that sees in MAR's place; None where MAR's encoder or the autoencoder does."""
     stage: str = ""
     """A run's last trained stage; empty elsewhere."""
     step: int = 0
@@ -88,6 +90,14 @@ class Contents:
                     f"{where}: the model has {model} {what} and its autoencoder {autoencoder}; name the autoencoder "
                     "that it was trained with."
                 )
+
+    def check_shared(self) -> None:
+        """Raises ConfigurationError where another encoder than MAR's sees, which no published form can hold."""
+        if not self.config.shares_encoder:
+            raise ConfigurationError(
+                f"This model sees with {self.config.understanding_encoder}, a study of the paper's Table 6 that no "
+                "published form can hold; use its run folder."
+            )
 
     def fingerprint(self) -> str:
         """16 hex digits that tell weights apart, equal for every form of the same: from each tensor's name,

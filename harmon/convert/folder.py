@@ -105,6 +105,7 @@ def write_folder(
     Raises:
         ConfigurationError: `folder` already holds something, or there is no tokenizer.
     """
+    contents.check_shared()
     tokenizer = contents.named_tokenizer()
     with whole_folder(folder) as attempt:
         _write_weights(contents, attempt, shard_bytes, on_progress)

@@ -90,6 +90,7 @@ def write_released(contents: Contents, folder: Path) -> list[Path]:
     Raises:
         ConfigurationError: `folder` holds something, or the autoencoder is a stand-in, which kl16.ckpt cannot be.
     """
+    contents.check_shared()
     if not isinstance(contents.autoencoder, KlConfig):
         raise ConfigurationError(
             "This model reads the patch latent, a stand-in for KL-16 that kl16.ckpt cannot hold; "

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from harmon.convert.autoencoders import Autoencoder, empty_autoencoder
 from harmon.convert.released import read_kl
 from harmon.convert.start import read_mar
-from harmon.latents import load_autoencoder
+from harmon.latents import load_autoencoder, load_picture_encoder
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import part_of
 from harmon.model.mar import Grid, Mar
+from harmon.model.vqgan import Vqgan
+from harmon.tower import Tower
 from harmon.trained import Trained
 from pipelines.errors import ConfigurationError
 
@@ -122,23 +124,36 @@ class ClipEncoder:
     """
 
     name: str
-    tower: Any
+    tower: Tower
+    stand_in: str = ""
+
+    @property
+    def px(self) -> int:
+        return self.tower.px
+
+    @property
+    def key(self) -> str:
+        return weights_hash(self.tower.visual.state_dict().items())
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.tower.encode(images)
+
+
+@dataclass(frozen=True, eq=False)
+class VqganEncoder:
+    """The vectors of VQGAN's codebook that stand for a picture: what a model that reads its tokens sees."""
+
+    name: str
+    vqgan: Vqgan
     px: int
-    mean: Tensor
-    deviation: Tensor
     stand_in: str = ""
 
     @property
     def key(self) -> str:
-        return weights_hash(self.tower.state_dict().items())
+        return weights_hash(self.vqgan.state_dict().items())
 
     def maps(self, images: Tensor) -> Tensor:
-        normalised = ((images + 1) / 2 - self.mean.to(images.device)) / self.deviation.to(images.device)
-        found = self.tower.forward_intermediates(
-            normalised, indices=1, normalize_intermediates=True, intermediates_only=True
-        )
-        maps: Tensor = found["image_intermediates"][-1]
-        return maps.float()
+        return self.vqgan.encode(images).float()
 
 
 def as_map(x_BSD: Tensor, grid: Grid, buffers: int) -> Tensor:
@@ -214,38 +229,21 @@ def clip_encoder(architecture: str, weights: Path | None, seed: int = 0) -> Clip
 
     Raises ConfigurationError where there is no such network, or the weights are absent or of another network.
     """
-    import open_clip
+    tower = frozen(Tower.named(architecture, weights, seed))
+    plain = tower.name.removesuffix(", random")
+    stand_in = "" if weights else f"random weights in place of a trained {plain}: a floor, not what CLIP or SigLIP can"
+    return ClipEncoder(tower.name, tower, stand_in)
 
-    name = architecture
-    if architecture.endswith(".json"):
-        if not Path(architecture).is_file():
-            raise ConfigurationError(f"There is no {architecture}; name a network of open_clip or a file of one.")
-        open_clip.add_model_config(Path(architecture))
-        name = Path(architecture).stem
-    if name not in open_clip.list_models():
-        raise ConfigurationError(f"open_clip knows no network {name!r}; open_clip.list_models() lists them.")
-    if weights and not weights.is_file():
-        raise ConfigurationError(f"The weights {weights} of {name} are absent; fetch them, or leave the file out.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = open_clip.create_model(
-                name, pretrained=str(weights) if weights else None, pretrained_image=False, weights_only=True
-            )
-        except RuntimeError as problem:
-            raise ConfigurationError(f"{weights} does not hold {name}: {str(problem).splitlines()[0]}") from None
-    told = model.visual.preprocess_cfg
-    side = told["size"] if isinstance(told["size"], int) else told["size"][0]
-    return ClipEncoder(
-        name=name if weights else f"{name}, random",
-        tower=frozen(model.visual),
-        px=side,
-        mean=torch.tensor(told["mean"]).view(1, 3, 1, 1),
-        deviation=torch.tensor(told["std"]).view(1, 3, 1, 1),
-        stand_in=""
-        if weights
-        else f"random weights in place of a trained {name}: a floor, not what CLIP or SigLIP can",
-    )
+
+def vqgan_encoder(weights: Path, px: int | None = None) -> VqganEncoder:
+    """The VQGAN in a file that `python -m harmon.seeing vqgan` wrote; at 256 px where `px` is left out.
+
+    Raises ConfigurationError where the file holds another encoder.
+    """
+    vqgan = load_picture_encoder(weights)
+    if not isinstance(vqgan, Vqgan):
+        raise ConfigurationError(f"{weights} holds {vqgan.name} and no VQGAN; write it with python -m harmon.seeing.")
+    return VqganEncoder(vqgan.name, frozen(vqgan), px or 256, vqgan.name if "stand-in" in vqgan.name else "")
 
 
 def native_px(mar: Mar, stride: int) -> int:

@@ -165,9 +165,11 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image -> moments; the level that is 16 x 16 for a 256 px image attends, whatever the actual size."""
+    """Image -> `outputs` channels (the moments); the level that is 16 x 16 for a 256 px image attends, whatever the
+    actual size.
+    """
 
-    def __init__(self, config: KlConfig) -> None:
+    def __init__(self, config: KlConfig, outputs: int) -> None:
         super().__init__()
         widths = config.widths
         self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
@@ -183,7 +185,7 @@ class Encoder(nn.Module):
         )
         self.mid = Middle(widths[-1])
         self.norm_out = GroupNorm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -227,7 +229,7 @@ class KlAutoencoder(nn.Module):
         super().__init__()
         self.config = config or KlConfig()
         channels = self.config.latent_channels
-        self.encoder = Encoder(self.config)
+        self.encoder = Encoder(self.config, 2 * channels)
         self.decoder = Decoder(self.config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
@@ -257,6 +259,10 @@ class KlAutoencoder(nn.Module):
     @property
     def channels(self) -> int:
         return self.config.latent_channels
+
+    def side(self, px: int) -> int:
+        """Rows and columns of the latents of a picture of `px` a side."""
+        return px // self.stride
 
     def moments(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> posterior mean and log variance [B, 2 C, H / stride, W / stride]."""

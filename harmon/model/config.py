@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from pipelines.errors import ConfigurationError
 
 TRAIN_STEPS = 1000  # of the diffusion chain: MAR, section 3.2
+UnderstandingEncoder = Literal["mar", "siglip", "vae", "vqgan"]
 RESPACING = r"^(\d+(,\d+)*|ddim\d+)$"  # what harmon.model.diffusion.kept_timesteps reads
 
 
@@ -114,6 +123,33 @@ class HarmonConfig(_Config):
     """Pixels on a side of one latent position."""
     grad_scale: float | None = 0.1
     """Factor on understanding's gradient into the MAR encoder and `proj_in`; None for no factor."""
+    understanding_encoder: UnderstandingEncoder = "mar"
+    """What sees the pictures that are asked about (paper, Table 6 and Figure 6): the MAR encoder, shared with drawing;
+    or a frozen encoder, behind a connector of its own (`proj_understanding`). "vae" reads the latents that MAR reads.
+    """
+    understanding_channels: int | None = Field(default=None, gt=0)
+    """Values a position of a siglip's or vqgan's map; None for the others."""
+    understanding_grid: int | None = Field(default=None, gt=0)
+    """Side of the map of an encoder that resizes every picture to its own size (siglip); None: a latent's."""
+
+    @model_validator(mode="after")
+    def _understanding_agrees(self) -> HarmonConfig:
+        maps = self.understanding_encoder in ("siglip", "vqgan")
+        if maps != (self.understanding_channels is not None):
+            raise ValueError(
+                f"understanding_encoder {self.understanding_encoder} goes with"
+                f"{'' if maps else 'out'} understanding_channels"
+            )
+        if self.understanding_grid is not None and self.understanding_encoder != "siglip":
+            raise ValueError("understanding_grid goes with understanding_encoder siglip alone")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_papers(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is as in the paper is left out of the fields above, so that keys made before there were any stay."""
+        values: dict[str, Any] = write(self)
+        kept = {name: field.default for name, field in type(self).model_fields.items() if name.startswith("underst")}
+        return {name: value for name, value in values.items() if name not in kept or value != kept[name]}
 
     @classmethod
     def preset(cls, name: str) -> HarmonConfig:
@@ -128,8 +164,24 @@ class HarmonConfig(_Config):
         return _validated(cls, _read_mapping(Path(path)), path)
 
     def tokens(self, latent_height: int, latent_width: int) -> int:
-        """Image positions of a latent grid; a prompt has this many slots, and `mar.buffer_size` more."""
+        """Image positions of a latent grid."""
         return (latent_height // self.mar.patch_size) * (latent_width // self.mar.patch_size)
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether drawing and understanding share the MAR encoder, as in the paper."""
+        return self.understanding_encoder == "mar"
+
+    def slots(self, latent_height: int, latent_width: int) -> int:
+        """Image slots of a question about a picture of this latent grid: its positions and MAR's buffers, or the
+        positions of another encoder's map.
+        """
+        if self.shares_encoder:
+            return self.tokens(latent_height, latent_width) + self.mar.buffer_size
+        if self.understanding_encoder == "vae":
+            return self.tokens(latent_height, latent_width)
+        side = self.understanding_grid
+        return latent_height * latent_width if side is None else side * side
 
 
 def changed_defaults(config: BaseModel, place: str = "model") -> list[tuple[str, Any, Any]]:

@@ -50,7 +50,7 @@ def part_of(name: str) -> Part:
         return "llm"
     if name.startswith("proj_out.") or name.startswith(_DECODER_PREFIXES):
         return "decoder"
-    if name.startswith(("mar.", "proj_in.")):
+    if name.startswith(("mar.", "proj_in.", "proj_understanding.")):
         return "encoder"
     raise HarmonError(f"{name!r} is no parameter of Harmon")
 
@@ -80,7 +80,10 @@ class Harmon(nn.Module):
         hidden, width = config.llm.hidden_size, config.mar.encoder_width
         self.proj_in = nn.Sequential(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.proj_out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
-        for module in (*self.proj_in, *self.proj_out):
+        if not config.shares_encoder:
+            seen = config.understanding_channels or config.mar.token_channels
+            self.proj_understanding = nn.Sequential(nn.Linear(seen, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        for module in (*self.proj_in, *self.proj_out, *getattr(self, "proj_understanding", ())):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -121,6 +124,26 @@ class Harmon(nn.Module):
         buffers = self.config.mar.buffer_size
         x_BSD = self.mar.encode(tokens_BNC, grid, visible_BM, real, pasts)
         return x_BSD, self.proj_in(torch.cat([x_BSD[:, buffers:], x_BSD[:, :buffers]], 1))
+
+    def picture_embeddings(self, seen: Tensor) -> Tensor:
+        """LLM inputs [B, slots, H] of pictures that are asked about, seen whole.
+
+        `seen` [B, channels, h, w] are latents, or the map of the frozen encoder that stands in MAR's place.
+        """
+        config = self.config
+        if config.shares_encoder:
+            return self.visual_features(*self.to_tokens(seen))[1]
+        if config.understanding_encoder == "vae":
+            tokens_BNC, _ = self.to_tokens(seen)
+        else:
+            if seen.shape[1] != config.understanding_channels:
+                raise HarmonError(
+                    f"a map {tuple(seen.shape)} of {config.understanding_encoder} does not fit the model: it takes "
+                    f"{config.understanding_channels} channels"
+                )
+            tokens_BNC = seen.flatten(2).transpose(1, 2)
+        embedded: Tensor = self.proj_understanding(tokens_BNC)
+        return embedded
 
     def inform(self, x_BSD: Tensor, hidden_BSH: Tensor) -> Tensor:
         """Encoder outputs plus what the LLM made of them, [B, S, D], buffers first again."""
@@ -178,6 +201,11 @@ class Harmon(nn.Module):
         Every row's picture is seen, also where no prompt holds one: workers with shards of the weights must make
         equally many passes, forward and backward, whatever their own rows are. Nothing here asks the device.
         """
+        if not self.config.shares_encoder:
+            raise HarmonError(
+                f"reconstruction alignment needs the encoder that draws, and this model sees with "
+                f"{self.config.understanding_encoder}; set understanding_encoder: mar"
+            )
         slots_BL = text_ids == IMAGE_SLOT
         _, image_BSH = self.visual_features(tokens_BNC, grid)
         if self.config.grad_scale is not None:
@@ -244,17 +272,18 @@ class Harmon(nn.Module):
     ) -> LossSum:
         """Cross-entropy of the labelled tokens; with `latents` None, of text alone.
 
-        `input_ids` [B, L] hold IMAGE_SLOT at the N + U image positions (tokens in raster order, then buffers)
-        and must be right padded: causal attention keeps that padding out by itself, and no other. `labels` [B, L]
-        hold `harmon.text.IGNORED` where nothing is learned, padding included. The gradient into the visual features is
-        multiplied by `grad_scale` (None: not). Both may lie on the CPU wherever the model does; then nothing here waits
-        for its device. `packed`: the language model reads the rows end to end, without their padding; the loss is the
-        same up to the last bits of float sums.
+        `latents` are what `picture_embeddings` takes. `input_ids` [B, L] hold IMAGE_SLOT at the image positions (tokens
+        in raster order, then MAR's buffers) and must be right padded: causal attention keeps that padding out by
+        itself, and no other. `labels` [B, L] hold `harmon.text.IGNORED` where nothing is learned, padding included.
+        Both may lie on the CPU wherever the model does; then nothing here waits for its device. The gradient into MAR's
+        features is multiplied by `grad_scale` (None: not); a connector that drawing does not share gets all of it.
+        `packed`: the language model reads the rows end to end, without their padding; the loss is the same up to the
+        last bits of float sums.
         """
         image_BSH = None
         if latents is not None:
-            _, image_BSH = self.visual_features(*self.to_tokens(latents))
-            if grad_scale is not None:
+            image_BSH = self.picture_embeddings(latents)
+            if grad_scale is not None and self.config.shares_encoder:
                 image_BSH = ScaleGradient.apply(image_BSH, grad_scale)
         read = self._read_packed if packed else self._read_padded
         hidden_RH, wanted_R, rows_R, counts_B = read(input_ids, labels, image_BSH)

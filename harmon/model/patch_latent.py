@@ -80,6 +80,10 @@ class PatchLatent(nn.Module):
         tensors = {key: value.contiguous() for key, value in self.state_dict().items()}
         save_file(tensors, path, metadata={"name": self.name})
 
+    def side(self, px: int) -> int:
+        """Rows and columns of the latents of a picture of `px` a side."""
+        return px // self.stride
+
     def encode(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] float32 in [-1, 1] -> latents [B, C, H / stride, W / stride] float32."""
         latents_BhwC = (_patches(images.float(), self.stride) - self.mean) @ self.basis.T * self.scale

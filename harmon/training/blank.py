@@ -30,7 +30,10 @@ def blank_batch(stage: StageConfig, model: HarmonConfig, mixture: Mixture, task:
             noise=torch.zeros(*timesteps.shape, model.mar.token_channels),
             pictured=mixture.pictured,
         )
-    slots = positions + model.mar.buffer_size if task == "image2text" else 0
+    slots = model.slots(side, side) if task == "image2text" else 0
+    if slots and model.understanding_channels is not None:
+        seen = model.understanding_grid or side
+        latents = torch.zeros(1, model.understanding_channels, seen, seen)
     ids = torch.tensor([[IMAGE_SLOT] * slots + [TOKEN, TOKEN]])
     labels = torch.tensor([[IGNORED] * (slots + 1) + [TOKEN]])
     return ChatBatch(latents=latents if slots else None, input_ids=ids, labels=labels)

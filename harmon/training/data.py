@@ -25,6 +25,7 @@ from harmon.training.memory import Lengths
 from harmon.training.mixture import Block, Mixture
 from harmon.training.rows import Row, StageRows, pairs_of
 from harmon.training.stage import TASKS, StageConfig, Task
+from pipelines.errors import ConfigurationError, HarmonError
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class ChatBatch:
 class StageData:
     """The samples of one stage.
 
-    `latents` is the column group of the stage's pictures, or how they are decoded and encoded while training; `kept` as
-    in `StageRows`. Raises ConfigurationError as `StageRows` does.
+    `latents` is the column group of the stage's pictures, or how they are decoded and encoded while training; `kept`
+    and `understanding` as in `StageRows`. Raises ConfigurationError as `StageRows` does.
     """
 
     def __init__(
@@ -89,11 +90,18 @@ class StageData:
         text: ChatText,
         latents: str | Online,
         kept: Path | None = None,
+        understanding: str | None = None,
     ) -> None:
+        if not isinstance(latents, str) and model.understanding_encoder in ("siglip", "vqgan"):
+            raise ConfigurationError(
+                f"{stage.stage}: what {model.understanding_encoder} sees of pictures is not made while training; "
+                "write it before with `harmon latents` and name the groups."
+            )
         self.stage, self.mixture, self.model, self.text = stage, mixture, model, text
         self.side = stage.px // model.latent_stride
         self.tokens = model.tokens(self.side, self.side)
-        self.rows = StageRows(stage, mixture, latents if isinstance(latents, str) else None, kept)
+        stored = latents if isinstance(latents, str) else None
+        self.rows = StageRows(stage, mixture, stored, kept, understanding=understanding)
         self._online = None if isinstance(latents, str) else OnlineLatents(stage, latents, self.rows)
 
     @property
@@ -194,7 +202,7 @@ class StageData:
     @property
     def slots(self) -> int:
         """Image slots of a prompt that holds a picture."""
-        return self.tokens + self.model.mar.buffer_size
+        return self.model.slots(self.side, self.side)
 
     def _prompt(self, number: int, row: Row, dropped: bool) -> list[int]:
         if dropped or row.text is not None:
@@ -220,11 +228,20 @@ class StageData:
             numbers, latents = self._online.latents(task, numbers)
             return numbers, [self.rows.row(task, number) for number in numbers], latents
         rows = [self.rows.row(task, number) for number in numbers]
-        return numbers, rows, self._stored([row.latents for row in rows])
+        return numbers, rows, self._stored(task, [row.latents for row in rows])
 
-    def _stored(self, latents: Sequence[NDArray[np.float16] | None]) -> Tensor:
+    def _stored(self, task: Task, latents: Sequence[NDArray[np.float16] | None]) -> Tensor:
         flat = np.stack([row for row in latents if row is not None]).astype(np.float32)
-        return torch.from_numpy(flat).view(len(flat), self.model.mar.latent_channels, self.side, self.side)
+        channels, side = self.model.mar.latent_channels, self.side
+        if task == "image2text":
+            channels = self.model.understanding_channels or channels
+            side = self.model.understanding_grid or side
+        if flat.shape[1] != channels * side * side:
+            raise HarmonError(
+                f"{self.stage.stage}, {task}: a stored picture has {flat.shape[1]} values, and the model takes "
+                f"{channels} x {side} x {side}; name the encoder that the model was made for."
+            )
+        return torch.from_numpy(flat).view(len(flat), channels, side, side)
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,8 @@ class TrainJob(Settings):
     """Folder with tokenizer.json."""
     latents: str | Online
     """Column group of the pictures, at the stage's resolution; or how they become latents while training."""
+    understanding: str | None = None
+    """Column group of what is seen of pictures that are asked about, where the model does not see the latents."""
     weights: tuple[str, ...] = ()
     """Safetensors files with the first weights; modules that none holds start random."""
     previous: str | None = None
@@ -90,14 +92,15 @@ class TrainJob(Settings):
 
     def _beyond_the_paper(self) -> dict[str, Any]:
         """What decides the result and is set otherwise than by default: what is off leaves the key as it is."""
-        values = self.model_dump(include={"autocast", "average"}, exclude_defaults=True)
+        values = self.model_dump(include={"autocast", "average", "understanding"}, exclude_defaults=True)
         if self.guard.sigmas is not None:  # its window decides nothing without, and its patience only when to give up
             values["guard"] = self.guard.model_dump(include={"sigmas", "window"}, exclude_defaults=True)
         return values
 
     def _hashes(self, dataset: str, text: str) -> dict[str, str]:
         pictures = self.latents if isinstance(self.latents, str) else "images"
-        groups = ["source", pictures, *([text] if text.startswith("caption.") else [])]
+        groups = ["source", pictures, *([self.understanding] if self.understanding else [])]
+        groups += [text] if text.startswith("caption.") else []
         opened = Dataset(dataset)
         return {group: opened.group_hash(group) for group in groups if group in opened.groups()}
 

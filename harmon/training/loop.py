@@ -119,7 +119,9 @@ def _train(
     gradient = Gradient(trained, mesh)
     guard = Guard(job.guard, device)
     average = Average(trained, job.average) if job.average else None
-    data = StageData(stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents, folder / ROWS)
+    data = StageData(
+        stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents, folder / ROWS, job.understanding
+    )
     blank = None if mesh is None else partial(blank_batch, stage, job.model, job.mixture)
     micro = MicroBatches(world, job.execution.micro_rows, blank, packs=job.execution.pack)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None

@@ -178,7 +178,7 @@ def _sample(
         masked = round(positions * (middle if masked_share is None else masked_share))
         slots, seen = buffers + positions - masked, (buffers + positions) * lengths.picture
         return _Sample(task, positions, masked, slots, seen, lengths.prompt + seen + slots, slots)
-    slots = buffers + positions if task == "image2text" else 0
+    slots = config.slots(*[stage.px // config.latent_stride] * 2) if task == "image2text" else 0
     read = lengths.labelled if task == "image2text" else lengths.text - lengths.question
     return _Sample(task, positions, 0, slots, 0, slots + lengths.question + read, read)
 
@@ -193,7 +193,7 @@ def _parts(
         parts.append(decoder_kept(config, sample.positions, slots, masked, precision, recompute))
     if moves["encoder"] or moves["llm"]:
         parts.append(llm_kept(config, sample.length, sample.read, precision, recompute, moves["llm"]))
-    if moves["encoder"] and sample.task != "text":
+    if moves["encoder"] and (sample.task == "text2image" or (sample.task == "image2text" and config.shares_encoder)):
         parts.append(encoder_kept(config, slots + sample.seen, precision, recompute))
     return parts
 

@@ -32,6 +32,8 @@ def parameter_counts(config: HarmonConfig) -> dict[str, float]:
     encoder += width * (1 + buffer + native + mar.class_count) + (width + 1) * hidden + (hidden + 1) * hidden
     decoding = mar.decoder_depth * _block(decoder, mar.mlp_ratio) + (width + 1) * decoder + 2 * decoder
     decoding += decoder * (1 + buffer + native + native) + (hidden + 1) * hidden + (hidden + 1) * width
+    if not config.shares_encoder:  # a connector of its own for what another encoder sees
+        encoder += ((config.understanding_channels or channels) + 1) * hidden + (hidden + 1) * hidden
     return {
         "encoder": float(encoder),
         "decoder": float(decoding + _head(config)),

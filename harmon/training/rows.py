@@ -49,7 +49,7 @@ class Row:
 
 class StageRows:
     """The rows of one stage. `latents` is the column group of its pictures; None: rows with a picture serve, decoded or
-    not.
+    not. `understanding` is that of pictures that are asked about, where it is another.
 
     `kept` is the folder in which what serves is kept from start to start (`find_serving`); None: it is looked up anew.
     `left_out` says, for each task, how many rows of each entry of its mixture have no usable text or no picture and so
@@ -59,9 +59,17 @@ class StageRows:
     """
 
     def __init__(
-        self, stage: StageConfig, mixture: Mixture, latents: str | None, kept: Path | None = None, keeps: bool = True
+        self,
+        stage: StageConfig,
+        mixture: Mixture,
+        latents: str | None,
+        kept: Path | None = None,
+        keeps: bool = True,
+        understanding: str | None = None,
     ) -> None:
         self.stage, self.mixture, self.latents = stage, mixture, latents
+        seen = understanding or latents
+        self._groups: dict[Task, str | None] = {"text": None, "image2text": seen, "text2image": latents}
         self._datasets = {entry.dataset: Dataset(entry.dataset) for task in TASKS for entry in mixture.of(task)}
         self.left_out: dict[str, list[int]] = {}
         self._serving: dict[tuple[Task, int], Mapping[int, RowBits]] = {}
@@ -97,10 +105,9 @@ class StageRows:
         self._open.close()
 
     def _prove_latents(self) -> None:
-        pictured = [task for task in self._tasks if task != "text"]
-        for dataset in sorted({entry.dataset for task in pictured for entry in self.mixture.of(task)}):
-            if self.latents is not None:
-                prove_latents(self._datasets[dataset], self.latents, self.stage.px)
+        used = {(entry.dataset, self._groups[task]) for task in self._tasks for entry in self.mixture.of(task)}
+        for dataset, group in sorted((dataset, group) for dataset, group in used if group is not None):
+            prove_latents(self._datasets[dataset], group, self.stage.px)
 
     def _check(self, task: Task) -> None:
         entries = self.mixture.of(task)
@@ -133,14 +140,15 @@ class StageRows:
             named.append(Fact(SOURCE, "source", entry.sources))
         usable = [Fact(*where)] if (where := _text_of(entry)) else []
         if task != "text":
-            usable.append(Fact(SOURCE, "ext") if self.latents is None else Fact(self.latents, "crop_box"))
+            latents = self._groups[task]
+            usable.append(Fact(SOURCE, "ext") if latents is None else Fact(latents, "crop_box"))
         return Criterion(tuple(named), tuple(usable))
 
     def _open_shard(self, key: tuple[Task, int, int]) -> OpenShard:
         task, entry, shard = key
         named = self.mixture.of(task)[entry]
         group, column = _text_of(named) or (SOURCE, None)
-        columns = Columns(group, column, None if task == "text" else self.latents, padded=task == "image2text")
+        columns = Columns(group, column, self._groups[task], padded=task == "image2text")
         return columns.open(self._datasets[named.dataset], shard, self._serving[task, entry][shard])
 
     def _read_ahead(self, task: Task, number: int) -> None:

@@ -58,5 +58,5 @@ def _tokens(stage: StageConfig, model: HarmonConfig, task: Task, lengths: Length
     if task == "text2image":
         return lengths.prompt + buffers + positions * (1 - mean_masked_share(stage))
     if task == "image2text":
-        return lengths.question + lengths.labelled + buffers + positions
+        return lengths.question + lengths.labelled + model.slots(*[stage.px // model.latent_stride] * 2)
     return lengths.text

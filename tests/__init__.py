@@ -1,0 +1,1 @@
+"""Tests, a package so that no installed one of this name comes before it (torch-fidelity brings one)."""
