@@ -32,7 +32,7 @@ def _parts_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _model_options(command: Callable[..., None]) -> Callable[..., None]:
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
     """`_parts_options`, and where and in which precision the model runs."""
     kinds = click.Choice(["float32", "bfloat16"])
     command = click.option("--dtype", type=kinds, default="float32", show_default=True, help="Of the weights.")(command)
@@ -93,7 +93,7 @@ def convert(
     contents = (
         open_parts(*parts, model=model, seed=seed)
         if parts
-        else open_checkpoint(_given(checkpoint), _named(tokenizer, vae, model))
+        else open_checkpoint(_given(checkpoint), named(tokenizer, vae, model))
     )
     if form == "released":
         files = write_released(contents, out)
@@ -134,7 +134,7 @@ def convert(
 @click.option("--grid", is_flag=True, help="Also write all pictures as one sheet, a row for each prompt.")
 @click.option("--steps-preview", is_flag=True, help="Also write each picture's AR steps as an animated WebP.")
 @click.option("--again", type=_PATH, multiple=True, metavar="PNG", help="Draw a picture again from its metadata.")
-@_model_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def generate(
     checkpoint: Path,
@@ -217,7 +217,7 @@ def generate(
     "--px", type=click.IntRange(1), help="Side at which pictures are seen; as the checkpoint's when left out."
 )
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Questions answered together.")
-@_model_options
+@model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def ask(
     checkpoint: Path,
@@ -322,7 +322,7 @@ def _typed() -> Any:
             yield line.strip()
 
 
-def _named(tokenizer: Path | None, vae: Path | None, model: str | None) -> Named:
+def named(tokenizer: Path | None, vae: Path | None, model: str | None) -> Named:
     from harmon.convert.released import Named
 
     return Named(tokenizer, vae, model)
@@ -335,7 +335,7 @@ def _load(
 
     from harmon.trained import load
 
-    return load(checkpoint, _named(tokenizer, vae, model), device, getattr(torch, dtype))
+    return load(checkpoint, named(tokenizer, vae, model), device, getattr(torch, dtype))
 
 
 def _given(checkpoint: Path | None) -> Path:

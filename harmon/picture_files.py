@@ -4,6 +4,7 @@ The PNG's text chunk `harmon` holds the record as JSON: with the same weights it
 for bit in a batch of the same size and within one level in any other.
 """
 
+import io
 import json
 import os
 import re
@@ -65,15 +66,22 @@ class PictureRecord(Settings):
         return self.file_name.removesuffix(".png") + ".steps.webp"
 
 
-def save_picture(pixels: NDArray[np.uint8], record: PictureRecord, folder: Path) -> Path:
-    """Write uint8 [H, W, 3] with its record; the file appears whole."""
+def png_of(pixels: NDArray[np.uint8], record: PictureRecord) -> bytes:
+    """uint8 [H, W, 3] as a PNG that holds its record."""
     text = PngImagePlugin.PngInfo()
     text.add_itxt(CHUNK, record.model_dump_json())
     text.add_itxt("Description", record.prompt)
     text.add_itxt("Software", "harmon generate")
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", pnginfo=text)
+    return out.getvalue()
+
+
+def save_picture(pixels: NDArray[np.uint8], record: PictureRecord, folder: Path) -> Path:
+    """Write uint8 [H, W, 3] with its record; the file appears whole."""
     final = folder / record.file_name
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
-    Image.fromarray(pixels).save(part, "PNG", pnginfo=text)
+    part.write_bytes(png_of(pixels, record))
     part.replace(final)
     return final
 

@@ -29,6 +29,7 @@ from harmon.evaluation.benchmarks import (
 )
 from harmon.evaluation.files.found import file_of
 from harmon.evaluation.question import Prompt, Question
+from harmon.evaluation.scorers import counts
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
 
@@ -68,50 +69,73 @@ class Generation:
 
 
 def _pope(*splits: str) -> Understanding:
-    count = Count((3000 * len(splits),), {"split": dict.fromkeys(splits, 3000)})
+    count = Count((counts.POPE_SPLIT * len(splits),), {"split": dict.fromkeys(splits, counts.POPE_SPLIT)})
     return Understanding(partial(pope.read_pope, splits=splits), pope.VARIANTS, count)
 
 
 def _wise(ranges: Mapping[str, range], verified: bool) -> Generation:
-    count = Count((1000,), {"category": {name: len(ids) for name, ids in ranges.items()}})
+    count = Count((counts.WISE_PROMPTS,), {"category": {name: len(ids) for name, ids in ranges.items()}})
     return Generation(partial(wise.read_wise, verified=verified), count)
 
 
 def _pro(config: str) -> Understanding:
-    return Understanding(partial(mmmu.read_mmmu_pro, config=config), mmmu.PRO_VARIANTS, Count((1730,)))
+    return Understanding(
+        partial(mmmu.read_mmmu_pro, config=config), mmmu.PRO_VARIANTS, Count((counts.MMMU_PRO_SETTING,))
+    )
 
 
 UNDERSTANDING: dict[str, Understanding] = {
     "pope": _pope(*pope.SPLITS),
     **{f"pope-{split}": _pope(split) for split in pope.SPLITS},
-    "mme": Understanding(mme.read_mme, mme.VARIANTS, Count((2374,), {"category": mme.TASKS})),
-    "mmbench-dev-en": Understanding(mmbench.read_mmbench, mmbench.VARIANTS, Count((4329,), {"rotation": {"0": 1164}})),
+    "mme": Understanding(mme.read_mme, mme.VARIANTS, Count((sum(mme.TASKS.values()),), {"category": mme.TASKS})),
+    "mmbench-dev-en": Understanding(
+        mmbench.read_mmbench,
+        mmbench.VARIANTS,
+        Count((counts.MMBENCH_DEV_EN_ROWS,), {"rotation": {"0": counts.MMBENCH_DEV_EN_QUESTIONS}}),
+    ),
     # nobody publishes how many rows v1.1 has: its one file is known by its MD5 (VLMEvalKit)
     "mmbench-dev-en-v11": Understanding(
         partial(mmbench.read_mmbench, file=mmbench.FILE_V11),
         mmbench.VARIANTS,
         Count((), file=(mmbench.FILE_V11, "30c05be8f2f347a50be25aa067248184")),
     ),
-    "seed-bench-image": Understanding(seed.read_seed, seed.VARIANTS, Count((14233, 14232))),
-    "gqa": Understanding(gqa.read_gqa, gqa.VARIANTS, Count((12578,))),
+    "seed-bench-image": Understanding(seed.read_seed, seed.VARIANTS, Count(counts.SEED_IMAGE)),
+    "gqa": Understanding(gqa.read_gqa, gqa.VARIANTS, Count((counts.GQA_TESTDEV_BALANCED,))),
     "mmmu-val": Understanding(
-        mmmu.read_mmmu, mmmu.VARIANTS, Count((900,), {"question_type": {mmmu.CHOICE: 847, mmmu.OPEN: 53}})
+        mmmu.read_mmmu,
+        mmmu.VARIANTS,
+        Count(
+            (counts.MMMU_CHOICE + counts.MMMU_OPEN,),
+            {"question_type": {mmmu.CHOICE: counts.MMMU_CHOICE, mmmu.OPEN: counts.MMMU_OPEN}},
+        ),
     ),
     "mmmu-pro-standard-10": _pro(mmmu.STANDARD_10),
     "mmmu-pro-standard-4": _pro(mmmu.STANDARD_4),
     "mmmu-pro-vision": _pro(mmmu.VISION),
-    "mmstar": Understanding(mmstar.read_mmstar, mmstar.VARIANTS, Count((1500,))),
-    "ai2d": Understanding(ai2d.read_ai2d, ai2d.VARIANTS, Count((3088,))),
-    "ai2d-no-mask": Understanding(partial(ai2d.read_ai2d, name="ai2d-no-mask"), ai2d.VARIANTS, Count((3088,))),
-    "ocrbench": Understanding(ocrbench.read_ocrbench, ocrbench.VARIANTS, Count((1000,), {"type": ocrbench.TYPES})),
+    "mmstar": Understanding(mmstar.read_mmstar, mmstar.VARIANTS, Count((counts.MMSTAR,))),
+    "ai2d": Understanding(ai2d.read_ai2d, ai2d.VARIANTS, Count((counts.AI2D_TEST,))),
+    "ai2d-no-mask": Understanding(
+        partial(ai2d.read_ai2d, name="ai2d-no-mask"), ai2d.VARIANTS, Count((counts.AI2D_TEST,))
+    ),
+    "ocrbench": Understanding(
+        ocrbench.read_ocrbench, ocrbench.VARIANTS, Count((sum(counts.OCRBENCH.values()),), {"type": counts.OCRBENCH})
+    ),
 }
 GENERATION: dict[str, Generation] = {
-    "geneval": Generation(geneval.read_geneval, Count((553,), {"task": geneval.TASKS})),
+    "geneval": Generation(
+        geneval.read_geneval, Count((sum(counts.GENEVAL_PROMPTS.values()),), {"task": counts.GENEVAL_PROMPTS})
+    ),
     "wise-legacy": _wise(wise.LEGACY, verified=False),
     "wise-verified": _wise(wise.VERIFIED, verified=True),
-    "dpg-bench": Generation(dpg.read_dpg, Count((1065,))),
-    "mjhq-30k": Generation(fid_sets.read_mjhq, Count((30000,), {"category": dict.fromkeys(fid_sets.CATEGORIES, 3000)})),
-    "mscoco-30k": Generation(fid_sets.read_coco, Count((30000,))),
+    "dpg-bench": Generation(dpg.read_dpg, Count((counts.DPG_PROMPTS,))),
+    "mjhq-30k": Generation(
+        fid_sets.read_mjhq,
+        Count(
+            (counts.FID_IMAGES,),
+            {"category": dict.fromkeys(fid_sets.CATEGORIES, counts.FID_IMAGES // len(fid_sets.CATEGORIES))},
+        ),
+    ),
+    "mscoco-30k": Generation(fid_sets.read_coco, Count((counts.FID_IMAGES,))),
 }
 
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from harmon.evaluation.benchmarks import fid_sets, geneval, mme, ocrbench, wise
+from harmon.evaluation.benchmarks import fid_sets, mme, wise
+from harmon.evaluation.scorers.counts import GENEVAL_PROMPTS, OCRBENCH
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 MCQ = "Which is it?"
@@ -334,7 +335,7 @@ def ocr(root: Path) -> None:
     rows = [
         {"dataset": "HME100k", "question": "what is written?", "question_type": kind, "answer": ["CHAIN", "Chain"],
          "image": cell(n)}
-        for kind, many in ocrbench.TYPES.items() for n in range(many)
+        for kind, many in OCRBENCH.items() for n in range(many)
     ]  # fmt: skip
     schema = [*texts("dataset", "question", "question_type"), ("answer", pa.list_(pa.string())), ("image", IMAGE)]
     parquet(root / "data/test-00000-of-00001.parquet", rows, schema)
@@ -348,7 +349,7 @@ def geneval_lines() -> list[dict[str, Any]]:
         made: dict[str, Any] = {"tag": tag, "include": include, "prompt": f"a photo of a {tag} {number}"}
         return made | ({"exclude": [{"class": "dog", "count": 3}]} if tag == "counting" else {})
 
-    return [line(tag, number) for tag, many in geneval.TASKS.items() for number in range(many)]
+    return [line(tag, number) for tag, many in GENEVAL_PROMPTS.items() for number in range(many)]
 
 
 def geneval_file(root: Path) -> None:

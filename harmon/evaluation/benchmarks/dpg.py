@@ -14,9 +14,9 @@ from typing import Any
 
 from harmon.evaluation.files.found import OTHER, Record, files_of
 from harmon.evaluation.question import Prompt
+from harmon.evaluation.scorers.counts import DPG_IMAGES_A_PROMPT
 from pipelines.errors import HarmonError
 
-IMAGES = 4
 COLUMNS = (
     "item_id", "text", "proposition_id", "dependency", "category_broad", "category_detailed", "tuple",
     "question_natural_language",
@@ -42,7 +42,7 @@ def read_dpg(folder: Path, references: bool = False) -> Iterator[Prompt]:
         for row, one in zip(rows, questions, strict=True):
             if unknown := [str(parent) for parent in one["dependency"] if parent and parent not in ids]:
                 raise row.wrong("dependency", f"{', '.join(unknown)}, which is no question of {item}")
-        yield Prompt("dpg-bench", item, text, IMAGES, {}, {"questions": questions})
+        yield Prompt("dpg-bench", item, text, DPG_IMAGES_A_PROMPT, {}, {"questions": questions})
 
 
 def _question(row: Record) -> dict[str, Any]:

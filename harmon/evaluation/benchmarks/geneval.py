@@ -8,10 +8,7 @@ from pathlib import Path
 
 from harmon.evaluation.files.found import Record, file_of, json_lines
 from harmon.evaluation.question import Prompt
-
-TASKS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
-"""Task to its number of prompts."""
-IMAGES = 4
+from harmon.evaluation.scorers.counts import GENEVAL_IMAGES_A_PROMPT, GENEVAL_PROMPTS
 
 
 def read_geneval(folder: Path, references: bool = False) -> Iterator[Prompt]:
@@ -19,9 +16,9 @@ def read_geneval(folder: Path, references: bool = False) -> Iterator[Prompt]:
     line, which that folder's metadata.jsonl holds."""
     path = file_of(folder, "**/evaluation_metadata.jsonl", named="GenEval")
     for number, row in enumerate(json_lines(path)):
-        tag = row.one_of(list(TASKS), "tag")
+        tag = row.one_of(list(GENEVAL_PROMPTS), "tag")
         _check_objects(row)
-        yield Prompt("geneval", f"{number:05}", row.text("prompt"), IMAGES, {"task": tag}, row.values)
+        yield Prompt("geneval", f"{number:05}", row.text("prompt"), GENEVAL_IMAGES_A_PROMPT, {"task": tag}, row.values)
 
 
 def _check_objects(row: Record) -> None:

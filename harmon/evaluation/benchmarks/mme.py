@@ -16,14 +16,10 @@ from harmon.evaluation.files.images import FilePicture, Images, ZippedPicture
 from harmon.evaluation.files.parquet import read_parquet
 from harmon.evaluation.prompting import LLAVA, LMMS_EVAL, OFFICIAL, VLMEVALKIT, worded
 from harmon.evaluation.question import Picture, Question
+from harmon.evaluation.scorers.counts import MME_COGNITION, MME_PERCEPTION
 from pipelines.errors import ConfigurationError, HarmonError
 
-PERCEPTION = {
-    "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,
-    "landmark": 400, "artwork": 400, "OCR": 40,
-}  # fmt: skip
-COGNITION = {"commonsense_reasoning": 140, "numerical_calculation": 40, "text_translation": 40, "code_reasoning": 40}
-TASKS = PERCEPTION | COGNITION
+TASKS = MME_PERCEPTION | MME_COGNITION
 """Task to its number of questions."""
 VARIANTS = (LLAVA, LMMS_EVAL, OFFICIAL, VLMEVALKIT)
 ENDING = " Please answer yes or no."  # of every question, which llava and lmms-eval take off

@@ -10,22 +10,16 @@ from harmon.evaluation.files.found import files_of
 from harmon.evaluation.files.parquet import read_parquet
 from harmon.evaluation.prompting import LMMS_EVAL, VLMEVALKIT
 from harmon.evaluation.question import Question
+from harmon.evaluation.scorers.counts import OCRBENCH
 
 VARIANTS = (LMMS_EVAL, VLMEVALKIT)  # both ask the question as it is
-TYPES = {
-    "Regular Text Recognition": 50, "Irregular Text Recognition": 50, "Artistic Text Recognition": 50,
-    "Handwriting Recognition": 50, "Digit String Recognition": 50, "Non-Semantic Text Recognition": 50,
-    "Scene Text-centric VQA": 200, "Doc-oriented VQA": 200, "Key Information Extraction": 200,
-    "Handwritten Mathematical Expression Recognition": 100,
-}  # fmt: skip
-"""Type to its number of questions."""
 
 
 def read_ocrbench(folder: Path, variant: str) -> Iterator[Question]:
     """The questions in order. They have no ids: the number of the row is one."""
     paths = files_of(folder, "**/test-*.parquet", named="OCRBench")
     for number, row in enumerate(read_parquet(paths, ("dataset", "question", "question_type", "answer"))):
-        facts = {"type": row.one_of(list(TYPES), "question_type"), "dataset": row.text("dataset")}
+        facts = {"type": row.one_of(list(OCRBENCH), "question_type"), "dataset": row.text("dataset")}
         answers = row.items("answer") if isinstance(row.value("answer"), list) else [row.text("answer")]
         if not answers:
             raise row.wrong("answer", "an empty list")

@@ -14,8 +14,9 @@ from harmon.evaluation.files.images import Images
 from harmon.evaluation.files.parquet import ParquetRow, read_parquet
 from harmon.evaluation.prompting import LLAVA, LMMS_EVAL, VLMEVALKIT, worded
 from harmon.evaluation.question import Picture, Question
+from harmon.evaluation.scorers.counts import POPE_SPLITS
 
-SPLITS = ("random", "popular", "adversarial")
+SPLITS = POPE_SPLITS
 VARIANTS = (LLAVA, LMMS_EVAL, VLMEVALKIT)
 LABELS = ("yes", "no")
 

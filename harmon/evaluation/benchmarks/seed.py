@@ -12,13 +12,10 @@ from harmon.evaluation.files.images import Images
 from harmon.evaluation.files.parquet import read_parquet
 from harmon.evaluation.prompting import LLAVA, LMMS_EVAL, VLMEVALKIT, lettered, selected
 from harmon.evaluation.question import Picture, Question
+from harmon.evaluation.scorers.seed import IMAGE_TYPES
 
-TYPES = (
-    "Scene Understanding", "Instance Identity", "Instance Attributes", "Instance Location", "Instances Counting",
-    "Spatial Relation", "Instance Interaction", "Visual Reasoning", "Text Understanding",
-)  # fmt: skip
-"""Of type 1, 2 and so on; 10 to 12 are about videos."""
 VIDEOS = (10, 11, 12)
+"""Types of questions about videos; IMAGE_TYPES has the others."""
 VARIANTS = (LLAVA, LMMS_EVAL, VLMEVALKIT)
 CHOICES = {"A": "choice_a", "B": "choice_b", "C": "choice_c", "D": "choice_d"}
 FIELDS = ("question_id", "question_type_id", "question", *CHOICES.values(), "answer", "data_type")
@@ -44,7 +41,7 @@ def _names(data_id: str) -> list[str]:
 
 def _is_picture(row: Record) -> bool:
     kind, medium = row.number("question_type_id"), row.one_of(("image", "video"), "data_type")
-    if kind not in (*range(1, len(TYPES) + 1), *VIDEOS) or (kind in VIDEOS) != (medium == "video"):
+    if kind not in (*IMAGE_TYPES, *VIDEOS) or (kind in VIDEOS) != (medium == "video"):
         raise row.wrong("question_type_id", f"{kind}, of data_type {medium}")
     return medium == "image"
 
@@ -54,6 +51,6 @@ def _question(row: Record, picture: Picture, variant: str) -> Question:
     text = row.text("question")
     prompt = selected(text, options) if variant == VLMEVALKIT else lettered(text, options)
     kind = row.number("question_type_id")
-    facts = {"type": TYPES[kind - 1], "type_id": str(kind)}
+    facts = {"type": IMAGE_TYPES[kind], "type_id": str(kind)}
     answer = row.one_of(list(options), "answer")
     return Question("seed-bench-image", row.text("question_id"), text, prompt, (picture,), answer, options, facts)

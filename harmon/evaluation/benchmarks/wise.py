@@ -11,16 +11,11 @@ from pathlib import Path
 
 from harmon.evaluation.files.found import Record, file_of, json_array
 from harmon.evaluation.question import Prompt
+from harmon.evaluation.scorers.wise import CATEGORIES
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
-LEGACY = {
-    "CULTURE": range(1, 401), "TIME": range(401, 568), "SPACE": range(568, 701), "BIOLOGY": range(701, 801),
-    "PHYSICS": range(801, 901), "CHEMISTRY": range(901, 1001),
-}  # fmt: skip
-VERIFIED = {
-    "CULTURE": range(1, 401), "TIME": range(401, 521), "SPACE": range(521, 641), "BIOLOGY": range(641, 761),
-    "PHYSICS": range(761, 881), "CHEMISTRY": range(881, 1001),
-}  # fmt: skip
+LEGACY = {name: range(one.first, one.last + 1) for name, one in CATEGORIES["legacy"].items()}
+VERIFIED = {name: range(one.first, one.last + 1) for name, one in CATEGORIES["verified"].items()}
 """Category to the ids of its prompts."""
 
 

@@ -156,27 +156,48 @@ def score_pro(answers: Sequence[Answer], setting: Setting, *, partial: bool = Fa
     return _score(answers, "mmmu-pro")
 
 
-def _score(answers: Sequence[Answer], parser: Parser) -> MmmuScores:
+@dataclass(frozen=True)
+class Marked:
+    """What was read of one answer (None: nothing, or it is open), and whether it is right: as `parser` counts, which
+    may have guessed, and without guesses."""
+
+    parsed: str | None
+    right: bool
+    right_unguessed: bool
+    unparsed: bool
+
+
+def marked(answers: Sequence[Answer], parser: Parser) -> list[Marked]:
+    """Every answer by itself, in the order given, on which guesses depend."""
     choices = {number: answer for number, answer in enumerate(answers) if answer.question_type == "multiple-choice"}
     letters = {number: _letter(answer, parser) for number, answer in choices.items()}
     unparsed = [number for number, letter in letters.items() if letter is None]
-    right = [
+    unguessed = [
         right_choice(letters[number], answer.gold) if number in letters else _right_open(answer, parser)
         for number, answer in enumerate(answers)
     ]
-    without_guesses = sum(right) / len(right)
+    right = list(unguessed)
     if parser != "vlmevalkit":
         guesses = mmmu_choice.official_guesses([choices[number].options for number in unparsed])
         for number, letter in zip(unparsed, guesses):
             right[number] = right_choice(letter, choices[number].gold)
-    subjects = over_subjects([(answer.subject, is_right) for answer, is_right in zip(answers, right)])
+    missed = set(unparsed)
+    return [
+        Marked(letters.get(number), right[number], unguessed[number], number in missed)
+        for number in range(len(answers))
+    ]
+
+
+def _score(answers: Sequence[Answer], parser: Parser) -> MmmuScores:
+    every = marked(answers, parser)
+    subjects = over_subjects([(answer.subject, one.right) for answer, one in zip(answers, every)])
     return MmmuScores(
         parser=parser,
         n=len(answers),
         accuracy=instance_level(list(subjects.values())),
-        accuracy_without_guesses=without_guesses,
+        accuracy_without_guesses=sum(one.right_unguessed for one in every) / len(every),
         mean_of_subjects=sum(subject.accuracy for subject in subjects.values()) / len(subjects),
-        unparsed=len(unparsed),
+        unparsed=sum(one.unparsed for one in every),
         subjects=subjects,
         domains=_domains(subjects),
     )
