@@ -33,7 +33,7 @@ _PAIR = "NAME=VALUE"
               help="As pope=adversarial, mmbench=vanilla, wise=verified, gqa=lmms-eval.")  # fmt: skip
 @click.option("-o", "--out", type=_PATH, default=Path("runs/evaluation"), show_default=True, help="Folder to write.")
 @click.option("--compare", "other", type=_PATH, metavar="CHECKPOINT", help="Measure a second one on the same items.")
-@click.option("--examine", "means", multiple=True, metavar=_PAIR, help="Who looks at pictures: results=FILE (GenEval).")
+@click.option("--examine", "means", multiple=True, metavar=_PAIR, help="Who looks at pictures: docs/evaluation.md.")
 @click.option("--export", type=_PATH, metavar="DIR", help="Also write pictures as the official evaluations read them.")
 @click.option("--px", type=click.IntRange(1), help="Side of pictures; as the checkpoint's when left out.")
 @click.option("--max-new-tokens", default=1024, show_default=True, type=click.IntRange(1), help="Longest answer.")
