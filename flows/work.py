@@ -21,6 +21,7 @@ from filtering.select import select, select_step
 from filtering.selection import Selection
 from flows.flow_run import cancellation
 from flows.gate import Gate, check, pass_gate, passed
+from flows.pictures import latents_needed, latents_of
 from flows.ray_job import train_on_cluster
 from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
 from flows.report.build import build_report
@@ -29,7 +30,7 @@ from flows.terminal import shown_live
 from flows.watching import OnLine, watched
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
-from harmon.latents import latents_group, latents_step, write_latents
+from harmon.latents import latents_step, write_latents
 from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
 from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
 from harmon.training.execution import Execution
@@ -97,7 +98,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
-        *(_latents(recipe, name, px) for name, px in _latents_needed(recipe)),
+        *(_latents(recipe, name, px) for name, px in latents_needed(recipe)),
         *(work for number in range(len(recipe.training.stages)) for work in _stage(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
@@ -167,7 +168,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
         model=model_of(recipe),
         tokenizer=str(part(training.tokenizer)),
-        latents=latents_group(stage.px, part(training.autoencoder)),
+        latents=latents_of(recipe, stage.px),
         weights=weights,
         previous=previous,
         runs=str(recipe.run_folder / "train"),
@@ -315,16 +316,6 @@ def _select(recipe: Recipe, name: str) -> Work:
         select(sources, target, selection_of(recipe, name), progress)
 
     return _dataset_work("select", target, lambda: _new(target, select_step(sources, selection_of(recipe, name))), do)
-
-
-def _latents_needed(recipe: Recipe) -> list[tuple[str, int]]:
-    """Training sets and picture sizes that the stages read, each pair once."""
-    needed: dict[tuple[str, int], None] = {}
-    for settings in recipe.training.stages:
-        px = load_stage(settings.stage, settings.departures).px
-        for entry in (*settings.image2text, *settings.text2image):
-            needed[entry.set, px] = None
-    return list(needed)
 
 
 def _latents(recipe: Recipe, name: str, px: int) -> Work:

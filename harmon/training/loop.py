@@ -185,6 +185,7 @@ def train(
                 "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
                 "source_loss": sources.told(),
                 "source_epochs": data.epochs(cursors(stage, finished)),
+                "rejected": data.rejected_since(device),
                 "rate": rates,
                 "gradient_norm": norm.item(),
                 "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
