@@ -22,6 +22,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ from pipelines.dataset import Dataset
 from pipelines.steps import Step, StepRun
 
 PX, WORKERS, ROWS_PER_SHARD = 256, 2, 250
+BLOCK, AHEAD = 64, 2  # samples of a batch, and batches asked before they are wanted, as in training
 FAR_SHARDS, FAR_ROWS = 1000, 1000
 GOALS = {"peer": 2.0, "bare": 0.9, "resume": 1.0}
 FAR = 100_000_000
@@ -102,10 +104,12 @@ def ours(dataset: Dataset, stage: StageConfig, count: int, setting: Setting) -> 
     rows = StageRows(stage, mixture(dataset), None)
     decoder = warm(rows, setting)
     begun = cpu_seconds(decoder_pids(decoder))
-    asked = [decoder.ask(wanted(rows, range(start, start + 64), setting)) for start in range(0, count, 64)]
-    for chunks in asked:
-        batch = np.stack([pixels for chunk in chunks for pixels in chunk.result()])  # type: ignore[misc]
-        assert batch.shape[1:] == (PX, PX, 3)
+    blocks = [range(start, min(count, start + BLOCK)) for start in range(0, count, BLOCK)]
+    asked = deque(decoder.ask(wanted(rows, block, setting)) for block in blocks[:AHEAD])
+    for number in range(len(blocks)):
+        asked.extend(decoder.ask(wanted(rows, block, setting)) for block in blocks[number + AHEAD : number + AHEAD + 1])
+        batch = np.stack([pixels for chunk in asked.popleft() for pixels in chunk.result()])  # type: ignore[misc]
+        assert batch.shape == (len(blocks[number]), PX, PX, 3)
     spent = cpu_seconds(decoder_pids(decoder)) - begun
     decoder.close()
     rows.close()
@@ -161,7 +165,7 @@ def webdataset_loader(dataset: Dataset, count: int, setting: Setting | None) -> 
     else:
         like_ours = Wanted("", 0, "", PX, padded=False, draft=setting.draft, resizer=setting.resizer)
         pipeline = pipeline.to_tuple("jpg").map_tuple(partial(_as_ours, wanted=like_ours))
-    loader: Any = torch.utils.data.DataLoader(pipeline, batch_size=64, num_workers=WORKERS)
+    loader: Any = torch.utils.data.DataLoader(pipeline, batch_size=BLOCK, num_workers=WORKERS)
     begun, seen, spent = time.process_time(), 0, 0.0
     batches: Any = iter(loader)
     pids = [worker.pid for worker in batches._workers]
@@ -174,7 +178,7 @@ def webdataset_loader(dataset: Dataset, count: int, setting: Setting | None) -> 
 
 
 def _as_ours(data: bytes, wanted: Wanted) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(square(data, wanted)))
+    return torch.from_numpy(square(data, wanted).copy())
 
 
 def far_resume(folder: Path, stage: StageConfig, shards: int) -> None:

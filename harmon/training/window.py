@@ -111,9 +111,9 @@ class OpenLatents:
 
     def of(self, row: int, padded: bool) -> NDArray[np.float16]:
         """[C * h * w] of a row: of the whole picture, or of its centre square."""
-        if padded and self.whole_of[row] >= 0:
-            return self.wholes[self.whole_of[row]]
-        return self.crops[self.crop_of[row]]
+        whole = padded and self.whole_of[row] >= 0
+        found: NDArray[np.float16] = self.wholes[self.whole_of[row]] if whole else self.crops[self.crop_of[row]]
+        return found
 
 
 def open_latents(
