@@ -32,6 +32,12 @@ def _parts_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _average_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--average", is_flag=True, help="Of a run folder, the averaged weights (training.average).")(
+        command
+    )
+
+
 def _model_options(command: Callable[..., None]) -> Callable[..., None]:
     """`_parts_options`, and where and in which precision the model runs."""
     kinds = click.Choice(["float32", "bfloat16"])
@@ -62,6 +68,7 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the fresh connectors of --init.")
 @_parts_options
+@_average_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def convert(
     checkpoint: Path | None,
@@ -72,6 +79,7 @@ def convert(
     tokenizer: Path | None,
     vae: Path | None,
     model: str | None,
+    average: bool,
     as_json: bool,
 ) -> None:
     """Write CHECKPOINT in another form, every number as it is.
@@ -86,14 +94,14 @@ def convert(
 
     if (checkpoint is None) == (parts is None):
         raise ConfigurationError("Name a CHECKPOINT to convert, or its three parts with --init MAR QWEN KL16.")
-    if parts and (tokenizer or vae):
+    if parts and (tokenizer or vae or average):
         raise ConfigurationError(
-            "--init takes the tokenizer and the autoencoder from its parts: leave the options out."
+            "--init takes the tokenizer, the autoencoder and the weights from its parts: leave the options out."
         )
     contents = (
         open_parts(*parts, model=model, seed=seed)
         if parts
-        else open_checkpoint(_given(checkpoint), _named(tokenizer, vae, model))
+        else open_checkpoint(_given(checkpoint), _named(tokenizer, vae, model, average))
     )
     if form == "released":
         files = write_released(contents, out)
@@ -135,6 +143,7 @@ def convert(
 @click.option("--steps-preview", is_flag=True, help="Also write each picture's AR steps as an animated WebP.")
 @click.option("--again", type=_PATH, multiple=True, metavar="PNG", help="Draw a picture again from its metadata.")
 @_model_options
+@_average_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def generate(
     checkpoint: Path,
@@ -157,6 +166,7 @@ def generate(
     model: str | None,
     device: str,
     dtype: str,
+    average: bool,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -176,7 +186,7 @@ def generate(
     if not prompts and not again:
         raise ConfigurationError("Name at least one PROMPT, or a picture to draw again with --again PNG.")
     records = [read_record(file) for file in again]
-    trained = _load(checkpoint, tokenizer, vae, model, device, dtype)
+    trained = _load(checkpoint, _named(tokenizer, vae, model, average), device, dtype)
     if compiled:
         compile_regions(trained.model)
     width, height = picture_size(trained, px, size, aspect)
@@ -218,6 +228,7 @@ def generate(
 )
 @click.option("--batch", default=8, show_default=True, type=click.IntRange(1), help="Questions answered together.")
 @_model_options
+@_average_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def ask(
     checkpoint: Path,
@@ -237,6 +248,7 @@ def ask(
     model: str | None,
     device: str,
     dtype: str,
+    average: bool,
     as_json: bool,
 ) -> None:
     """Answer QUESTIONs about the picture in file IMAGE.
@@ -256,7 +268,7 @@ def ask(
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     config = parse(AnswerConfig, how, "the options")
     pictures = [read_picture(file) for file in files]
-    trained = _load(checkpoint, tokenizer, vae, model, device, dtype)
+    trained = _load(checkpoint, _named(tokenizer, vae, model, average), device, dtype)
     if chat or (len(asked) == len(files) == 1 and not as_json):
         _converse(trained, pictures[0], asked, chat, config, seed, px, image, as_json)
         return
@@ -322,20 +334,18 @@ def _typed() -> Any:
             yield line.strip()
 
 
-def _named(tokenizer: Path | None, vae: Path | None, model: str | None) -> Named:
+def _named(tokenizer: Path | None, vae: Path | None, model: str | None, average: bool) -> Named:
     from harmon.convert.released import Named
 
-    return Named(tokenizer, vae, model)
+    return Named(tokenizer, vae, model, average)
 
 
-def _load(
-    checkpoint: Path, tokenizer: Path | None, vae: Path | None, model: str | None, device: str, dtype: str
-) -> Trained:
+def _load(checkpoint: Path, named: Named, device: str, dtype: str) -> Trained:
     import torch
 
     from harmon.trained import load
 
-    return load(checkpoint, _named(tokenizer, vae, model), device, getattr(torch, dtype))
+    return load(checkpoint, named, device, getattr(torch, dtype))
 
 
 def _given(checkpoint: Path | None) -> Path:

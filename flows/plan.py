@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flows.caption_groups import rewrite_of
 from flows.recipe import Recipe
 from flows.train import forecast_of
-from flows.work import rewrite_of
 from harmon.training.forecast import Forecast
 from pipelines.dataset import Dataset
 from pipelines.steps import StepRun

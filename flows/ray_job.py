@@ -1,8 +1,9 @@
 """A training stage handed over to a Ray cluster as a job, followed to its end, and stopped when nobody wants it.
 
 The job's id is `<key 12>-<attempt>`, so whoever trains the same stage finds it: a running attempt is attached to, one
-that failed or was stopped is followed by the next. The cluster and this machine share the run's folder, where job.json,
-the lease and the metrics lie.
+that failed or was stopped is followed by the next. Its metadata say at which train step it ends, where it is to end
+before the stage does. The cluster and this machine share the run's folder, where job.json, the lease and the metrics
+lie.
 """
 
 import logging
@@ -10,6 +11,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from typing import Any
 from flows.flow_run import Cancelled
 from flows.lease import Lease
 from flows.ray_driver import LEASE_OVER, NOT_DONE, WRONG_JOB
-from harmon.training.job import TrainJob, metrics_lines, stage_folder, training_key, write_job
+from harmon.training.job import TrainJob, stage_folder, stage_store, training_key, write_job
 from harmon.training.launch import Launch, OnLine
+from harmon.training.new_lines import NewLines
 from harmon.training.standing import completed, trained_steps
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -26,7 +29,18 @@ POLL_SECONDS = 2.0
 UNREACHABLE_SECONDS = 300.0  # for which a cluster may not answer before its follower gives up
 UNSEEN_SECONDS = 60.0  # for which a shared folder may hide what another machine has written
 STOP_SECONDS = 120.0
+UNTIL = "until"  # among a job's metadata: the train step whose checkpoint ends it
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One submission of a stage, as its metadata tell of it."""
+
+    name: str
+    lease: Lease
+    until: int | None
+    """Train step whose checkpoint ends it; None: the stage's last."""
 
 
 class RayJobs:
@@ -120,9 +134,10 @@ def train_on_cluster(
 ) -> Path:
     """Train `job` on the cluster that `launch.submit` names, to its end or to a checkpoint of train step `until`, and
     return its folder; a stage that is done is not touched. `on_line` is called with each new line of metrics;
-    `cancelled` is asked at each look.
+    `cancelled` is asked at each look. An attempt that ends before `until` is followed to its end, and then by the next.
 
     Raises:
+        ConfigurationError: an attempt that runs goes further than `until`.
         Cancelled: `cancelled` said so, and the job has stopped.
         HarmonError: the training failed, `max_failures` drivers were lost, or the cluster is gone.
     """
@@ -132,9 +147,17 @@ def train_on_cluster(
     if completed(job, key):
         return folder
     path, jobs = write_job(job, folder), RayJobs(launch.submit, key[:12])
-    tell, lost = _teller(folder, on_line), 0
+    lines, lost = NewLines(folder, stage_store(job, key)), 0
+
+    def tell(ended: bool) -> None:
+        if on_line is not None:
+            for line in lines.ask(ended):
+                on_line(line)
+
     while True:
-        name, lease = _attempt(jobs, job, path, launch, until)
+        attempt = _attempt(jobs, job, path, launch, until)
+        name, lease = attempt.name, attempt.lease
+        _check_ends_in_time(attempt, until, launch)
         try:
             with lease.renewed():
                 status, code, why = _follow(jobs, name, tell, cancelled)
@@ -146,8 +169,10 @@ def train_on_cluster(
             raise
         lease.forget()
         if status == "SUCCEEDED":
-            _wait_until_seen(job, key, name, until)
-            return folder
+            _wait_until_seen(job, key, name, attempt.until)
+            if _stands(job, key, until):
+                return folder
+            continue  # it was to end before: the next attempt goes on
         lost += 1
         if status == "STOPPED":
             raise HarmonError(f"The Ray job {name} of {job.stage.stage} was stopped; run it again to go on.")
@@ -157,44 +182,59 @@ def train_on_cluster(
         log.warning("the driver of the Ray job %s was lost (%s); the next attempt goes on", name, why)
 
 
-def _attempt(jobs: RayJobs, job: TrainJob, path: Path, launch: Launch, until: int | None) -> tuple[str, Lease]:
-    """The attempt that runs, or a new one; with its lease, whose file the job's metadata name."""
+def _attempt(jobs: RayJobs, job: TrainJob, path: Path, launch: Launch, until: int | None) -> Attempt:
+    """The attempt that runs, or a new one that ends at `until`."""
     latest = jobs.latest()
     if latest is not None and not latest[1].status.is_terminal():
-        return _lease_of(jobs, jobs.name(latest[0]), launch)
-    attempt = latest[0] + 1 if latest else 1
-    mine = Lease(path.parent / "leases" / f"{jobs.name(attempt)}-{uuid.uuid4().hex[:8]}", launch.lease_seconds)
+        return _known(jobs, jobs.name(latest[0]), launch)
+    number = latest[0] + 1 if latest else 1
+    mine = Lease(path.parent / "leases" / f"{jobs.name(number)}-{uuid.uuid4().hex[:8]}", launch.lease_seconds)
     there = launch.model_copy(update={"submit": None})
     words = [str(path), "--launch", there.model_dump_json(), "--lease", str(mine.path)]
     options = shlex.join([*words, *(["--until", str(until)] if until is not None else [])])
     metadata = {"stage": job.stage.stage, "folder": str(path.parent), "lease": str(mine.path)}
+    metadata |= {UNTIL: str(until)} if until is not None else {}
     with mine.renewed():
         # exec: a signal meets the driver, not a shell
-        jobs.submit(attempt, f"exec python -m flows.ray_driver {options}", metadata)
-    name, lease = _lease_of(jobs, jobs.name(attempt), launch)
-    if lease.path != mine.path:  # another process has submitted it
+        jobs.submit(number, f"exec python -m flows.ray_driver {options}", metadata)
+    attempt = _known(jobs, jobs.name(number), launch)
+    if attempt.lease.path != mine.path:  # another process has submitted it
         mine.forget()
-    return name, lease
+    return attempt
 
 
-def _lease_of(jobs: RayJobs, name: str, launch: Launch) -> tuple[str, Lease]:
+def _known(jobs: RayJobs, name: str, launch: Launch) -> Attempt:
     details = jobs.details(name)
     if details is None:
         raise HarmonError(f"The Ray cluster at {jobs.address} lost the job {name} at once; look at its head node.")
-    return name, Lease(Path(details.metadata["lease"]), launch.lease_seconds)
+    said = details.metadata
+    until = int(said[UNTIL]) if UNTIL in said else None
+    return Attempt(name, Lease(Path(said["lease"]), launch.lease_seconds), until)
+
+
+def _check_ends_in_time(attempt: Attempt, until: int | None, launch: Launch) -> None:
+    """Another's attempt that goes further than asked is neither cut short nor followed as if it were ours."""
+    if until is None or (attempt.until is not None and attempt.until <= until):
+        return
+    goes = "to the end of its stage" if attempt.until is None else f"to train step {attempt.until}"
+    raise ConfigurationError(
+        f"The Ray job {attempt.name} trains this stage already, {goes} and not to train step {until}; follow "
+        f"it without --stop-after, or stop it with `ray job stop {attempt.name} --address {launch.submit}`."
+    )
 
 
 def _follow(
-    jobs: RayJobs, name: str, tell: Callable[[], None], cancelled: Callable[[], bool]
+    jobs: RayJobs, name: str, tell: Callable[[bool], None], cancelled: Callable[[], bool]
 ) -> tuple[str, int | None, str]:
     """Follow a job to its end: its last status, the driver's exit code, and the last words where it failed."""
     log.info("following the Ray job %s at %s", name, jobs.address)
     while True:
         details = jobs.details(name)
-        tell()
+        ended = details is None or details.status.is_terminal()
+        tell(ended)
         if details is None:
             return "FAILED", None, "the cluster has forgotten it"
-        if details.status.is_terminal():
+        if ended:
             code, status = details.driver_exit_code, str(details.status.value)
             if status != "FAILED":
                 return status, code, ""
@@ -206,23 +246,14 @@ def _follow(
         time.sleep(POLL_SECONDS)
 
 
-def _teller(folder: Path, on_line: OnLine | None) -> Callable[[], None]:
-    """A function that hands on the lines of metrics that are new since the last call, each once."""
-    last = max((line["step"] for line in metrics_lines(folder)), default=0)
-
-    def tell() -> None:
-        nonlocal last
-        for line in metrics_lines(folder) if on_line else ():
-            if on_line and line["step"] > last:
-                last = line["step"]
-                on_line(line)
-
-    return tell
+def _stands(job: TrainJob, key: str, until: int | None) -> bool:
+    """Whether the stage is done, or has a checkpoint of train step `until` or a later one."""
+    return completed(job, key) is not None or (until is not None and trained_steps(job, key) >= until)
 
 
 def _wait_until_seen(job: TrainJob, key: str, name: str, until: int | None) -> None:
     deadline = time.monotonic() + UNSEEN_SECONDS
-    while not completed(job, key) and (until is None or trained_steps(job, key) < until):
+    while not _stands(job, key, until):
         if time.monotonic() > deadline:
             raise ConfigurationError(
                 f"The Ray job {name} is done, but nothing of it is in {stage_folder(job, key)}: `runs` must be a "

@@ -74,6 +74,8 @@ class MixtureEntry(Settings):
     """Sources whose rows are taken; all when left out."""
     weight: int = 1
     """Share of the task's samples relative to its other entries."""
+    epochs: float | None = None
+    """Passes through its rows over the whole stage, in place of a weight."""
 
 
 class StageSettings(Settings):
@@ -194,6 +196,13 @@ class Recipe(Settings):
             for one, known, what in ((name, self.sets, "sets"), *((one, self.sources, "sources") for one in sources)):
                 if one not in known:
                     raise ValueError(f"set_sources.{name}: {what} has no '{one}'; {nearest(one, list(known))}")
+        return self
+
+    @model_validator(mode="after")
+    def _averages_are_kept(self) -> Self:
+        for name, measured in (("evaluation", self.evaluation), ("curve", self.curve)):
+            if measured is not None and measured.average and self.training.average is None:
+                raise ValueError(f"{name}.average measures averaged weights, which only training.average keeps: set it")
         return self
 
     def sources_of(self, set_name: str) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from typing import Any
 from flows.flow_run import Cancelled
 from flows.recipe import Recipe
 from flows.server import prefect_server
-from flows.work import Work, work_of
+from flows.work import work_of
+from flows.work_item import Work
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import nearest
 from pipelines.steps import Progress

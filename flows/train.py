@@ -6,11 +6,11 @@ from typing import Any
 
 from flows.gate import pass_gate
 from flows.recipe import Recipe
+from flows.training_work import execution_of, fewest_workers, job_of, mix_of, model_of, train_number
 from flows.watching import OnLine
-from flows.work import execution_of, fewest_workers, job_of, mix_of, model_of, train_number
 from harmon.training.forecast import Forecast, forecast
 from harmon.training.job import ROWS, TrainJob, stage_folder, training_key
-from harmon.training.launch import check_workers
+from harmon.training.launch import check_workers, launchable
 from harmon.training.mixture import blocks_of_step
 from harmon.training.rows import StageRows
 from harmon.training.stage import PARTS, TASKS, StageConfig, load_stage
@@ -138,7 +138,8 @@ def forecast_of(recipe: Recipe, number: int, gpus: int | None = None) -> Forecas
     """What stage `number` takes on `gpus` GPUs, the recipe's workers where None, laid out as its job says."""
     training = recipe.training
     workers, fewest = (gpus, gpus) if gpus else (max(1, training.launch.most_workers), fewest_workers(recipe))
-    given = stage_of(recipe, number), model_of(recipe), workers, training.execution, mix_of(recipe, number)
+    execution = training.execution if gpus else launchable(training.execution, training.launch)
+    given = stage_of(recipe, number), model_of(recipe), workers, execution, mix_of(recipe, number)
     return forecast(*given, fewest=fewest)
 
 

@@ -1,15 +1,14 @@
 """What follows a training while it runs: sinks of its metrics, and pictures and answers of its checkpoints."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harmon.training.samples import SampleSettings, write_samples
+from harmon.training.looks import Looks
+from harmon.training.samples import SampleSettings, look_command
 from harmon.training.sinks import SinkSettings, open_sinks
 
-log = logging.getLogger(__name__)
 OnLine = Callable[[Mapping[str, Any]], None]
 
 
@@ -22,32 +21,43 @@ class WatchSettings(SinkSettings):
 
 @contextmanager
 def watched(
-    settings: WatchSettings, run: Path, folder: Path, experiment: str, device: str = "cpu"
+    settings: WatchSettings,
+    run: Path,
+    folder: Path,
+    experiment: str,
+    device: str = "cpu",
+    store: str | None = None,
 ) -> Iterator[OnLine | None]:
-    """A function for each line of metrics of the stage in `folder`, a part of `run`, which trains on `device`; None
-    where nothing is asked.
+    """A function for each line of metrics of the stage in `folder`, a part of `run`, which trains on `device` and may
+    keep its checkpoints in `store`; None where nothing is asked.
+
+    Samples are made by a process of their own. Where the block ends well, those of its last line are waited for; where
+    it fails, as when a flow run is cancelled, they are broken off.
     """
     with open_sinks(settings, folder, experiment) as sink:
         samples = settings.samples
-        if sink is None and samples is None:
-            yield None
+        if samples is None:
+            yield sink
             return
-        looked = 0
+        with _looks(Looks(look_command(samples, run, folder, device, store), folder.name)) as looks:
+            looked = 0
 
-        def on_line(line: Mapping[str, Any]) -> None:
-            nonlocal looked
-            if sink is not None:
-                sink(line)
-            if samples is not None and line["step"] // samples.every > looked:
-                looked = line["step"] // samples.every
-                _sample(samples, run, folder, device)
+            def on_line(line: Mapping[str, Any]) -> None:
+                nonlocal looked
+                if sink is not None:
+                    sink(line)
+                if line["step"] // samples.every > looked:
+                    looked = line["step"] // samples.every
+                    looks.ask()
 
-        yield on_line
+            yield on_line
 
 
-def _sample(samples: SampleSettings, run: Path, folder: Path, device: str) -> None:
-    """Training goes on whatever keeps a checkpoint from being looked at, such as a full disk or GPU."""
+@contextmanager
+def _looks(looks: Looks) -> Iterator[Looks]:
     try:
-        write_samples(samples, run, folder, device)
-    except Exception as error:  # a training on many GPUs must not end for want of a picture
-        log.warning("no samples of %s: %s", folder.name, error)
+        yield looks
+    except BaseException:
+        looks.end(at_once=True)
+        raise
+    looks.end()

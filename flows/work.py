@@ -7,9 +7,8 @@ done ends the asking.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,23 @@ from filtering.clarity import clarity_step, score_clarity
 from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import select, select_step
 from filtering.selection import Selection
-from flows.flow_run import cancellation
-from flows.gate import Gate, check, pass_gate, passed
-from flows.pictures import latents_needed, latents_of
-from flows.ray_job import train_on_cluster
-from flows.recipe import AestheticSettings, FilesSettings, Recipe, StageSettings, part
+from flows.caption_groups import published_groups, rewrite_of
+from flows.pictures import latents_needed
+from flows.recipe import AestheticSettings, FilesSettings, Recipe, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from flows.terminal import shown_live
-from flows.watching import OnLine, watched
+from flows.training_work import describe, description, model_of, stage_works
+from flows.work_item import Work
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
 from harmon.latents import latents_step, write_latents
-from harmon.model.config import PRESETS, HarmonConfig, changed_defaults
-from harmon.trained import RunDescription, TrainedStage, describe_run, is_described
-from harmon.training.execution import Execution
-from harmon.training.forecast import Mix, resolved
-from harmon.training.job import TrainJob, file_hash, stage_folder, stage_store, training_key
-from harmon.training.launch import ray_session, train_stage
+from harmon.model.config import changed_defaults
+from harmon.trained import is_described
+from harmon.training.job import file_hash
+from harmon.training.launch import ray_session
 from harmon.training.loop import final_weights
-from harmon.training.mixture import Mixture, MixtureSource
-from harmon.training.rows import PICTURE
-from harmon.training.stage import TASKS, Departure, departures, load_stage
-from harmon.training.standing import completed, erase
+from harmon.training.stage import Departure, departures, load_stage
 from pipelines.acquire import Acquisition, acquire, is_acquired
 from pipelines.audit import audit
 from pipelines.catalogue import Source, source
@@ -49,41 +42,12 @@ from pipelines.dataset import Dataset
 from pipelines.download import download, download_step
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import serve
-from pipelines.steps import Progress, ProgressCallback, Step, StepRun
+from pipelines.steps import ProgressCallback, Step, StepRun
 from pipelines.terms import check_accepted
 from pipelines.tombstones import standing
 from pipelines.web import WebSettings, is_published, planted, publish
 from recaption.captions import write_captions
 from recaption.engines import Engine, open_engine
-from recaption.language_model import language_model
-from recaption.prompt import load_prompt
-from recaption.recaption import Recaption
-
-
-@dataclass(frozen=True)
-class Work:
-    """One step on one dataset, stage or page."""
-
-    step: str
-    """What --from and --until name: publish, download, rewrite, clarity, select, latents, train, evaluate, …"""
-    subject: str
-    """What it is done to: a dataset's or stage's name."""
-    is_done: Callable[[], bool]
-    """Asked only when everything before it is done."""
-    do: Callable[[ProgressCallback], None]
-    undo: Callable[[], None] | None = None
-    """Takes the result away, so that it is made again; None: it stands in a dataset, where nothing is overwritten."""
-    session: Callable[[], AbstractContextManager[None]] | None = None
-    """What stays open from the first step with this session to the last: one Ray for all stages."""
-    unit: str = "shards"
-    """What its progress counts."""
-    ask: Callable[[], None] | None = None
-    """A person resumes the flow run before it is done; called before that, and raises where there is nothing to ask."""
-
-    @property
-    def name(self) -> str:
-        """As logs and the Prefect UI show it."""
-        return f"{self.step}:{self.subject}"
 
 
 def work_of(recipe: Recipe) -> list[Work]:
@@ -99,7 +63,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
         *(_latents(recipe, name, px) for name, px in latents_needed(recipe)),
-        *(work for number in range(len(recipe.training.stages)) for work in _stage(recipe, number, ray)),
+        *(work for number in range(len(recipe.training.stages)) for work in stage_works(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
         _audit(recipe),
@@ -112,97 +76,13 @@ def datasets_of(recipe: Recipe) -> list[Dataset]:
     return [Dataset(recipe.dataset(name)) for name in (*recipe.sources, *recipe.sets)]
 
 
-def rewrite_of(recipe: Recipe, prompt: str | None = None) -> Recaption:
-    """The recipe's rewriting by this version of the prompt, or by its first one: prompt and model."""
-    settings = recipe.recaption
-    return Recaption(load_prompt(prompt or settings.prompt), language_model(part(settings.model), settings.model_name))
-
-
-def caption_groups_of(recipe: Recipe) -> dict[str, str]:
-    """The caption group of every prompt version of the recipe, `rewrite` standing for the first, and of the published
-    captions that are there.
-    """
-    groups = {prompt: rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts}
-    return {"rewrite": groups[recipe.recaption.prompt]} | groups | _published_groups(recipe)
-
-
-def _published_groups(recipe: Recipe, sources: Sequence[str] | None = None) -> dict[str, str]:
-    """The column group of each entry of published captions that stands in its source's dataset, one of `sources`."""
-    return {
-        captions: group
-        for name, published in recipe.captions.items()
-        if sources is None or name in sources
-        for captions in published
-        for group in Dataset(recipe.dataset(name)).groups()
-        if group.startswith(f"caption.published-{captions}-")
-    }
-
-
 def selection_of(recipe: Recipe, name: str) -> Selection:
     """The selection of training set `name`, which carries the captions that its sources have been given along."""
     selection, sources = recipe.sets[name], recipe.sources_of(name)
     rewritten = any(one in recipe.recaption.datasets for one in sources)
     groups = [rewrite_of(recipe, prompt).group for prompt in recipe.recaption.prompts] if rewritten else []
-    groups += _published_groups(recipe, sources).values()
+    groups += published_groups(recipe, sources).values()
     return selection.model_copy(update={"carry": (*selection.carry, *dict.fromkeys(groups))})
-
-
-def model_of(recipe: Recipe) -> HarmonConfig:
-    """The sizes of the recipe's model: those of a published one by name, or a file's."""
-    named = recipe.training.model
-    return HarmonConfig.preset(named) if named in PRESETS else HarmonConfig.from_file(part(named))
-
-
-def job_of(recipe: Recipe, number: int) -> TrainJob:
-    """The training of stage `number`, counted from 0; the stages before it and its training sets must be done."""
-    training, settings = recipe.training, recipe.training.stages[number]
-    stage = load_stage(settings.stage, settings.departures)
-    weights: tuple[str, ...] = tuple(str(part(file)) for file in training.weights)
-    previous = None
-    if number:
-        before = job_of(recipe, number - 1)
-        previous = training_key(before)
-        weights = (str(final_weights(stage_folder(before, previous), stage_store(before, previous))),)
-    return TrainJob(
-        stage=stage,
-        mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
-        model=model_of(recipe),
-        tokenizer=str(part(training.tokenizer)),
-        latents=latents_of(recipe, stage.px),
-        weights=weights,
-        previous=previous,
-        runs=str(recipe.run_folder / "train"),
-        log_every=training.log_every,
-        checkpoint_every=training.checkpoint_every,
-        keep=training.keep,
-        save_behind=training.save_behind,
-        store=None if training.store is None else f"{training.store}/{recipe.name}/{recipe.run_folder.name}",
-        autocast=training.autocast,
-        average=training.average,
-        guard=training.guard,
-        execution=execution_of(recipe, number),
-        device=training.device,
-    )
-
-
-def execution_of(recipe: Recipe, number: int) -> Execution:
-    """How stage `number` runs, what the recipe leaves to the memory model chosen for the fewest workers."""
-    settings = recipe.training.stages[number]
-    stage, mix = load_stage(settings.stage, settings.departures), mix_of(recipe, number)
-    return resolved(recipe.training.execution, stage, model_of(recipe), fewest_workers(recipe), mix)
-
-
-def fewest_workers(recipe: Recipe) -> int:
-    """Workers that a stage of `recipe` trains on at least; this process counts as one."""
-    workers = recipe.training.launch.workers
-    return max(1, workers if isinstance(workers, int) else workers[0])
-
-
-def mix_of(recipe: Recipe, number: int) -> Mix:
-    """What of stage `number` decides its memory beside its sizes."""
-    training = recipe.training
-    pictures = any(entry.text == PICTURE for entry in training.stages[number].text2image)
-    return Mix(training.autocast is not None, training.average is not None, pictures)
 
 
 def _publish(recipe: Recipe, web: WebSettings) -> Work:
@@ -256,7 +136,7 @@ def _captions(recipe: Recipe, name: str, captions: str) -> Work:
     def do(progress: ProgressCallback) -> None:
         acquire(dataset, entry, asked, progress)
 
-    return Work("captions", f"{name}@{captions}", lambda: captions in _published_groups(recipe), do)
+    return Work("captions", f"{name}@{captions}", lambda: captions in published_groups(recipe), do)
 
 
 def _rewrite(recipe: Recipe, name: str, prompt: str) -> Work:
@@ -351,122 +231,15 @@ def _dataset_work(
     return Work(name, subject or dataset.name, lambda: StepRun(dataset, step()).committed is not None, do)
 
 
-def _entries(recipe: Recipe, settings: StageSettings, task: str) -> tuple[MixtureSource, ...]:
-    captions = caption_groups_of(recipe)
-    return tuple(
-        MixtureSource(
-            dataset=str(recipe.dataset(entry.set)),
-            rows=entry.rows,
-            text=captions.get(entry.text, entry.text),
-            sources=entry.sources,
-            weight=entry.weight,
-        )
-        for entry in getattr(settings, task)
-    )
-
-
-def _stage(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> list[Work]:
-    """The training of stage `number`, and the gate behind it."""
-    gate = recipe.training.stages[number].gate
-    return [_train(recipe, number, ray), *([_gate(recipe, number, gate, ray)] if gate else [])]
-
-
-def _gate(recipe: Recipe, number: int, gate: Gate, ray: Callable[[], AbstractContextManager[None]]) -> Work:
-    """The gate counts as a part of the step `train`, so that --until train does not go past it."""
-    stage = recipe.training.stages[number].stage
-
-    def stands() -> tuple[Path, str]:
-        job = job_of(recipe, number)
-        key = training_key(job)
-        return stage_folder(job, key), key
-
-    def is_done() -> bool:
-        folder, key = stands()
-        return passed(gate, folder, key)
-
-    def do(_: ProgressCallback) -> None:
-        folder, key = stands()
-        pass_gate(gate, folder, stage, key)
-
-    def ask() -> None:
-        check(gate, stands()[0], stage)
-
-    return Work(
-        "train",
-        f"{stage} gate",
-        is_done,
-        do,
-        session=None if gate.approval else ray,
-        ask=ask if gate.approval else None,
-    )
-
-
-def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:
-    def is_done() -> bool:
-        job = job_of(recipe, number)
-        return completed(job, training_key(job)) is not None
-
-    def undo() -> None:
-        job = job_of(recipe, number)
-        erase(job, training_key(job))
-
-    def do(progress: ProgressCallback) -> None:
-        settings = recipe.training.stages[number]
-        steps = load_stage(settings.stage, settings.departures).steps
-
-        def mirror(line: Mapping[str, Any]) -> None:
-            progress(Progress("train", settings.stage, line["step"], steps, sum(line["samples"].values())))
-
-        train_number(recipe, number, on_line=mirror if recipe.training.launch.submit else None)
-
-    return Work("train", recipe.training.stages[number].stage, is_done, do, undo, ray, unit="train steps")
-
-
-def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, until: int | None = None) -> None:
-    """Train stage `number`, or only up to train step `until`; its run folder then says of itself what it is, followed
-    by what the recipe asks.
-    """
-    _describe(recipe, number + 1)
-    job = job_of(recipe, number)
-    folder = stage_folder(job, training_key(job))
-    with watched(recipe.training.watch, recipe.run_folder, folder, recipe.name, job.device) as watch:
-
-        def both(line: dict[str, Any]) -> None:
-            for told in (watch, on_line):
-                if told:
-                    told(line)
-
-        launch = recipe.training.launch
-        if launch.submit:
-            train_on_cluster(job, launch, both, cancellation(), until)
-        else:
-            train_stage(job, launch, both if watch or on_line else None, until)
-
-
-def _description(recipe: Recipe, stages: int) -> RunDescription:
-    """What the run folder says of itself: it may hold stages of several settings, of which one set is the run's."""
-    jobs = [job_of(recipe, number) for number in range(stages)]
-    return RunDescription(
-        model=jobs[-1].model,
-        stages=tuple(TrainedStage(folder=stage_folder(job, training_key(job)).name, px=job.stage.px) for job in jobs),
-        sampling=recipe.evaluation.sampling.model_dump(),
-    )
-
-
-def _describe(recipe: Recipe, stages: int) -> None:
-    tokenizer, autoencoder = part(recipe.training.tokenizer), part(recipe.training.autoencoder)
-    describe_run(recipe.run_folder, _description(recipe, stages), tokenizer, autoencoder)
-
-
 def _evaluate(recipe: Recipe) -> Work:
     stages = len(recipe.training.stages)
 
     def is_done() -> bool:
-        described = is_described(recipe.run_folder, _description(recipe, stages))
+        described = is_described(recipe.run_folder, description(recipe, stages))
         return described and is_evaluated(recipe.run_folder, recipe.evaluation)
 
     def do(_: ProgressCallback) -> None:
-        _describe(recipe, stages)
+        describe(recipe, stages)
         evaluate_run(recipe.run_folder, recipe.evaluation)
 
     def undo() -> None:
@@ -479,7 +252,7 @@ def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
     page, record = recipe.run_folder / CURVE, recipe.run_folder / "curve.json"
 
     def made_from() -> dict[str, Any]:
-        described = _description(recipe, len(recipe.training.stages))
+        described = description(recipe, len(recipe.training.stages))
         folders = [recipe.run_folder / "train" / stage.folder for stage in described.stages]
         return {
             "run": described.model_dump(mode="json"),
@@ -488,7 +261,7 @@ def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
         }
 
     def do(_: ProgressCallback) -> None:
-        _describe(recipe, len(recipe.training.stages))
+        describe(recipe, len(recipe.training.stages))
         record.unlink(missing_ok=True)
         write_curve(recipe.run_folder, config)
         _record(record, made_from())

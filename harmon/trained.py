@@ -27,7 +27,7 @@ from harmon.model.autoencoder import KlAutoencoder
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
 from harmon.text import ChatText
-from harmon.training.checkpoint import MODEL, latest_checkpoint
+from harmon.training.checkpoint import AVERAGE, MODEL, latest_checkpoint
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, parse
 
@@ -137,19 +137,21 @@ def open_checkpoint(checkpoint: Path, named: Named | None = None) -> Contents:
 
     A Hugging Face folder that `harmon convert` wrote; released files: the .pth file, or a folder that holds
     one and kl16.ckpt; or a run folder: its newest complete checkpoint. `named` says what the released files
-    lack.
+    lack, and whether it is the averaged weights of a run folder that are meant.
 
     Raises:
         ConfigurationError: `checkpoint` is none of these, or something it needs is absent.
         HarmonError: it is damaged, or holds other weights than its sizes say.
     """
     named = named or Named()
-    if checkpoint.is_file():
+    if checkpoint.is_file() and not named.average:
         return open_released(checkpoint, named)
+    if (checkpoint / "model" / DESCRIPTION).is_file():
+        return open_run(checkpoint, named.average)
+    if named.average:
+        raise ConfigurationError(f"{checkpoint} is no run folder, and only those keep an average beside the weights.")
     if is_folder(checkpoint):
         return open_folder(checkpoint)
-    if (checkpoint / "model" / DESCRIPTION).is_file():
-        return open_run(checkpoint)
     released = sorted(checkpoint.glob("*.pth"))
     if len(released) == 1:
         return open_released(released[0], named)
@@ -161,21 +163,32 @@ def open_checkpoint(checkpoint: Path, named: Named | None = None) -> Contents:
     )
 
 
-def open_run(run: Path) -> Contents:
-    """The newest complete checkpoint of the run folder `run`.
+def open_run(run: Path, average: bool = False) -> Contents:
+    """The newest complete checkpoint of the run folder `run`: its weights, or their `average`.
 
     Raises:
-        ConfigurationError: `run` is no run folder, or holds no complete checkpoint.
+        ConfigurationError: `run` is no run folder, holds no complete checkpoint, or kept no average.
         HarmonError: its weights are damaged or do not fit.
     """
     _, stage, checkpoint = newest_checkpoint(run)
-    return open_run_at(run, stage, checkpoint)
+    return open_run_at(run, stage, checkpoint, average)
 
 
-def open_run_at(run: Path, stage: TrainedStage, checkpoint: Path) -> Contents:
+def weights_of(checkpoint: Path, average: bool = False) -> Path:
+    """The file of a checkpoint's weights, or of their average. Raises ConfigurationError where it kept none."""
+    weights = checkpoint / (AVERAGE if average else MODEL)
+    if average and not weights.is_file():
+        raise ConfigurationError(
+            f"The checkpoint {checkpoint} has no average of its weights: the recipe's training.average was not set; "
+            "ask for the weights themselves."
+        )
+    return weights
+
+
+def open_run_at(run: Path, stage: TrainedStage, checkpoint: Path, average: bool = False) -> Contents:
     """One complete checkpoint of `stage` of the run folder `run`; raises as `open_run`."""
     described = description_of(run)
-    folder = run / "model"
+    folder, weights = run / "model", weights_of(checkpoint, average)
     autoencoder = load_autoencoder(folder / AUTOENCODER)
     sizes = (
         autoencoder.config
@@ -184,13 +197,13 @@ def open_run_at(run: Path, stage: TrainedStage, checkpoint: Path) -> Contents:
     )
     return Contents(
         config=described.model,
-        tensors=without_tied_head(read_tensors(checkpoint / MODEL), described.model, checkpoint / MODEL),
+        tensors=without_tied_head(read_tensors(weights), described.model, weights),
         autoencoder=sizes,
         autoencoder_tensors=autoencoder.state_dict(),
         tokenizer=folder / TOKENIZER,
         px=stage.px,
         sampling=described.sampling,
-        weights=(checkpoint / MODEL,),
+        weights=(weights,),
         stage=stage.folder,
         step=int(checkpoint.name),
     ).checked(run)

@@ -30,7 +30,7 @@ PUBLISHED = {"harmon-0.5b": "harmon_0.5b.pth", "harmon-1.5b": "harmon_1.5b.pth"}
 
 @dataclass(frozen=True)
 class Named:
-    """What a form of checkpoint may lack and a user may name beside it."""
+    """What a user may name beside a checkpoint: what its form lacks, and which of its weights are meant."""
 
     tokenizer: Path | None = None
     """A folder that holds tokenizer.json."""
@@ -38,6 +38,8 @@ class Named:
     """kl16.ckpt, where it does not lie beside the .pth file."""
     model: str | None = None
     """A preset or a file of sizes, for weights of a size that was never published."""
+    average: bool = False
+    """Of a run folder: the averaged weights that it keeps beside its weights are meant."""
 
 
 def open_released(file: Path, named: Named) -> Contents:

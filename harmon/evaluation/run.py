@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 from harmon.ask import answer_questions
+from harmon.convert.released import Named
 from harmon.evaluation.scenes import (
     AnswerScore,
     Asked,
@@ -32,8 +33,7 @@ from harmon.evaluation.scenes import (
 from harmon.generate import draw_pictures
 from harmon.sampling_config import SamplingConfig
 from harmon.seeds import stream
-from harmon.trained import Trained, load, newest_checkpoint
-from harmon.training.checkpoint import MODEL
+from harmon.trained import Trained, load, newest_checkpoint, weights_of
 from harmon.training.job import file_hash
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
@@ -60,6 +60,8 @@ class EvaluationConfig(Settings):
     asked: int = Field(default=300, ge=0)
     """Scenes of one to four objects asked about: one question of each kind that has an answer."""
     sampling: SamplingConfig = SamplingConfig()
+    average: bool = False
+    """Measure the averaged weights, which a recipe with training.average keeps, in place of the weights."""
 
     def prompts(self, which: Prompts) -> list[Scene]:
         """The scenes whose short captions are the prompts."""
@@ -73,7 +75,7 @@ def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> di
 
     Nothing is done where the same weights were measured with the same settings. The folder appears whole.
     """
-    trained = load(run, device=device)
+    trained = load(run, Named(average=config.average), device=device)
     final, attempt = run / "evaluation", run / "evaluation.writing"
     key = _key(trained.weights[0], trained.px, run, config)
     standing = _standing(final, key)
@@ -106,7 +108,8 @@ def is_evaluated(run: Path, config: EvaluationConfig) -> bool:
         _, stage, checkpoint = newest_checkpoint(run)
     except ConfigurationError:
         return False
-    return _standing(run / "evaluation", _key(checkpoint / MODEL, stage.px, run, config)) is not None
+    weights = weights_of(checkpoint, config.average)
+    return _standing(run / "evaluation", _key(weights, stage.px, run, config)) is not None
 
 
 def quick_scores(
@@ -119,7 +122,8 @@ def quick_scores(
 
 
 def _key(weights: Path, px: int, run: Path, config: EvaluationConfig) -> str:
-    parts = [VERSION, config.model_dump(mode="json"), px]
+    settings = config.model_dump(mode="json", exclude=None if config.average else {"average"})
+    parts = [VERSION, settings, px]
     parts += [file_hash(path) for path in (weights, *sorted((run / "model").glob("[!.]*")))]
     return sha256_hex(canonical_json(parts))
 

@@ -21,9 +21,17 @@ class Average:
         self.tensors = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights as they are."""
-        torch._foreach_lerp_(self._averages(), self._weights(), 1 - self.decay)
+    def update(self, skip: Tensor | None = None) -> None:
+        """Take in the weights as they are after a step; not where the step was skipped, `skip` (on the device, of which
+        the host reads nothing) being above 0.
+        """
+        averages = self._averages()
+        if skip is None:
+            torch._foreach_lerp_(averages, self._weights(), 1 - self.decay)
+            return
+        taken = torch.where(skip > 0, 0.0, torch.full_like(skip, 1 - self.decay, dtype=torch.float64))
+        share = {dtype: taken.to(dtype) for dtype in {average.dtype for average in averages}}
+        torch._foreach_lerp_(averages, self._weights(), [share[average.dtype] for average in averages])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

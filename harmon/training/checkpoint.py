@@ -3,6 +3,7 @@
     checkpoints/000500/shards/*.safetensors   torch DCP: `model/NAME`, `moment/NAME/KEY`, `average/NAME`, `guard/NAME`
     checkpoints/000500/model.safetensors      the weights, whole, under the released names; average.safetensors too
     checkpoints/000500/state.json             where the run stood, of what it was made, and its last line of metrics
+    checkpoints/000500/metrics.jsonl          all its lines of metrics until there, for whoever goes on elsewhere
 
 Every worker writes its own shards, and any number of workers reads them. The worker of rank 0 learns from DCP that
 all are written, and only then writes state.json and gives the folder its name: one with a step's name is whole. In a
@@ -34,6 +35,7 @@ from torch.distributed.tensor import DTensor
 from harmon.training.agreement import cpu_group, rank_0_decides
 from harmon.training.checkpoint_store import SHARDS, CheckpointStore
 from harmon.training.failure import FinalError
+from harmon.training.job import METRICS
 from harmon.training.shard_reader import Part, ShardReader, read_parts
 from harmon.training.shard_writer import ShardWriter
 from pipelines.canonical import canonical_json
@@ -80,21 +82,26 @@ class Checkpoints:
         return rank_0_decides(decide, self._group)
 
     def save(
-        self, state: TrainState, tensors: dict[str, Tensor], plain: Mapping[str, dict[str, Tensor]], behind: bool
+        self,
+        state: TrainState,
+        tensors: dict[str, Tensor],
+        plain: Mapping[str, dict[str, Tensor]],
+        behind: bool,
+        lines: bytes = b"",
     ) -> None:
-        """Write the checkpoint of `state.step`: the workers' `tensors`, and of rank 0 the files of `plain`.
+        """Write the checkpoint of `state.step`: the workers' `tensors`, and of rank 0 the files of `plain` and the
+        `lines` of metrics.
 
         `behind`: copy the tensors, return, and write in a thread. `plain` must not change in either case.
         """
         self.wait()
-        attempt = self._cleared_attempt(state.step)
-        if self.store is not None and self._rank == 0:
-            self.store.clear(state.step)  # other workers write only after rank 0 has joined them
+        self.decided(lambda: self._clear(state.step))  # no worker makes its folder before rank 0 has cleared it away
+        attempt = self._attempt(state.step)
         writer = ShardWriter(
             attempt / SHARDS,
             tensors,
             sent=lambda names: self._send(state.step, attempt, names),
-            complete=lambda names: self._complete(state, attempt, plain, names),
+            complete=lambda names: self._complete(state, attempt, plain, lines, names),
         )
         settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._group}
         settings["no_dist"] = self._group is None
@@ -175,23 +182,29 @@ class Checkpoints:
             if self._rank:
                 shutil.rmtree(attempt)
 
-    def _cleared_attempt(self, step: int) -> Path:
-        """Where this worker writes the checkpoint of `step`; what killed attempts of its own have left is gone.
+    def _clear(self, step: int) -> None:
+        """At rank 0: take away what killed attempts have left, in the folder and, of `step`, in the store."""
+        _remove(self.folder.glob(".writing-*"))
+        if self.store is not None:
+            self.store.clear(step)
 
-        Without a store all write into one folder, which rank 0 clears. With one, each worker's is its own, perhaps on
-        a machine of its own, and is sent away.
+    def _attempt(self, step: int) -> Path:
+        """Where this worker writes the checkpoint of `step`: without a store all into one folder. With one, each worker
+        has its own, perhaps on a machine of its own where rank 0 clears nothing, and sends it away.
         """
         attempt = self.folder / f".writing-{step:06d}"
-        if self.store is not None and self._rank:
-            attempt = attempt.with_name(f"{attempt.name}-{self._rank}")
-            _remove(self.folder.glob(f".writing-*-{self._rank}"))
-        if self._rank == 0:
-            others = {path for path in self.folder.glob(f"{attempt.name}-*")}  # of workers who may be at it already
-            _remove(path for path in self.folder.glob(".writing-*") if path not in others)
-        return attempt
+        if self.store is None or self._rank == 0:
+            return attempt
+        _remove(self.folder.glob(f".writing-*-{self._rank}"))
+        return attempt.with_name(f"{attempt.name}-{self._rank}")
 
     def _complete(
-        self, state: TrainState, attempt: Path, plain: Mapping[str, dict[str, Tensor]], shards: set[str]
+        self,
+        state: TrainState,
+        attempt: Path,
+        plain: Mapping[str, dict[str, Tensor]],
+        lines: bytes,
+        shards: set[str],
     ) -> None:
         """At rank 0, all shards standing: what makes them a checkpoint, and the end of those before."""
         absent = [] if self.store is not None else [name for name in shards if not (attempt / SHARDS / name).exists()]
@@ -202,10 +215,12 @@ class Checkpoints:
             )
         for name, tensors in plain.items():
             save_file(tensors, attempt / name)
+        if lines:
+            (attempt / METRICS).write_bytes(lines)
         (attempt / STATE).write_bytes(canonical_json(state.model_dump()))
         if self.store is not None:
             shutil.rmtree(attempt / SHARDS)
-            for name in (*plain, STATE):
+            for name in (*plain, *([METRICS] if lines else []), STATE):
                 self.store.send(state.step, name, attempt / name)
             self.store.prune(self.keep)
         _appear(attempt, self.folder / f"{state.step:06d}")

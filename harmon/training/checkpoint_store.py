@@ -6,6 +6,7 @@ STORE/done.json                    what a finished stage says of itself, as in i
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from harmon.training.failure import FinalError
@@ -56,6 +57,18 @@ class CheckpointStore:
             if "/" not in name:
                 with self.files.open(f"{step:06d}/{name}") as source, (to / name).open("wb") as sink:
                     shutil.copyfileobj(source, sink, 8 << 20)
+
+    def fetch_first(self, step: int, names: Sequence[str], to: Path) -> bool:
+        """Copy the first of `names` that a complete checkpoint has to the file `to`; False where the checkpoint is gone
+        before it is copied.
+        """
+        there = self._found().get(step, [])
+        name = next((name for name in names if name in there), None)
+        if LAST not in there or name is None:
+            return False
+        with self.files.open(f"{step:06d}/{name}") as source, to.open("wb") as sink:
+            shutil.copyfileobj(source, sink, 8 << 20)
+        return LAST in self._found().get(step, [])
 
     def record(self) -> bytes | None:
         """What the stage says of itself; None until it has finished."""

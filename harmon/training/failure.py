@@ -9,6 +9,10 @@ class FinalError(HarmonError):
     """Training cannot go on, and starting it again unchanged ends in the same place."""
 
 
+class ToldToStop(HarmonError):
+    """Training was told to stop, and its checkpoint stands."""
+
+
 def final_error(failures: dict[int, Exception]) -> HarmonError | None:
     """The first of the workers' `failures`, by rank, that starting again does not mend; None where each may pass."""
     final = (error for _, error in sorted(failures.items()) if isinstance(error, FinalError | ConfigurationError))

@@ -27,9 +27,14 @@ class Guard:
                 "recent": torch.zeros(2, config.window, dtype=torch.float64, device=device),  # losses, norms
                 "seen": torch.zeros((), dtype=torch.int64, device=device),  # finite steps so far
             }
+        self._spent = torch.zeros((), dtype=torch.int64, device=device)  # in no checkpoint: training ends before one
 
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """1 (float32 scalar) where the step with this loss and gradient norm is to be skipped, else 0."""
+        """1 (float32 scalar) where the step with this loss and gradient norm is to be skipped, else 0.
+
+        Once `patience` steps in a row were skipped, every further one is: the host, which hears of it with the next
+        line of metrics, finds the weights as they were.
+        """
         values = torch.stack([loss.detach(), norm.detach()]).double()
         finite = torch.isfinite(values).all()
         skip = ~finite
@@ -37,11 +42,12 @@ class Guard:
             skip = skip | self._is_spike(values)
             self._remember(values, finite)
         self.state["in_a_row"] = (self.state["in_a_row"] + 1) * skip
-        return skip.float()
+        self._spent += (self._spent > 0) | (self.state["in_a_row"] >= self.config.patience)
+        return (skip | (self._spent > 0)).float()
 
-    def exhausted(self) -> bool:
-        """Whether training has gone nowhere for too long. Waits for the device."""
-        return int(self.state["in_a_row"]) >= self.config.patience
+    def spent(self) -> int:
+        """Train steps since patience ended, with the one in which it did; 0 while it lasts. Waits for the device."""
+        return int(self._spent)
 
     def _is_spike(self, values: Tensor) -> Tensor:
         assert self.config.sigmas is not None

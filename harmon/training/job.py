@@ -1,7 +1,7 @@
 """One stage of one run: everything the loop needs, and the key of what it computes."""
 
 import json
-from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,15 +10,16 @@ from pydantic import Field
 from harmon.model.config import HarmonConfig
 from harmon.training.decoding import Online
 from harmon.training.execution import Execution, GuardConfig
-from harmon.training.mixture import Mixture
+from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.stage import TASKS, StageConfig
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, parse
+from pipelines.storage import file_sha256
 
 VERSION = 3  # raised when the same job would give other weights
-DONE, JOB = "done.json", "job.json"
+DONE, JOB, METRICS = "done.json", "job.json", "metrics.jsonl"
 ROWS = "rows"  # folder of a stage: which rows serve it (harmon.training.eligible)
 Notice = Literal["go on", "save", "stop"]  # what a worker hears of its machine: "save" now, or also end
 
@@ -69,7 +70,7 @@ class TrainJob(Settings):
             "model": self.model.model_dump(),
             "mixture": {
                 task: [
-                    entry.model_dump(exclude={"dataset"}) | {"content": self._hashes(entry.dataset, entry.text)}
+                    _drawn(entry) | {"content": self._hashes(entry.dataset, entry.text)}
                     for entry in self.mixture.of(task)
                 ]
                 for task in TASKS
@@ -99,6 +100,11 @@ class TrainJob(Settings):
         groups = ["source", pictures, *([text] if text.startswith("caption.") else [])]
         opened = Dataset(dataset)
         return {group: opened.group_hash(group) for group in groups if group in opened.groups()}
+
+
+def _drawn(entry: MixtureSource) -> dict[str, Any]:
+    """What an entry of a mixture says beside its dataset; without the epochs that it does not state."""
+    return entry.model_dump(exclude={"dataset"} if entry.epochs is not None else {"dataset", "epochs"})
 
 
 def training_key(job: TrainJob) -> str:
@@ -145,18 +151,31 @@ def done(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file that a job names. Raises HarmonError where it cannot be read."""
+    """sha256 of a file that a job names, which is read once while it stays as it is.
+
+    Raises HarmonError where it cannot be read.
+    """
     try:
-        return sha256_hex(path.read_bytes())
+        stat = path.stat()
+        return _hash_of(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise HarmonError(f"{path} cannot be read ({error.strerror}); name an existing file.") from None
 
 
+@lru_cache(maxsize=256)
+def _hash_of(path: Path, *_: int) -> str:
+    return file_sha256(path)
+
+
 def metrics_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a stage's metrics.jsonl, without one that a kill cut short."""
-    path = folder / "metrics.jsonl"
-    lines: Iterable[str] = path.read_text().splitlines() if path.exists() else ()
-    return [line for line in map(_parsed, lines) if line is not None]
+    path = folder / METRICS
+    return parsed_lines(path.read_text()) if path.exists() else []
+
+
+def parsed_lines(text: str) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [line for line in map(_parsed, text.splitlines()) if line is not None]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

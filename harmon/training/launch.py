@@ -5,8 +5,10 @@ torchrun is the other way in: harmon.training.__main__.
 
 import logging
 import os
+import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -15,8 +17,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from harmon.training.execution import Execution
-from harmon.training.failure import ending_callback
-from harmon.training.job import Notice, TrainJob, metrics_lines, stage_folder, training_key, write_job
+from harmon.training.failure import ToldToStop, ending_callback
+from harmon.training.growth import SAVE_SECONDS, growing_callback, open_growth, wanted
+from harmon.training.job import Notice, TrainJob, stage_folder, stage_store, training_key, write_job
+from harmon.training.new_lines import NewLines
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings
 
@@ -65,6 +69,16 @@ class Launch(Settings):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
+def launchable(execution: Execution, launch: Launch) -> Execution:
+    """`execution` with what is left to choose narrowed to what `launch` can start: over a range of workers `auto` has
+    no groups to form, since they divide few of the numbers between.
+    """
+    named = launch.workers
+    if execution.parallel == "auto" and not isinstance(named, int) and named[0] != named[1]:
+        return execution.model_copy(update={"shard_workers": None})
+    return execution
+
+
 def check_workers(execution: Execution, launch: Launch) -> None:
     """Raises ConfigurationError where `launch` may come to a number of workers that the shards do not fit."""
     groups, named = execution.shard_workers, launch.workers
@@ -110,7 +124,7 @@ def train_stage(
 
         torch.set_num_threads(launch.threads)
         return train(job, key, on_line, until=until)
-    with ray_session(launch), _followed(folder, on_line):
+    with ray_session(launch), _followed(NewLines(folder, stage_store(job, key)), on_line):
         _fit(job, key, folder, launch, until)
     if not completed(job, key) and (until is None or trained_steps(job, key) < until):
         raise HarmonError(f"Ray ended the training in {folder} before its last step; run it again to go on.")
@@ -132,7 +146,7 @@ def set_ray_environment() -> None:
     if "RAY_ADDRESS" not in os.environ:  # 2.60 demands tokens by default; a Ray of our own is loopback only
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a line of metrics waits for Ray's next look
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a stage's end waits for Ray's next look
 
 
 @contextmanager
@@ -176,24 +190,21 @@ def _start_ray(settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _followed(folder: Path, on_line: OnLine | None) -> Iterator[None]:
-    """Hand the lines that workers add to metrics.jsonl to `on_line` while the block runs."""
+def _followed(lines: NewLines, on_line: OnLine | None) -> Iterator[None]:
+    """Hand the lines that workers write to `on_line` while the block runs."""
     if on_line is None:
         yield
         return
     ended = threading.Event()
-    last = max((line["step"] for line in metrics_lines(folder)), default=0)
 
-    def follow(step: int) -> None:
+    def follow() -> None:
         finishing = False
         while not finishing:
             finishing = ended.wait(FOLLOW_SECONDS)
-            for line in metrics_lines(folder):
-                if line["step"] > step:
-                    on_line(line)
-                    step = line["step"]
+            for line in lines.ask(finishing):
+                on_line(line)
 
-    thread = threading.Thread(target=follow, args=(last,), name="metrics", daemon=True)
+    thread = threading.Thread(target=follow, name="metrics", daemon=True)
     thread.start()
     try:
         yield
@@ -213,9 +224,12 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch, until: int | Non
     notes = folder / "ray"  # Ray Train's own state, of no use to a later start: ours resumes from checkpoints
     shutil.rmtree(notes, ignore_errors=True)
     resources = {"CPU": launch.threads} | ({"GPU": 1} if job.device == "cuda" else {})
+    config = {"job": job.model_dump_json(), "key": key, "threads": launch.threads, "until": until}
+    # while workers train their number changes within a range alone
+    growth = None if isinstance(launch.workers, int) else open_growth()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job.model_dump_json(), "key": key, "threads": launch.threads, "until": until},
+        train_loop_config=config | {"owner": secrets.token_hex(8), "growth": growth},
         torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=launch.workers,
@@ -227,7 +241,7 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch, until: int | Non
             name="train",
             storage_path=str(notes.resolve()),
             failure_config=FailureConfig(max_failures=launch.max_failures),
-            callbacks=[ending_callback()],
+            callbacks=[ending_callback(), *([growing_callback(growth)] if growth else [])],
         ),
     )
     try:
@@ -246,7 +260,11 @@ def _failed(job: TrainJob, folder: Path, error: Exception) -> HarmonError:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs, its torch.distributed group being up."""
+    """What each Ray Train worker runs, its torch.distributed group being up.
+
+    Lines of metrics are not reported to Ray, which has no use for them: a report waits for the controller's next look.
+    """
+    import ray
     import ray.train
     import torch
 
@@ -254,7 +272,24 @@ def _worker(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(config["threads"])
     job = TrainJob.model_validate_json(config["job"])
-    train(job, config["key"], ray.train.report, _notice, config["until"])
+    growth = config["growth"] if ray.train.get_context().get_world_rank() == 0 else None
+    if growth:
+        ray.get(growth.begin.remote())
+
+    def told() -> Notice:
+        notice = _notice()  # which all workers ask together
+        return "stop" if growth and wanted(growth) else notice
+
+    try:
+        train(job, config["key"], told=told, until=config["until"], owner=config["owner"])
+    except ToldToStop:
+        if growth:
+            ray.get(growth.end.remote())
+        time.sleep(SAVE_SECONDS)  # Ray ends this worker, and starts others
+        raise
+    finally:
+        if growth:
+            ray.get(growth.end.remote())
 
 
 def _notice() -> Notice:

@@ -7,7 +7,6 @@ Shape letters: B batch, L text length, N image positions, S image slots of the L
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,30 +26,30 @@ from harmon.training.average import Average
 from harmon.training.blank import blank_batch
 from harmon.training.checkpoint import AVERAGE, MODEL, Checkpoints, TrainState
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.failure import FinalError
+from harmon.training.failure import FinalError, ToldToStop
 from harmon.training.guard import Guard, largest
+from harmon.training.hold import Hold
 from harmon.training.job import (
     DONE,
+    METRICS,
     ROWS,
     Notice,
     TrainJob,
-    file_hash,
-    metrics_lines,
     stage_folder,
     stage_store,
     training_key,
 )
+from harmon.training.meter import Meter
+from harmon.training.metrics import append_line, finite
 from harmon.training.micro import MicroBatches
 from harmon.training.mixture import Block, blocks_of_step, cursors
 from harmon.training.optimiser import Gradient, make_optimiser, rate_factor, set_rates, trained_parameters
 from harmon.training.parallel import at_hand, prepare
 from harmon.training.profile import Profile
-from harmon.training.sources import SourceLosses
-from harmon.training.speed import Speed, peak_memory, peak_of_all
+from harmon.training.sensitivity import text_sensitivity
 from harmon.training.stage import TASKS
-from harmon.training.standing import CHECKPOINTS, completed, recall, write_done
+from harmon.training.standing import CHECKPOINTS, begun, completed, finish, recall
 from harmon.training.weights import load_weights, own_tensors, whole
-from pipelines.canonical import canonical_json
 from pipelines.errors import HarmonError
 
 PROBE_ROWS = 32
@@ -63,6 +62,7 @@ def train(
     report: Report | None = None,
     told: Callable[[], Notice] | None = None,
     until: int | None = None,
+    owner: str | None = None,
 ) -> Path:
     """Train one stage to its end, or to a checkpoint of train step `until`, and return its folder; goes on from the
     latest complete checkpoint.
@@ -70,19 +70,41 @@ def train(
     Workers are those of the torch.distributed group, if one is initialised. `key` is `training_key(job)`
     where the caller has it already. Every worker calls `report` with each line of metrics, at the same steps. All ask
     `told` in the same step, about every second, whether their machine is about to be taken away: "save" writes a
-    checkpoint at once, "stop" also ends.
+    checkpoint at once, "stop" also ends. Rank 0 holds the stage against other trainers; `owner` as in `Hold`.
 
     Raises:
-        FinalError: every step is skipped for longer than the guard's patience, or the folder is another training's.
-        HarmonError: the data or weights do not fit, or training was told to stop.
+        FinalError: every step is skipped for longer than the guard's patience, the folder is another training's, or
+            another trainer is at it.
+        ToldToStop: training was told to stop, and has saved.
+        HarmonError: the data or weights do not fit.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    stage, key = job.stage, key or training_key(job)
+    key = key or training_key(job)
     folder = stage_folder(job, key)
-    checkpoints = Checkpoints(folder / CHECKPOINTS, job.keep, stage_store(job, key))
-    ended, start = checkpoints.decided(lambda: _start(job, key, checkpoints))
-    if ended:
+    checkpoints, hold = Checkpoints(folder / CHECKPOINTS, job.keep, stage_store(job, key)), Hold(folder, owner)
+    if checkpoints.decided(lambda: completed(job, key) is not None):
         return folder
+    checkpoints.decided(hold.take)
+    try:
+        _train(job, key, checkpoints, hold, report, told, until)
+    finally:
+        hold.leave()
+    return folder
+
+
+def _train(
+    job: TrainJob,
+    key: str,
+    checkpoints: Checkpoints,
+    hold: Hold,
+    report: Report | None,
+    told: Callable[[], Notice] | None,
+    until: int | None,
+) -> None:
+    """The loop of `train`, on the stage that `hold` holds."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    stage, folder = job.stage, stage_folder(job, key)
+    first = checkpoints.decided(lambda: begun(job, key, checkpoints))
+    last = min(stage.steps, until or stage.steps)
     contents = checkpoints.decided(job.contents)
     dtype, device = getattr(torch, job.dtype), torch.device(job.device)
 
@@ -101,6 +123,7 @@ def train(
     blank = None if mesh is None else partial(blank_batch, stage, job.model, job.mixture)
     micro = MicroBatches(world, job.execution.micro_rows, blank, packs=job.execution.pack)
     probe = data.images(Block("text2image", 0, PROBE_ROWS), range(PROBE_ROWS)) if stage.ratio.text2image else None
+    profiler = Profile(job.execution.profile, folder / "profile", rank)
 
     def tensors() -> dict[str, Tensor]:
         """All that a checkpoint keeps, by name; loading one writes into them."""
@@ -111,23 +134,10 @@ def train(
             kept |= {f"average/{name}": value for name, value in average.tensors.items()}
         return kept | {f"guard/{name}": value for name, value in guard.state.items()}
 
-    speed = Speed.of(stage, job.model, data.lengths(), peak_of_all(device, world)) if rank == 0 else None
-    profiler = Profile(job.execution.profile, folder / "profile", rank)
-
-    first, last = start, min(stage.steps, until or stage.steps)
     if first:
         checkpoints.load(first, tensors())
-    if rank == 0:
-        _forget_after(folder, first)
-    metrics = folder / "metrics.jsonl"
-
-    # Since the last line of metrics: each task's loss sum and count over this worker's rows, the clocks, and what the
-    # guard said of each step. The host reads nothing off the device before the next line.
-    sums = torch.zeros(2, len(TASKS), dtype=torch.float64, device=device)
-    verdicts: list[Tensor] = []
-    sources = SourceLosses(job.mixture, [task for task in TASKS if stage.ratio.of(task)], device)
-    data_seconds, samples, since = 0.0, 0, time.perf_counter()
-    noticed, notices = "go on", Notices(told)
+    meter, notices = Meter(data, device), Notices(told)  # the clock of the first line starts here
+    noticed: Notice = "go on"
     for step in range(first, last):
         # -- one train step ----------------------------------------------------------------------------------
         profiler.before(step + 1)
@@ -136,27 +146,22 @@ def train(
         clock = time.perf_counter()
         blocks = blocks_of_step(stage, step)
         batches = [data.batch(block, rank, world) for block in blocks]
-        data_seconds += time.perf_counter() - clock
+        meter.read(time.perf_counter() - clock)
 
         counts = step_counts(blocks, batches, device)
         gradient.zero()
-        step_sums, step_loss = torch.zeros_like(sums), torch.zeros((), dtype=dtype, device=device)
+        step_loss = torch.zeros((), dtype=dtype, device=device)
         for part in micro.parts(blocks, batches):
-            task = TASKS.index(part.block.task)
-            share = sum(block.task == part.block.task for block in blocks) / len(blocks)
-            factor = stage.loss_weight.of(part.block.task) * share / counts[task].clamp(min=1.0)
+            task = part.block.task
+            share = sum(block.task == task for block in blocks) / len(blocks)
+            factor = stage.loss_weight.of(task) * share / counts[TASKS.index(task)].clamp(min=1.0)
             with torch.autocast(device.type, torch.bfloat16, enabled=job.autocast is not None):
                 losses = loss_sum(model, part.batch, dtype, device, job.execution.pack)
-            loss = losses.total
-            if part.stands_in:
-                loss = loss * 0.0
-            else:
-                sources.add(part.block.task, part.batch, losses.per_sample)
+            meter.add(part, losses)
+            loss = losses.total * 0.0 if part.stands_in else losses.total
             weighted = loss * factor.to(loss.dtype)
             weighted.backward()  # type: ignore[no-untyped-call]
             step_loss += weighted.detach()
-            step_sums[0, task] += loss.detach()
-            step_sums[1, task] += 0 if part.stands_in else part.batch.count
         loss, norm = largest(*gradient.reduce(step_loss))
         skip = guard.judge(loss, norm)
         gradient.clip(norm, stage.clip_norm)
@@ -164,11 +169,8 @@ def train(
         optimiser.found_inf = skip  # type: ignore[attr-defined]  # 1: the fused kernel leaves all as it is
         optimiser.step()
         if average:
-            average.update()
-        sums += step_sums.masked_fill(skip > 0, 0.0)
-        verdicts.append(skip)
-        sources.end_step(skip)
-        samples += stage.global_batch
+            average.update(skip)
+        meter.end_step(skip)
 
         # -- once in a while ---------------------------------------------------------------------------------
         finished = step + 1
@@ -176,62 +178,38 @@ def train(
         before, noticed = noticed, notices.heard()
         saves = finished % job.checkpoint_every == 0 or finished == last or noticed not in (before, "go on")
         if finished % job.log_every == 0 or saves:
-            if dist.is_initialized():
-                dist.all_reduce(sums)
-            seconds = time.perf_counter() - since
-            line: dict[str, Any] = {
-                "step": finished,
-                "workers": world,
-                "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *sums, strict=True) if n},
-                "source_loss": sources.told(),
-                "source_epochs": data.epochs(cursors(stage, finished)),
-                "rejected": data.rejected_since(device),
-                "rate": rates,
-                "gradient_norm": norm.item(),
-                "masked": [batch.masked / data.tokens for batch in batches if isinstance(batch, ImageBatch)],
-                "samples": (seen := cursors(stage, finished)),
-                "ratio": {task: number / sum(seen.values()) for task, number in seen.items()},
-                "samples_per_second": samples / seconds,
-                "data_share": data_seconds / seconds,
-                "peak_memory": peak_memory(device),
-            }
-            line |= speed.measures(samples / seconds) if speed else {}
-            if skipped := torch.stack(verdicts).nonzero()[:, 0].tolist():
-                line["skipped"] = [finished - len(verdicts) + 1 + place for place in skipped]
+            line = meter.line(finished, rates, norm, batches)
             if probe:
                 with at_hand(model):
                     line["text_sensitivity"] = text_sensitivity(model, probe, dtype, device)
-            line = _finite(line)
+            line = finite(line)
             if rank == 0:
-                with metrics.open("a") as file:
-                    file.write(json.dumps(line, allow_nan=False) + "\n")
+                append_line(folder, line)
             if report:
                 report(line)
-            if guard.exhausted():
+            if spent := guard.spent():
                 raise FinalError(
-                    f"{stage.stage}, step {finished}: loss or gradient was not finite, or a spike, for "
+                    f"{stage.stage}, step {finished - spent + 1}: loss or gradient was not finite, or a spike, for "
                     f"{job.guard.patience} steps in a row; lower the learning rate or look at the data."
                 )
-            sums.zero_()
-            verdicts.clear()
-            data_seconds, samples, since = 0.0, 0, time.perf_counter()
         if saves:
+            checkpoints.decided(hold.check)
             stands = cursors(stage, finished)
             now = TrainState(step=finished, key=key, cursors=stands, contents=contents, metrics=line)
             plain = {MODEL: whole(own_tensors(model), keep=rank == 0)}
             if average:
                 plain[AVERAGE] = plain[MODEL] | whole(average.tensors, keep=rank == 0)
+            lines = (folder / METRICS).read_bytes() if rank == 0 else b""
             # a machine that is about to go must not go before the checkpoint stands
-            checkpoints.save(now, tensors(), plain, behind=job.save_behind and noticed == "go on")
-        if noticed == "stop":
-            raise HarmonError(f"{stage.stage} was told to stop and saved step {finished}; run it again to go on.")
+            checkpoints.save(now, tensors(), plain, behind=job.save_behind and noticed == "go on", lines=lines)
+        if noticed == "stop" and finished < last:
+            raise ToldToStop(f"{stage.stage} was told to stop and saved step {finished}; run it again to go on.")
     checkpoints.wait()
     data.close()
     if rank == 0 and last == stage.steps:
-        _finish(folder, key, job, data, checkpoints)
+        finish(job, key, data.left_out, checkpoints)
     if dist.is_initialized():
         dist.barrier()
-    return folder
 
 
 def step_counts(
@@ -278,22 +256,6 @@ def loss_sum(
     return model.image_to_text_loss(latents, batch.input_ids, batch.labels, grad_scale=scale, packed=pack)
 
 
-@torch.no_grad()
-def text_sensitivity(model: Harmon, batch: ImageBatch, dtype: torch.dtype, device: torch.device) -> float:
-    """How much the decoder's output varies with the prompt when every position is masked: the root mean
-    square of its deviation over prompts, relative to its own. 0: the text has no effect.
-    """
-    training = model.training
-    model.eval()
-    tokens_BNC, grid = model.to_tokens(batch.latents.to(device, dtype))
-    everything_BN, nothing_B0 = batch.order.to(device), batch.order[:, :0].to(device)
-    x_BSD, image_BSH = model.visual_features(tokens_BNC, grid, nothing_B0)
-    hidden_BSH = model.read_after_text(batch.text_ids.to(device), batch.text_mask.to(device), image_BSH)
-    z_BNZ = model.mar.decode(model.inform(x_BSD, hidden_BSH), grid, nothing_B0, everything_BN.sort(1).values)
-    model.train(training)
-    return float((z_BNZ - z_BNZ.mean(0)).square().mean().sqrt() / z_BNZ.square().mean().sqrt())
-
-
 def final_weights(folder: Path, store: str | None = None) -> Path:
     """The weights file of a finished stage, brought from its `store` where another machine trained it.
 
@@ -307,47 +269,3 @@ def final_weights(folder: Path, store: str | None = None) -> Path:
     if not weights.exists():
         raise HarmonError(f"The weights {weights} are gone; put them back, or delete {folder / DONE} and train again.")
     return weights
-
-
-def _start(job: TrainJob, key: str, checkpoints: Checkpoints) -> tuple[bool, int]:
-    """At rank 0, for all: whether nothing is left to train, and else the train step to go on from."""
-    if completed(job, key):
-        return True, job.stage.steps
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
-    latest = checkpoints.latest()
-    if latest is None:
-        return False, 0
-    state = checkpoints.state(latest)
-    if state.step != latest or state.key != key or state.cursors != cursors(job.stage, latest):
-        where = stage_store(job, key) or stage_folder(job, key)
-        raise FinalError(f"Checkpoint {latest} in {where} belongs to another training; remove it.")
-    checkpoints.bring(latest)
-    return False, latest
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for every number that is not finite, which JSON does not know."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _forget_after(folder: Path, step: int) -> None:
-    """Drop the lines of metrics beyond the checkpoint that training goes on from: those steps come again."""
-    kept = [line for line in metrics_lines(folder) if line["step"] <= step]
-    attempt = folder / "metrics.jsonl.writing"
-    attempt.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    attempt.replace(folder / "metrics.jsonl")
-
-
-def _finish(folder: Path, key: str, job: TrainJob, data: StageData, checkpoints: Checkpoints) -> None:
-    """Say that the stage is done, of the weights of its last step and no others."""
-    checkpoint = checkpoints.folder / f"{job.stage.steps:06d}"
-    record = {"key": key, "stage": job.stage.stage, "steps": job.stage.steps, "checkpoint": checkpoint.name}
-    record |= {"left_out": data.left_out, "weights": file_hash(checkpoint / MODEL)}
-    said = canonical_json(record)
-    if checkpoints.store is not None:
-        checkpoints.store.set_record(said)
-    write_done(folder, said)

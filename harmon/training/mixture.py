@@ -38,6 +38,9 @@ class MixtureSource(Settings):
     """Names of the sources whose rows are taken; None: all."""
     weight: int = Field(1, gt=0, le=1000)
     """Share of the task's samples, relative to its other entries."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes through its rows over the whole stage, in place of a weight; the entries with weights share what is left
+    of the task's samples."""
 
     @property
     def name(self) -> str:
@@ -149,6 +152,31 @@ class Interleave:
             places.append((entry, taken[entry]))
             taken[entry] += 1
         return places
+
+
+SHARES = 10_000  # parts of a task's samples in which entries with epochs are counted: the order repeats after so many
+
+
+def drawn_weights(stage: StageConfig, task: Task, entries: Sequence[MixtureSource], rows: Sequence[int]) -> list[int]:
+    """The weights that the entries of `task` are drawn with, their rows being so many: their own, or where one states
+    `epochs` those that come to them over the stage's samples, within one of `SHARES` parts.
+
+    Raises:
+        ConfigurationError: the epochs leave nothing for an entry with a weight, or there is none to take what is left.
+    """
+    if all(entry.epochs is None for entry in entries):
+        return [entry.weight for entry in entries]
+    samples = cursors(stage, stage.steps)[task]
+    asked = [0.0 if entry.epochs is None else entry.epochs * n for entry, n in zip(entries, rows, strict=True)]
+    others, left = sum(entry.weight for entry in entries if entry.epochs is None), samples - sum(asked)
+    if not others or left < samples / SHARES:
+        raise ConfigurationError(
+            f"{stage.stage} draws {samples:,} samples of {task}, and the epochs of its entries come to "
+            f"{sum(asked):,.0f}: lower them, and give one entry a weight in place of epochs, which takes what is left."
+        )
+    free = [left * entry.weight / others if entry.epochs is None else 0.0 for entry in entries]
+    drawn = [n + m for n, m in zip(asked, free, strict=True)]
+    return [max(1, round(SHARES * n / samples)) for n in drawn]
 
 
 @lru_cache(maxsize=16)

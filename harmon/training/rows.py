@@ -14,7 +14,7 @@ import torch.distributed as dist
 from harmon.latents import prove_latents
 from harmon.training.eligible import Criterion, Fact, RowBits, criterion_keys, find_serving
 from harmon.training.first_rows import FirstRows, read_first, write_first
-from harmon.training.mixture import Mixture, MixtureSource, TaskMixture
+from harmon.training.mixture import Mixture, MixtureSource, TaskMixture, drawn_weights
 from harmon.training.row import Place, Row
 from harmon.training.stage import TASKS, StageConfig, Task
 from harmon.training.window import OpenLatents, OpenShards, OpenTexts, Texts, open_latents
@@ -126,7 +126,8 @@ class StageRows:
             serving = [next(found) for _ in entries]
             self.left_out[task] = [one.left_out for one in serving]
             self._serving |= {(task, entry): one.shards for entry, one in enumerate(serving)}
-            weights = [entry.weight for entry in entries]
+            counts = [sum(len(rows) for rows in one.shards.values()) for one in serving]
+            weights = drawn_weights(self.stage, task, entries, counts)
             mixtures[task] = TaskMixture(self.stage, task, weights, [one.shards for one in serving])
         return mixtures
 

@@ -1,8 +1,13 @@
-"""Pictures and answers of a stage's checkpoints while it trains."""
+"""Pictures and answers of a stage's checkpoints while it trains, made by a process of their own:
 
+python -m harmon.training.samples RUN STAGE_FOLDER --settings JSON [--device cuda] [--store s3://BUCKET/PREFIX]
+"""
+
+import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +21,7 @@ from harmon.picture_files import PictureRecord
 from harmon.sampling_config import SamplingConfig
 from harmon.trained import Trained, description_of, made_ready, open_run_at
 from harmon.training.checkpoint import AVERAGE, MODEL, latest_checkpoint
+from harmon.training.checkpoint_store import CheckpointStore
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
 
@@ -35,52 +41,79 @@ class SampleSettings(Settings):
     seed: int = Field(0, ge=0)
 
 
-def write_samples(settings: SampleSettings, run: Path, folder: Path, device: str = "cpu") -> Path | None:
+def look_command(settings: SampleSettings, run: Path, folder: Path, device: str, store: str | None) -> list[str]:
+    """The command of a process that does `write_samples`."""
+    command = [sys.executable, "-m", "harmon.training.samples", str(run), str(folder), "--device", device]
+    return [*command, "--settings", settings.model_dump_json(), *(["--store", store] if store else [])]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, or no checkpoint yet; 3 it could not be done."""
+    parser = argparse.ArgumentParser(prog="python -m harmon.training.samples", description="Look at a checkpoint.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("folder", type=Path, help="folder of the stage in it")
+    parser.add_argument("--settings", required=True, help="training.watch.samples, as JSON")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--store", help="where the stage keeps its checkpoints beside its folder")
+    chosen = parser.parse_args(arguments)
+    settings = SampleSettings.model_validate_json(chosen.settings)
+    try:
+        write_samples(settings, chosen.run, chosen.folder, chosen.device, chosen.store)
+    except HarmonError as error:
+        print(error, file=sys.stderr)
+        return 3
+    return 0
+
+
+def write_samples(
+    settings: SampleSettings, run: Path, folder: Path, device: str = "cpu", store: str | None = None
+) -> Path | None:
     """Pictures of the prompts, and answers about them, by the latest complete checkpoint of the stage in `folder`, a
-    part of `run`, into `folder`/samples/STEP; None where it has none yet. What is there already is left as it is.
+    part of `run`, or in its `store`, into `folder`/samples/STEP; None where it has none yet. What is there already is
+    left as it is.
 
     They are made with the averaged weights where the checkpoint has them, on `device` where that is free, else on the
     CPU.
 
     Raises HarmonError where the checkpoint cannot be read.
     """
-    latest = latest_checkpoint(folder / "checkpoints")
-    if latest is not None and (folder / "samples" / latest.name / "answers.jsonl").exists():
-        return folder / "samples" / latest.name
-    with held(folder) as checkpoint:
+    with held(folder, store) as checkpoint:
         if checkpoint is None:
             return None
+        out = folder / "samples" / checkpoint.name
+        if (out / "answers.jsonl").exists():
+            return out
         stage = next((one for one in description_of(run).stages if one.folder == folder.name), None)
         if stage is None:
             raise HarmonError(f"The run folder {run} does not say that {folder.name} is a stage of it.")
         place = free_device(device, (checkpoint / MODEL).stat().st_size)
-        try:
-            contents = open_run_at(run, stage, checkpoint)
-            return _write(settings, made_ready(contents, place), folder / "samples" / checkpoint.name)
-        finally:
-            if place != "cpu":
-                torch.cuda.empty_cache()  # training may need it
+        return _write(settings, made_ready(open_run_at(run, stage, checkpoint), place), out)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Path | None]:
+def held(folder: Path, store: str | None = None) -> Iterator[Path | None]:
     """The weights of the newest complete checkpoint of the stage in `folder`, the averaged ones where there are any,
-    as model.safetensors in a folder of the checkpoint's name: links, which stay when training deletes the checkpoint.
+    as model.safetensors in a folder of the checkpoint's name: links, which stay when training deletes the checkpoint,
+    or a copy from `store` where that has a newer one, of a training on another machine.
     """
-    place = folder / "samples" / HELD
+    place, stored = folder / "samples" / HELD, None if store is None else CheckpointStore(store)
     for _ in range(ATTEMPTS):
         shutil.rmtree(place, ignore_errors=True)  # of one that was killed
         latest = latest_checkpoint(folder / "checkpoints")
-        if latest is None:
+        newest = max(stored.steps(), default=0) if stored else 0
+        if latest is None and not newest:
             yield None
             return
-        copy = place / latest.name
-        copy.mkdir(parents=True)
-        try:
-            _link(latest / AVERAGE if (latest / AVERAGE).exists() else latest / MODEL, copy / MODEL)
-        except FileNotFoundError:  # deleted meanwhile
-            continue
-        if latest_checkpoint(folder / "checkpoints") != latest:  # only then may its average have been deleted before
+        if stored and (latest is None or int(latest.name) < newest):
+            copy = place / f"{newest:06d}"
+            copy.mkdir(parents=True)
+            found = stored.fetch_first(newest, (AVERAGE, MODEL), copy / MODEL)
+        else:
+            assert latest is not None
+            copy = place / latest.name
+            copy.mkdir(parents=True)
+            found = _hold(latest, folder, copy / MODEL)
+        if not found:  # deleted meanwhile
             continue
         try:
             yield copy
@@ -88,6 +121,16 @@ def held(folder: Path) -> Iterator[Path | None]:
             shutil.rmtree(place, ignore_errors=True)
         return
     raise HarmonError(f"Checkpoints in {folder} come and go faster than they can be looked at; keep more of them.")
+
+
+def _hold(latest: Path, folder: Path, target: Path) -> bool:
+    """Link a checkpoint's average, or else its weights; False where it was deleted meanwhile."""
+    try:
+        _link(latest / AVERAGE if (latest / AVERAGE).exists() else latest / MODEL, target)
+    except FileNotFoundError:
+        return False
+    # only while it is the latest may its average not have been deleted before
+    return latest_checkpoint(folder / "checkpoints") == latest
 
 
 def free_device(wanted: str, weights: int) -> str:
@@ -127,3 +170,7 @@ def _write(settings: SampleSettings, trained: Trained, out: Path) -> Path:
     )
     attempt.replace(out / "answers.jsonl")
     return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -118,6 +118,18 @@ class StageConfig(Settings):
             raise ValueError("learning_rate must name at least one part")
         return self
 
+    @model_validator(mode="after")
+    def _every_task_has_a_learner(self) -> Self:
+        """A loss that reaches no trained weight has no gradient: the first train step would fail on it."""
+        learners: dict[Task, tuple[Part, ...]] = {"text": ("llm",), "image2text": ("encoder", "llm")}
+        for task, parts in learners.items():
+            if self.ratio.of(task) and all(self.learning_rate.of(part) is None for part in parts):
+                raise ValueError(
+                    f"ratio gives {task} a share, and what learns of it is frozen: give {' or '.join(parts)} a "
+                    f"learning_rate, or {task} no share"
+                )
+        return self
+
     @property
     def blocks_per_step(self) -> int:
         """Blocks of one train step."""

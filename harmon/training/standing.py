@@ -2,12 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harmon.training.checkpoint import bring, latest_step
+from harmon.training.checkpoint import MODEL, Checkpoints, bring, latest_step
 from harmon.training.checkpoint_store import CheckpointStore
-from harmon.training.job import DONE, TrainJob, done, stage_folder, stage_store
+from harmon.training.failure import FinalError
+from harmon.training.hold import Hold
+from harmon.training.job import DONE, METRICS, TrainJob, done, file_hash, stage_folder, stage_store
+from harmon.training.metrics import go_back
+from harmon.training.mixture import cursors
+from pipelines.canonical import canonical_json
 
 CHECKPOINTS = "checkpoints"
 
@@ -19,6 +25,38 @@ def completed(job: TrainJob, key: str) -> dict[str, Any] | None:
     return done(folder, key)
 
 
+def begun(job: TrainJob, key: str, checkpoints: Checkpoints) -> int:
+    """At rank 0: the train step to go on from, all that the folder needs for it being there, and nothing of beyond.
+
+    Raises:
+        FinalError: the latest checkpoint is another training's.
+    """
+    folder = stage_folder(job, key)
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    latest = checkpoints.latest()
+    if latest is None:
+        go_back(folder, None, 0)
+        return 0
+    state = checkpoints.state(latest)
+    if state.step != latest or state.key != key or state.cursors != cursors(job.stage, latest):
+        where = stage_store(job, key) or folder
+        raise FinalError(f"Checkpoint {latest} in {where} belongs to another training; remove it.")
+    checkpoints.bring(latest)
+    go_back(folder, checkpoints.folder / f"{latest:06d}", latest)
+    return latest
+
+
+def finish(job: TrainJob, key: str, left_out: Mapping[str, list[int]], checkpoints: Checkpoints) -> None:
+    """At rank 0: say that the stage is done, of the weights of its last step and no others."""
+    checkpoint = checkpoints.folder / f"{job.stage.steps:06d}"
+    record = {"key": key, "stage": job.stage.stage, "steps": job.stage.steps, "checkpoint": checkpoint.name}
+    record |= {"left_out": dict(left_out), "weights": file_hash(checkpoint / MODEL)}
+    said = canonical_json(record)
+    if checkpoints.store is not None:
+        checkpoints.store.set_record(said)
+    write_done(stage_folder(job, key), said)
+
+
 def trained_steps(job: TrainJob, key: str) -> int:
     """Train steps in the latest checkpoint that the stage can go on from."""
     store = stage_store(job, key)
@@ -26,14 +64,19 @@ def trained_steps(job: TrainJob, key: str) -> int:
 
 
 def recall(folder: Path, store: str | None) -> None:
-    """Where `store` says that the stage has finished and `folder` does not: bring its last checkpoint, and say so."""
+    """Where `store` says that the stage has finished and `folder` does not: bring its last checkpoint and its lines of
+    metrics, and say so.
+    """
     if store is None or (folder / DONE).exists():
         return
     checkpoints = CheckpointStore(store)
     record = checkpoints.record()
     if record is None:
         return
-    bring(checkpoints, int(json.loads(record)["checkpoint"]), folder / CHECKPOINTS)
+    last = int(json.loads(record)["checkpoint"])
+    bring(checkpoints, last, folder / CHECKPOINTS)
+    if not (folder / METRICS).exists():
+        go_back(folder, folder / CHECKPOINTS / f"{last:06d}", last)
     write_done(folder, record)
 
 
@@ -45,9 +88,13 @@ def write_done(folder: Path, record: bytes) -> None:
 
 
 def erase(job: TrainJob, key: str) -> None:
-    """Take the stage away, here and in its store, so that it begins anew."""
+    """Take the stage away, here and in its store, so that it begins anew. Raises FinalError where it is trained now."""
     folder, store = stage_folder(job, key), stage_store(job, key)
-    if store is not None:
-        CheckpointStore(store).erase()
-    if folder.exists():
-        shutil.rmtree(folder)
+    hold = Hold(folder)
+    hold.take()
+    try:
+        if store is not None:
+            CheckpointStore(store).erase()
+    finally:
+        hold.leave()
+    shutil.rmtree(folder)

@@ -8,7 +8,7 @@ from flows.flow_run import Cancelled, cancellation
 from flows.recipe import load_recipe
 from flows.run import _as_flow
 from flows.server import prefect_server
-from flows.work import Work
+from flows.work_item import Work
 from pipelines.errors import HarmonError
 from tests.flows.small_run import RECIPE
 

@@ -10,7 +10,7 @@ import pytest
 from flows.gate import Gate, measured, pass_gate, passed
 from flows.recipe import load_recipe
 from flows.run import _as_flow
-from flows.work import Work
+from flows.work_item import Work
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import parse
 from tests.flows.small_run import RECIPE

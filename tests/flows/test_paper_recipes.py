@@ -14,8 +14,10 @@ from filtering.weights import PUBLISHED
 from flows.gate import check
 from flows.recipe import Recipe, load_recipe
 from flows.train import forecast_of
-from flows.work import datasets_of, execution_of, job_of, work_of
+from flows.training_work import execution_of, job_of
+from flows.work import datasets_of, work_of
 from harmon.training.job import done, stage_folder, training_key
+from harmon.training.launch import check_workers
 from harmon.training.loop import train
 from harmon.training.stage import departures, load_stage
 from pipelines.columns import SOURCE_SCHEMA
@@ -89,11 +91,22 @@ def test_the_gates_are_shut_to_a_model_that_has_learned_nothing(name: str, tmp_p
 @pytest.mark.parametrize("name", NAMES)
 def test_the_recipe_says_how_it_runs_and_that_fits_on_the_papers_gpus(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
-    assert recipe.training.autocast == "bfloat16"
+    assert recipe.training.autocast == "bfloat16" and recipe.training.save_behind
     for number in range(3):
         told, run = forecast_of(recipe, number), execution_of(recipe, number)
         assert told.layout.fits and told.workers == 32 and told.mix.bf16
+        assert run.pack and run.compile
         assert (run.parallel, run.micro_rows) == (told.layout.parallel, told.layout.micro_rows) != ("auto", None)
+
+
+def test_over_a_range_of_workers_the_layout_is_one_that_the_launch_can_start() -> None:
+    smaller = ("training.execution.gpu=A100-40G", "training.launch.workers=16")
+    fixed = load_recipe(RECIPES / "paper-1.5b.yaml", smaller)
+    assert execution_of(fixed, 2).parallel == forecast_of(fixed, 2).layout.parallel == "hsdp"
+    ranged = load_recipe(RECIPES / "paper-1.5b.yaml", (*smaller, "training.launch.workers=[16, 32]"))
+    run = execution_of(ranged, 2)
+    assert run.parallel == forecast_of(ranged, 2).layout.parallel == "fsdp" and run.shard_workers is None
+    check_workers(run, ranged.training.launch)
 
 
 def test_the_two_recipes_differ_in_the_model_alone() -> None:
@@ -163,6 +176,7 @@ def settings(native: Path, folder: Path, rewriter: str) -> list[str]:
     made += [f"recaption.endpoints=[{rewriter}]", f"recaption.model={TOKENIZER}", f"recaption.model_name={MODEL}"]
     made += [f"training.model={model}", f"training.autoencoder={autoencoder}", "training.weights=[]"]
     made += [f"training.tokenizer={TOKENIZER}", "training.launch={workers: 0}", "training.device=cpu"]
+    made += ["training.execution.compile=false"]  # of miniatures it would take most of the time
     for stage in range(3):
         made += [f"training.stages.{stage}.departures={json.dumps(SMALL)}"]
     made += [f"training.stages.{stage}.gate.at_most=1000" for stage in range(2)]

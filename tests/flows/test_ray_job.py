@@ -16,11 +16,12 @@ from flows.flow_run import Cancelled
 from flows.ray_driver import main
 from flows.ray_job import RayJobs, train_on_cluster
 from flows.recipe import load_recipe
-from flows.work import job_of
+from flows.training_work import job_of
 from harmon.latents import write_latents
 from harmon.training.job import TrainJob, done, metrics_lines, stage_folder, training_key, write_job
 from harmon.training.launch import Launch
 from harmon.training.loop import train
+from harmon.training.standing import trained_steps
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.loopback import free_port
 from tests.flows.follower import follower
@@ -159,6 +160,33 @@ def test_a_training_that_fails_says_why_and_is_not_tried_again(head: RayHead, jo
     with pytest.raises(HarmonError, match=rf"Ray job {jobs.name(1)} failed: The loss was not finite\."):
         train_on_cluster(there_job, Launch(submit=head.address))
     assert jobs.latest()[0] == 1
+
+
+@pytest.mark.slow
+def test_an_attempt_that_ends_earlier_is_followed_by_one_that_goes_on(
+    head: RayHead, job: TrainJob, tmp_path: Path
+) -> None:
+    there_job, folder = there(job, tmp_path, seed=5)
+    key = training_key(there_job)
+    jobs, launch = RayJobs(head.address, key[:12]), Launch(workers=1, submit=head.address)
+    train(there_job, until=2)  # what another's attempt, up to step 2, has left
+    lease = tmp_path / "lease"  # waited for: the follower has attached
+    jobs.submit(1, f"until [ -e {lease} ]; do sleep 0.1; done", {"lease": str(lease), "until": "2"})
+    assert train_on_cluster(there_job, launch, until=4) == folder
+    number, attempt = jobs.latest()
+    assert number == 2 and attempt.metadata["until"] == "4" and trained_steps(there_job, key) == 4
+
+
+def test_an_attempt_that_goes_further_is_not_attached_to(head: RayHead, job: TrainJob, tmp_path: Path) -> None:
+    there_job, _ = there(job, tmp_path, seed=6)
+    jobs, launch = RayJobs(head.address, training_key(there_job)[:12]), Launch(workers=1, submit=head.address)
+    lease = tmp_path / "lease"
+    for number, (known, told) in enumerate([({}, "the end of its stage"), ({"until": "9"}, "train step 9")], start=1):
+        jobs.submit(number, "exec sleep 600", {"lease": str(lease), **known})
+        with pytest.raises(ConfigurationError, match=rf"{jobs.name(number)} trains this stage already, to {told}"):
+            train_on_cluster(there_job, launch, until=4)
+        assert jobs.latest()[0] == number and not jobs.latest()[1].status.is_terminal()
+        jobs.stop(jobs.name(number))
 
 
 def test_a_driver_that_finds_other_data_than_the_submitter_refuses(job: TrainJob, tmp_path: Path, capfd) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from flows.caption_groups import caption_groups_of
 from flows.cli import main
 from flows.recipe import load_recipe
-from flows.work import _entries, caption_groups_of, selection_of, work_of
+from flows.training_work import _entries
+from flows.work import selection_of, work_of
 from pipelines.dataset import Dataset
 from recaption.engines import EngineSettings
 from recaption.estimate import Counts, Rates, estimate

@@ -10,11 +10,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 from flows import train as training
-from flows import work
+from flows import training_work, work
 from flows.cli import main
 from flows.recipe import load_recipe
 from flows.train import dry_run
-from flows.work import job_of
+from flows.training_work import job_of, launched_job
 from harmon.latents import write_latents
 from harmon.training.decoding import Online
 from harmon.training.launch import Launch
@@ -119,7 +119,7 @@ def test_stopping_early_trains_as_the_recipe_says(
 ) -> None:
     make_latents(folder)
     asked: list[object] = []
-    monkeypatch.setattr(work, "train_stage", lambda job, launch, on_line, until: asked.extend((launch, until)))
+    monkeypatch.setattr(training_work, "train_stage", lambda job, launch, on_line, until: asked.extend((launch, until)))
     settings = ("--set", f"runs={tmp_path}", "--set", "training.launch.workers=[2,4]")
     answer = harmon("train", folder / "recipe.yaml", "--stage", "stage1", "--stop-after", 3, *settings)
     assert answer.exit_code == 0, answer.output
@@ -134,15 +134,15 @@ def test_a_stage_in_a_store_stands_and_is_taken_away_there_under_its_runs_name(f
     (kept,) = (tmp_path / "store").iterdir()
     assert kept.name == "small" and [path.name for path in kept.iterdir()] == ["run"]
     shutil.rmtree(tmp_path / "run")  # as on another machine
-    assert (stand.step, training.standing(work.job_of(recipe, 0)).step) == (2, 2)
+    assert (stand.step, training.standing(job_of(recipe, 0)).step) == (2, 2)
     (undo,) = (one.undo for one in work.work_of(recipe) if one.name == "train:stage1")
     undo()
-    assert training.standing(work.job_of(recipe, 0)).step == 0
+    assert training.standing(job_of(recipe, 0)).step == 0
 
 
 def test_a_dry_run_tells_the_layout_that_the_job_has(folder: Path, harmon: Harmon) -> None:
     recipe = load_recipe(folder / "recipe.yaml", ["training.execution={parallel: auto}", "training.launch.workers=3"])
-    told, job = dry_run(recipe, "stage1"), job_of(recipe, 0)
+    told, job = dry_run(recipe, "stage1"), launched_job(recipe, 0)
     assert job.execution.parallel == told.forecast.layout.parallel == "ddp"
     assert job.execution.micro_rows == told.forecast.layout.micro_rows == 2  # of 4 on 3 workers
     by_hand = ["--set", "training.execution={parallel: fsdp, micro_rows: 1, gpu: H100-80G}"]
@@ -168,6 +168,15 @@ def test_a_misspelt_way_to_latents_is_refused(folder: Path) -> None:
     for wrong in ("onlin", "{crops: centre}"):
         with pytest.raises(ConfigurationError, match=r"training\.latents"):
             load_recipe(folder / "recipe.yaml", [f"training.latents={wrong}"])
+
+
+def test_a_job_whose_layout_fits_nowhere_is_refused_at_its_launch_and_not_when_looked_at(folder: Path) -> None:
+    settings = ["training.execution={parallel: auto, gpu: A100-40G}", "training.model=harmon-1.5b"]
+    settings += ["training.stages.0.stage=stage3", "training.stages.0.departures={}"]
+    recipe = load_recipe(folder / "recipe.yaml", settings)
+    assert job_of(recipe, 0).execution.parallel == "auto"
+    with pytest.raises(ConfigurationError, match="finds no layout that fits on 1 A100-40G"):
+        launched_job(recipe, 0)
 
 
 def test_a_stage_waits_for_the_one_before_it(folder: Path, harmon: Harmon, tmp_path: Path) -> None:

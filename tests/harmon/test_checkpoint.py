@@ -1,15 +1,21 @@
 """Checkpoints: complete or invisible, as many as are kept, in a folder and in S3, at once or behind the training."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harmon.training import checkpoint
 from harmon.training.checkpoint import MODEL, STATE, Checkpoints, TrainState, complete_checkpoints
 from harmon.training.checkpoint_store import SHARDS, CheckpointStore
+from harmon.training.job import METRICS
+from harmon.training.shard_writer import ShardWriter
 from pipelines.errors import HarmonError
 from tests.s3_server import s3_root, s3_server  # noqa: F401  # fixtures
 
@@ -88,6 +94,38 @@ def test_a_failed_save_behind_the_training_is_told_by_the_next_call(tmp_path):
     with pytest.raises(HarmonError, match=r"cannot be written \(NotADirectoryError"):
         checkpoints.save(state, tensors(1), {}, behind=True)
         checkpoints.wait()
+
+
+def test_no_worker_makes_its_folder_while_rank_0_clears_what_a_kill_has_left(tmp_path):
+    (tmp_path / ".writing-000002").mkdir()
+    mp.start_processes(_save_after_clearing, args=(str(tmp_path),), nprocs=2, start_method="spawn")
+    assert same(loaded(Checkpoints(tmp_path, keep=2), 2), 2)
+
+
+def _save_after_clearing(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    cleared, remove, plan = Path(folder) / "cleared", checkpoint._remove, ShardWriter.prepare_local_plan
+
+    def slow(folders):
+        time.sleep(1.0)
+        remove(folders)
+        cleared.touch()
+
+    def planned(writer, given):  # makes the folder
+        assert cleared.exists()
+        return plan(writer, given)
+
+    checkpoint._remove, ShardWriter.prepare_local_plan = slow, planned
+    save(Checkpoints(Path(folder), keep=2), 2)
+    dist.destroy_process_group()
+
+
+def test_a_checkpoint_carries_the_lines_of_metrics(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "here", 2, str(tmp_path / "store"))
+    checkpoints.save(TrainState(step=2, key="k", cursors={}), tensors(2), {}, behind=True, lines=b'{"step": 2}\n')
+    checkpoints.wait()
+    assert (tmp_path / "here" / "000002" / METRICS).read_bytes() == b'{"step": 2}\n'
+    assert CheckpointStore(str(tmp_path / "store")).read(2, METRICS) == b'{"step": 2}\n'
 
 
 def in_store(tmp_path: Path, root: str) -> None:

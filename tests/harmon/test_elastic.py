@@ -45,6 +45,24 @@ def test_workers_come_and_go_within_one_run(tmp_path):
 
 
 @pytest.mark.slow
+def test_more_workers_go_on_where_fewer_were_and_no_step_comes_twice(tmp_path):
+    stage = small_stage(steps=10_000, learning_rate=dict.fromkeys(PARTS, 1e-4))
+    job = make_job(tmp_path, stage, dtype="float64", checkpoint_every=9_000)  # no checkpoint but those for growing
+    folder = stage_folder(job, training_key(job))
+    with ray_nodes(1) as nodes:
+        process = driver(write_job(job, folder), Launch(workers=(1, 2), resize_seconds=2))
+        wait(process, lambda: len(metrics_lines(folder)) > 2)
+        nodes.add()
+        wait(process, lambda: [line["workers"] for line in metrics_lines(folder)[-2:]] == [2] * 2)
+        process.kill()
+        process.wait(PATIENCE)
+    workers = [line["workers"] for line in metrics_lines(folder)]
+    (saved,) = complete_checkpoints(folder / "checkpoints")
+    assert workers == [1] * int(saved.name) + [2] * (len(workers) - int(saved.name))
+    same(folder, job, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_node_that_is_to_be_taken_away_is_saved_from_first(tmp_path):
     job = make_job(tmp_path, small_stage(steps=60), dtype="float64", checkpoint_every=1000, keep=9)
     folder = stage_folder(job, training_key(job))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from harmon.model.harmon import Harmon, LossSum
 from harmon.text import ChatText
-from harmon.training import loop
+from harmon.training import loop, meter
 from harmon.training.average import Average
 from harmon.training.blank import blank_batch
 from harmon.training.checkpoint import AVERAGE, MODEL, complete_checkpoints
@@ -183,6 +183,22 @@ def test_training_ends_with_an_error_when_the_guard_has_lost_its_patience(job, t
         train(at(job, tmp_path, guard=GuardConfig(patience=2)))
 
 
+def test_patience_ends_in_its_step_though_the_line_of_metrics_comes_when_losses_are_well_again(
+    job, tmp_path, monkeypatch
+):
+    broken_at(monkeypatch, 0, 1)
+    with pytest.raises(HarmonError, match="stage2, step 2: loss or gradient was not finite"):
+        train(at(job, tmp_path, guard=GuardConfig(patience=2), log_every=4))
+
+
+def test_the_average_takes_no_skipped_step_in(job, tmp_path, monkeypatch):
+    stage = small_stage(steps=3, warmup_share=0.0)
+    broken_at(monkeypatch, 1)
+    folder = train(at(job, tmp_path, stage=stage, checkpoint_every=1, keep=9, average=0.5))
+    one, two, three = ((folder / "checkpoints" / f"00000{step}" / AVERAGE).read_bytes() for step in (1, 2, 3))
+    assert one == two != three
+
+
 def test_a_notice_saves_once_at_once_and_training_goes_on(job, plain, tmp_path):
     asked: list[str] = []
 
@@ -213,7 +229,7 @@ def test_a_line_tells_speed_memory_and_the_ratio_that_was_trained(job, plain):
 
 
 def test_a_line_tells_mfu_where_the_devices_peak_is_known(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "peak_of_all", lambda device, workers: workers * 312e12)
+    monkeypatch.setattr(meter, "peak_of_all", lambda device, workers: workers * 312e12)
     folder = train(at(job, tmp_path, stage=small_stage(steps=1)))
     (line,) = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
     assert line["mfu"] == pytest.approx(line["flops_per_second"] / 312e12)

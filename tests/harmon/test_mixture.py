@@ -1,12 +1,23 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmon.training.draws import draw_images, masked_positions
-from harmon.training.mixture import Block, Interleave, Shuffle, TaskMixture, blocks_of_step, cursors
+from harmon.training.mixture import (
+    Block,
+    Interleave,
+    MixtureSource,
+    Shuffle,
+    TaskMixture,
+    blocks_of_step,
+    cursors,
+    drawn_weights,
+)
 from harmon.training.stage import load_stage
+from pipelines.errors import ConfigurationError
 
 STAGE = load_stage("stage2", {"global_batch": 24, "block_rows": 4})
 WEIGHTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any)
@@ -53,6 +64,26 @@ def test_entries_get_their_weights_and_only_eligible_rows():
     assert Counter(entry for entry, _, _ in found) == {0: 300, 1: 100}
     assert {(shard, row) for entry, shard, row in found if entry == 0} == {(0, 1), (0, 3), (5, 0)}
     assert mixture.epochs(400) == [100.0, 100 / 3]
+
+
+def test_an_entry_with_epochs_is_passed_so_often_over_the_stage_and_the_others_share_the_rest():
+    stage = load_stage("stage2", {"steps": 300})
+    samples = cursors(stage, stage.steps)["text2image"]
+    entries = [MixtureSource(dataset="d", rows="text2image", text="caption", **how)
+               for how in ({"epochs": 2.5}, {"weight": 3}, {"weight": 1})]  # fmt: skip
+    rows = [40_000, 9_000_000, 500]
+    counts = Interleave(drawn_weights(stage, "text2image", entries, rows)).counts(samples)
+    assert counts[0] / rows[0] == pytest.approx(2.5, rel=0.01)
+    assert counts[1] / counts[2] == pytest.approx(3, rel=0.01)
+    assert drawn_weights(stage, "text2image", entries[1:], rows[1:]) == [3, 1]  # as they are
+
+
+def test_epochs_that_leave_nothing_or_have_nothing_beside_them_are_refused():
+    stage = load_stage("stage2", {"steps": 3})
+    some, other = (MixtureSource(dataset="d", rows="text", text="caption", **how) for how in ({"epochs": 9}, {}))
+    for entries, rows in (((some,), (10,)), ((some, other), (10**6, 10))):
+        with pytest.raises(ConfigurationError, match=r"samples of text, and the epochs of its entries come to \d"):
+            drawn_weights(stage, "text", entries, rows)
 
 
 @settings(max_examples=30)

@@ -17,6 +17,7 @@ from harmon.training.execution import Execution
 from harmon.training.job import TrainJob, stage_folder, training_key
 from harmon.training.loop import final_weights, train
 from harmon.training.mixture import MixtureSource
+from harmon.training.stage import PARTS
 from pipelines.disk import LocalStore
 
 torch.set_num_threads(1)
@@ -100,13 +101,31 @@ def test_what_one_process_has_saved_two_workers_go_on_from(job, alone, tmp_path)
     same_losses(folder, alone)
 
 
-def test_shards_within_groups_that_are_copies_give_the_same_losses(job, tmp_path):
-    short = at(job, tmp_path, stage=small_stage(steps=3), average=None)
+def test_shards_within_groups_that_are_copies_give_the_same_losses_and_are_read_again(job, tmp_path):
+    short = at(job, tmp_path, stage=small_stage(steps=4), checkpoint_every=2)
     whole = train(short)
     (tmp_path / "parts").mkdir()
     execution = Execution(parallel="hsdp", shard_workers=2)
-    on_workers(4, tmp_path, short.model_copy(update={"runs": str(tmp_path / "parts"), "execution": execution}))
-    same_losses(tmp_path / "parts" / whole.name, whole)
+    on_workers(4, tmp_path, at(short, tmp_path / "parts", execution=execution))
+    folder = tmp_path / "parts" / whole.name
+    same_losses(folder, whole)
+    (folder / "done.json").unlink()  # and one process goes on from what they have saved
+    shutil.rmtree(folder / "checkpoints" / "000004")
+    train(at(short, tmp_path / "parts"))
+    assert [line["workers"] for line in lines(folder)] == [4, 4, 1, 1]
+    same_losses(folder, whole)
+
+
+@pytest.mark.slow
+def test_fsdp_gives_the_losses_of_one_process_in_float32_over_50_steps(job, tmp_path):
+    """At rates near the paper's: the tests' usual ones of 1e-2 blow last bits up beyond any bound in so many steps."""
+    stage = small_stage(steps=STEPS, learning_rate=dict.fromkeys(PARTS, 1e-4))
+    short = at(job, tmp_path, stage=stage, dtype="float32", average=None)
+    whole = train(short)
+    (tmp_path / "parts").mkdir()
+    on_workers(2, tmp_path, at(short, tmp_path / "parts", execution=Execution(parallel="fsdp")))
+    for one, other in zip(lines(tmp_path / "parts" / whole.name), lines(whole), strict=True):
+        assert one["step"] == other["step"] and one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

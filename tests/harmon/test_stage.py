@@ -64,3 +64,17 @@ def test_unknown_key_is_refused_with_the_nearest_known_one():
 def test_blocks_have_to_fill_the_batch():
     with pytest.raises(ConfigurationError, match="block_rows 512 must divide global_batch 100"):
         load_stage("stage1", {"global_batch": 100})
+
+
+@pytest.mark.parametrize(
+    ("task", "rates", "missing"),
+    [
+        ("text", {"encoder": 1e-4, "decoder": 1e-4, "llm": None}, "llm"),
+        ("image2text", {"encoder": None, "decoder": 1e-4, "llm": None}, "encoder or llm"),
+    ],
+)
+def test_a_task_of_which_nothing_could_learn_has_no_share(task: str, rates: dict, missing: str):
+    none = {"text": 0, "image2text": 0, "text2image": 1}
+    load_stage("stage2", {"learning_rate": rates, "ratio": none})
+    with pytest.raises(ConfigurationError, match=f"ratio gives {task} a share, .* give {missing} a learning_rate"):
+        load_stage("stage2", {"learning_rate": rates, "ratio": none | {task: 1}})

@@ -12,14 +12,19 @@ import torch
 from miniature import make_job, small_stage
 
 from harmon.training import checkpoint, loop
-from harmon.training.checkpoint import STATE
+from harmon.training import job as job_module
+from harmon.training.checkpoint import MODEL, STATE
 from harmon.training.checkpoint_store import CheckpointStore
 from harmon.training.execution import GuardConfig
-from harmon.training.job import TrainJob, metrics_lines, stage_folder, stage_store, training_key
+from harmon.training.job import TrainJob, file_hash, metrics_lines, stage_folder, stage_store, training_key
 from harmon.training.loop import final_weights, train
+from harmon.training.new_lines import NewLines
+from harmon.training.samples import held
 from harmon.training.shard_writer import ShardWriter
 from harmon.training.standing import completed, erase, trained_steps
+from pipelines.canonical import sha256_hex
 from pipelines.errors import HarmonError
+from pipelines.storage import file_sha256
 
 torch.set_num_threads(1)
 
@@ -62,13 +67,15 @@ def test_a_kill_between_the_store_and_the_folder_does_not_end_the_stage_with_old
 def test_another_machine_finds_a_finished_stage_in_the_store(job, plain, tmp_path):
     stored, key = at(job, tmp_path), training_key(job)
     folder = train(stored)
+    lines = metrics_lines(folder)
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(HarmonError, match="train it first"):
         final_weights(folder)
     assert final_weights(folder, stage_store(stored, key)).read_bytes() == final_weights(plain).read_bytes()
     shutil.rmtree(tmp_path / "run")
     assert completed(stored, key)["steps"] == 4 and trained_steps(stored, key) == 4
-    assert train(stored) == folder and not metrics_lines(folder)  # nothing was trained again
+    assert train(stored) == folder
+    assert metrics_lines(folder) == lines  # for sinks and gates; nothing was trained again
 
 
 def test_another_machine_goes_on_from_the_store_and_has_what_readers_want(job, plain, tmp_path):
@@ -77,9 +84,25 @@ def test_another_machine_goes_on_from_the_store_and_has_what_readers_want(job, p
     shutil.rmtree(tmp_path / "run")
     assert trained_steps(stored, key) == 2 and completed(stored, key) is None
     folder = train(stored)
-    assert [line["step"] for line in metrics_lines(folder)] == [3, 4]
+    assert [line["step"] for line in metrics_lines(folder)] == [1, 2, 3, 4]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["000002", "000004"]
     assert final_weights(folder).read_bytes() == final_weights(plain).read_bytes()
+
+
+def test_who_follows_from_another_machine_hears_each_line_once_with_the_checkpoints(job, tmp_path):
+    stored, key = at(job, tmp_path), training_key(job)
+    there, here = stage_folder(stored, key), tmp_path / "here"
+    lines = NewLines(here, stage_store(stored, key))
+    train(stored, until=2)
+    assert lines.ask() == []  # it looks into the store now and then
+    assert lines.ask(ended=True) == metrics_lines(there) and lines.ask(ended=True) == []
+    train(stored)
+    assert [line["step"] for line in lines.ask(ended=True)] == [3, 4]
+    assert NewLines(here, stage_store(stored, key)).ask(ended=True) == []  # a later follower hears what is new to it
+    with held(here, stage_store(stored, key)) as checkpoint:  # and samples look at the newest checkpoint
+        assert checkpoint.name == "000004"
+        assert (checkpoint / MODEL).read_bytes() == final_weights(there).read_bytes()
+    assert CheckpointStore(stage_store(stored, key)).fetch_first(9, (MODEL,), tmp_path / "gone") is False
 
 
 def test_a_stage_that_is_erased_is_gone_from_its_store_too(job, tmp_path):
@@ -140,6 +163,18 @@ def test_a_checkpoint_for_a_notice_stands_before_the_next_step(job, tmp_path, mo
     folder = stage_folder(here, training_key(job)) / "checkpoints" / "000002"
     train(here, told=notices(2, then=lambda: stands.append(folder.exists())))
     assert stands == [True]
+
+
+def test_a_file_that_a_job_names_is_read_once_while_it_stays_as_it_is(tmp_path, monkeypatch):
+    read: list[Path] = []
+    monkeypatch.setattr(job_module, "file_sha256", lambda path: read.append(path) or file_sha256(path))
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"first")
+    assert file_hash(weights) == file_hash(weights) == sha256_hex(b"first") and len(read) == 1
+    weights.write_bytes(b"other")
+    assert file_hash(weights) == sha256_hex(b"other") and len(read) == 2
+    with pytest.raises(HarmonError, match="cannot be read"):
+        file_hash(tmp_path / "absent")
 
 
 def test_the_key_holds_of_the_guard_what_decides_weights(job):

@@ -48,6 +48,12 @@ def test_patience_counts_steps_in_a_row():
     guard = Guard(GuardConfig(patience=3), CPU)
     for value in (math.nan, math.nan, 1.0, math.nan, math.nan):
         judged(guard, value)
-        assert not guard.exhausted()
+        assert not guard.spent()
     judged(guard, math.nan)
-    assert guard.exhausted()
+    assert guard.spent()
+
+
+def test_once_patience_has_ended_no_further_step_is_taken_however_late_the_host_looks():
+    guard = Guard(GuardConfig(patience=2), CPU)
+    assert [judged(guard, value) for value in (1.0, math.nan, math.nan, 1.0, 1.0)] == [False, True, True, True, True]
+    assert guard.spent() == 3  # steps since, with the one in which it ended

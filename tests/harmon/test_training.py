@@ -103,6 +103,15 @@ def test_the_key_says_what_and_not_how(job, tmp_path):
     assert training_key(at(job, tmp_path, previous="0" * 64)) != key
 
 
+def test_epochs_of_an_entry_are_part_of_the_key_where_they_are_stated(job):
+    def of(**how: object) -> str:
+        entry = job.mixture.text[0].model_copy(update=how)
+        return training_key(job.model_copy(update={"mixture": job.mixture.model_copy(update={"text": (entry,)})}))
+
+    assert of(epochs=None) == training_key(job) != of(epochs=2.0)
+    assert all("epochs" not in entry for entries in job.contents()["mixture"].values() for entry in entries)
+
+
 def test_resuming_after_a_kill_equals_an_undisturbed_run(job, undisturbed, tmp_path):
     context = mp.get_context("spawn")
     process = context.Process(target=_train_until_killed, args=(at(job, tmp_path).model_dump_json(), 5))
