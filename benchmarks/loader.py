@@ -2,38 +2,44 @@
 
 python -m benchmarks.loader [--quick]
 
-Both give shuffled batches of 256 px squares from JPEG photographs of 1,024 x 1,536 pixels, decoded in processes of
-their own; CPU-seconds are those of this process and of its children. Two settings are compared, each with itself: whole
-pictures are decoded, or large ones at half the side or less (`draft`, the trainer's default). `webdataset as it is` is
-the peer without that, since its own PIL decoding has no such setting. `bare` is the same decoding and resizing in one
-process that does nothing else. Paths alternate and medians are printed.
+All give shuffled batches of 256 px squares, uint8, from JPEG photographs of 1,024 x 1,536 pixels, decoded in processes
+of their own; CPU-seconds are those of this process and of its children. Paths alternate and medians are printed.
+
+- `ours` is the loader in three settings: `fast` has large JPEGs decoded at half the side or less (`draft`) and torch's
+  resizer; `usual` is the default, `draft` and Pillow's resizer; `exact` has neither, and makes the very squares of
+  Pillow alone.
+- `peer` is webdataset as people write it: its own PIL decoding, then Resize and CenterCrop of torchvision.
+- `same` is webdataset with our decoding and resizing in the setting of ours that it is beside: what is left is how
+  samples are found and carried.
+- `bare` is that decoding and resizing alone, in as many processes as the loader has, which hand nothing back.
 
 The far resume opens the rows of a million samples in a thousand shards, once as a stage's first start does and once as
-every later start, and looks up one sample.
+every later start, with the first rows that the probe and the text lengths take, and looks up one sample.
 """
 
 import argparse
-import io
 import os
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 import webdataset
-from PIL import Image
+from torchvision.transforms import v2
 
 from benchmarks.pictures import CAPTION, make_pictures, make_view
-from harmon.pixels import square_pixels
-from harmon.training.decoding import Decoder, Wanted, decode, reduce_jpeg
+from harmon.training.decoding import Decoder
+from harmon.training.first_rows import ROWS as FIRST_ROWS
 from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.rows import StageRows
+from harmon.training.squares import Resizer, Wanted, decode, square
 from harmon.training.stage import StageConfig, load_stage
 from pipelines.canonical import sample_key
 from pipelines.columns import SOURCE_SCHEMA
@@ -41,9 +47,20 @@ from pipelines.dataset import Dataset
 from pipelines.steps import Step, StepRun
 
 PX, WORKERS, ROWS_PER_SHARD = 256, 2, 250
+BLOCK, AHEAD = 64, 2  # samples of a batch, and batches asked before they are wanted, as in training
 FAR_SHARDS, FAR_ROWS = 1000, 1000
 GOALS = {"peer": 2.0, "bare": 0.9, "resume": 1.0}
 FAR = 100_000_000
+
+
+class Setting(NamedTuple):
+    """How pictures are decoded (`harmon.training.decoding.Decoding`)."""
+
+    draft: bool
+    resizer: Resizer
+
+
+SETTINGS = {"fast": Setting(True, "torch"), "usual": Setting(True, "pillow"), "exact": Setting(False, "pillow")}
 
 
 def main() -> None:
@@ -51,7 +68,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--quick", action="store_true", help="fewer pictures and rounds")
     quick = options.parse_args().quick
-    count, rounds = (500, 1) if quick else (2000, 5)
+    count, rounds = (256, 1) if quick else (1000, 5)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder) / "photographs", count)
@@ -62,86 +79,106 @@ def main() -> None:
 
 def measure(dataset: Dataset, stage: StageConfig, count: int, rounds: int) -> None:
     """The comparisons over `count` samples."""
-    paths: dict[tuple[str, bool], Callable[[], float]] = {}
-    for draft in (False, True):
-        paths["ours", draft] = partial(ours, dataset, stage, count, draft)
-        paths["peer", draft] = partial(peer, dataset, count, draft)
-        paths["bare", draft] = partial(bare, dataset, stage, count, draft)
-    seconds: dict[tuple[str, bool], list[float]] = {name: [] for name in paths}
+    paths: dict[str, Callable[[], float]] = {"peer": partial(webdataset_loader, dataset, count, None)}
+    for name, setting in SETTINGS.items():
+        paths[f"ours {name}"] = partial(ours, dataset, stage, count, setting)
+        paths[f"same {name}"] = partial(webdataset_loader, dataset, count, setting)
+        paths[f"bare {name}"] = partial(bare, dataset, stage, count, setting)
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(rounds):
         for name, path in paths.items():
             seconds[name].append(path())
     took = {name: statistics.median(found) for name, found in seconds.items()}
-    for draft, setting in ((False, "whole pictures"), (True, "draft")):
-        mine, others, least = (took[name, draft] for name in ("ours", "peer", "bare"))
-        told = f"ours {count / mine:,.0f}, peer {count / others:,.0f}, bare {count / least:,.0f}"
-        print(f"{setting}, samples/CPU-s: {told}")
-        print(f"    {others / mine:.2f}x webdataset and torch DataLoader with the same setting")
+    print(f"webdataset as people write it: {count / took['peer']:,.0f} samples/CPU-s")
+    for name in SETTINGS:
+        mine, others, least = (took[f"{path} {name}"] for path in ("ours", "same", "bare"))
+        told = f"ours {count / mine:,.0f}, webdataset {count / others:,.0f}, bare {count / least:,.0f}"
+        print(f"{name}, samples/CPU-s: {told}")
+        print(f"    {took['peer'] / mine:.2f}x webdataset as people write it (goal {GOALS['peer']:g}x)")
+        print(f"    {others / mine:.2f}x webdataset with the same decoding")
         print(f"    {least / mine:.2f} of bare decoding and resizing (goal {GOALS['bare']:g})")
-    as_it_is = took["peer", False] / took["ours", True]
-    print(f"ours with draft is {as_it_is:.2f}x webdataset as it is (goal {GOALS['peer']:g}x)")
 
 
-def ours(dataset: Dataset, stage: StageConfig, count: int, draft: bool) -> float:
+def ours(dataset: Dataset, stage: StageConfig, count: int, setting: Setting) -> float:
     """CPU-seconds of the training loader, its start left out as with the peer."""
     rows = StageRows(stage, mixture(dataset), None)
-    decoder = Decoder(WORKERS)
-    for first in [first for _ in range(WORKERS) for first in decoder.ask(wanted(rows, range(8), draft))]:
-        first.result()
+    decoder = warm(rows, setting)
     begun = cpu_seconds(decoder_pids(decoder))
-    asked = [decoder.ask(wanted(rows, range(start, start + 64), draft)) for start in range(0, count, 64)]
-    for chunks in asked:
-        batch = np.stack([pixels for chunk in chunks for pixels in chunk.result()])  # type: ignore[misc]
-        assert batch.shape[1:] == (PX, PX, 3)
+    blocks = [range(start, min(count, start + BLOCK)) for start in range(0, count, BLOCK)]
+    asked = deque(decoder.ask(wanted(rows, block, setting)) for block in blocks[:AHEAD])
+    for number in range(len(blocks)):
+        asked.extend(decoder.ask(wanted(rows, block, setting)) for block in blocks[number + AHEAD : number + AHEAD + 1])
+        batch = np.stack([pixels for chunk in asked.popleft() for pixels in chunk.result()])  # type: ignore[misc]
+        assert batch.shape == (len(blocks[number]), PX, PX, 3)
     spent = cpu_seconds(decoder_pids(decoder)) - begun
     decoder.close()
     rows.close()
     return spent
 
 
-def bare(dataset: Dataset, stage: StageConfig, count: int, draft: bool) -> float:
-    """CPU-seconds of the same decoding in this process alone."""
-    asked = wanted(StageRows(stage, mixture(dataset), None), range(count), draft)
-    decode(asked[:8])
+def bare(dataset: Dataset, stage: StageConfig, count: int, setting: Setting) -> float:
+    """CPU-seconds of the same decoding alone, in as many processes, since two on one core slow each other down."""
+    rows = StageRows(stage, mixture(dataset), None)
+    decoder = warm(rows, setting)
+    assert decoder._pool is not None
+    shares = [wanted(rows, range(start, count, WORKERS), setting) for start in range(WORKERS)]
+    spent = sum(decoder._pool.map(seconds_of, shares))
+    decoder.close()
+    rows.close()
+    return spent
+
+
+def seconds_of(share: list[Wanted]) -> float:
+    """CPU-seconds in which this process decodes `share`."""
     begun = time.process_time()
-    decode(asked)
+    for one in share:
+        decode([one])
     return time.process_time() - begun
 
 
-def peer(dataset: Dataset, count: int, draft: bool) -> float:
+def warm(rows: StageRows, setting: Setting) -> Decoder:
+    """Processes that have all started and decoded already."""
+    decoder = Decoder(WORKERS)
+    assert decoder._pool is not None
+    begun: set[int] = set()
+    while len(begun) < WORKERS:
+        begun |= set(decoder._pool.map(begin, [wanted(rows, range(8), setting)] * WORKERS))
+    return decoder
+
+
+def begin(first: list[Wanted]) -> int:
+    """Decode the `first` pictures, and say which process did, after a moment in which another may ask for some."""
+    decode(first)
+    time.sleep(0.1)
+    return os.getpid()
+
+
+def webdataset_loader(dataset: Dataset, count: int, setting: Setting | None) -> float:
     """CPU-seconds of webdataset's pipeline in torch's DataLoader over one epoch; its processes are forks, which start
-    with none.
+    with none. With a `setting` it decodes and resizes as ours does.
     """
     tars = [dataset.images(shard).where for shard in dataset.shard_numbers]
-    pipeline = (
-        webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0, empty_check=False)
-        .shuffle(1000)
-        .decode(_drafted if draft else "pil")
-        .to_tuple("jpg")
-        .map_tuple(_square)
-    )
-    loader: Any = torch.utils.data.DataLoader(pipeline, batch_size=64, num_workers=WORKERS)
+    pipeline = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0, empty_check=False).shuffle(1000)
+    if setting is None:
+        usual = v2.Compose([v2.Resize(PX, v2.InterpolationMode.BICUBIC), v2.CenterCrop(PX), v2.PILToTensor()])
+        pipeline = pipeline.decode("pil").to_tuple("jpg").map_tuple(usual)
+    else:
+        like_ours = Wanted("", 0, "", PX, padded=False, draft=setting.draft, resizer=setting.resizer)
+        pipeline = pipeline.to_tuple("jpg").map_tuple(partial(_as_ours, wanted=like_ours))
+    loader: Any = torch.utils.data.DataLoader(pipeline, batch_size=BLOCK, num_workers=WORKERS)
     begun, seen, spent = time.process_time(), 0, 0.0
     batches: Any = iter(loader)
     pids = [worker.pid for worker in batches._workers]
     for (batch,) in batches:
+        assert batch.dtype == torch.uint8
         seen += len(batch)
         spent = cpu_seconds(pids) - begun  # before the processes are gone
     assert seen == count
     return spent
 
 
-def _square(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(square_pixels(picture, PX).copy())
-
-
-def _drafted(key: str, data: bytes) -> Image.Image | None:
-    """webdataset's PIL decoder with the trainer's draft."""
-    if not key.endswith("jpg"):
-        return None
-    with Image.open(io.BytesIO(data)) as picture:
-        reduce_jpeg(picture, PX)
-        return picture.convert("RGB")
+def _as_ours(data: bytes, wanted: Wanted) -> torch.Tensor:
+    return torch.from_numpy(square(data, wanted).copy())
 
 
 def far_resume(folder: Path, stage: StageConfig, shards: int) -> None:
@@ -150,16 +187,19 @@ def far_resume(folder: Path, stage: StageConfig, shards: int) -> None:
     for start in ("first", "later"):
         begun = time.perf_counter()
         rows = StageRows(stage, mixture(dataset), None, folder / "kept")
+        rows.keep_first()
+        _ = [rows.row("text2image", number) for number in range(FIRST_ROWS)]
         rows.row("text2image", FAR)
         took = time.perf_counter() - begun
         print(f"the sample at position {FAR:,}, {start} start: {took:.2f} s (goal under {GOALS['resume']:g} s)")
         rows.close()
 
 
-def wanted(rows: StageRows, numbers: range, draft: bool) -> list[Wanted]:
+def wanted(rows: StageRows, numbers: range, setting: Setting) -> list[Wanted]:
     """The centre squares of the text-to-image samples `numbers`."""
     places = [rows.row("text2image", number).place for number in numbers]
-    return [Wanted(one.dataset, one.shard, one.key, PX, padded=False, draft=draft) for one in places]
+    how = {"padded": False, "draft": setting.draft, "resizer": setting.resizer}
+    return [Wanted(one.dataset, one.shard, one.key, PX, **how) for one in places]  # type: ignore[arg-type]
 
 
 def mixture(dataset: Dataset) -> Mixture:

@@ -12,6 +12,7 @@ from flows.gate import Gate
 from flows.report.inputs import Goals, StandIn
 from flows.watching import WatchSettings
 from harmon.evaluation.run import EvaluationConfig
+from harmon.training.decoding import Decoding
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.launch import Launch
 from harmon.training.stage import Departure
@@ -148,6 +149,9 @@ class TrainingSettings(Settings):
     """What sees pictures that are asked about; None, as in the paper: MAR's encoder."""
     autoencoder: str
     """File with the frozen autoencoder's weights."""
+    latents: Literal["stored", "online"] | Decoding = "stored"
+    """Stored: made of every picture before the stages, of one square each. Online: pictures are decoded and encoded
+    while training, as the settings say or as their defaults do."""
     weights: tuple[str, ...]
     """Safetensors files that hold the first weights."""
     tokenizer: str

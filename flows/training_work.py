@@ -8,6 +8,7 @@ from typing import Any
 from flows.caption_groups import caption_groups_of
 from flows.flow_run import cancellation
 from flows.gate import Gate, check, pass_gate, passed
+from flows.pictures import latents_of, understanding_file
 from flows.ray_job import train_on_cluster
 from flows.recipe import Recipe, StageSettings, part
 from flows.watching import OnLine, watched
@@ -39,12 +40,6 @@ def model_of(recipe: Recipe) -> HarmonConfig:
     return parse(HarmonConfig, model.model_dump() | seen, "training.understanding")
 
 
-def understanding_file(recipe: Recipe) -> Path | None:
-    """Weights of the frozen encoder that sees in MAR's place; None where it is MAR's, or the autoencoder."""
-    seeing = recipe.training.understanding
-    return None if seeing is None or seeing.weights is None else part(seeing.weights)
-
-
 def job_of(recipe: Recipe, number: int) -> TrainJob:
     """The training of stage `number`, counted from 0, laid out as the recipe says: what it leaves to the memory model
     `launched_job` chooses. The stages before it and its training sets must be done.
@@ -62,7 +57,7 @@ def job_of(recipe: Recipe, number: int) -> TrainJob:
         mixture=Mixture(**{task: _entries(recipe, settings, task) for task in TASKS}),
         model=model_of(recipe),
         tokenizer=str(part(training.tokenizer)),
-        latents=latents_group(stage.px, part(training.autoencoder)),
+        latents=latents_of(recipe, stage.px),
         understanding=None if seeing is None else latents_group(stage.px, seeing),
         weights=weights,
         previous=previous,

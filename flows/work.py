@@ -19,11 +19,12 @@ from filtering.embedding import Clip, embed_images, embed_step
 from filtering.select import select, select_step
 from filtering.selection import Selection
 from flows.caption_groups import published_groups, rewrite_of
+from flows.pictures import latents_needed, understanding_file
 from flows.recipe import AestheticSettings, FilesSettings, Recipe, part
 from flows.report.build import build_report
 from flows.report.inputs import ReportInput
 from flows.terminal import shown_live
-from flows.training_work import describe, description, model_of, stage_works, understanding_file
+from flows.training_work import describe, description, model_of, stage_works
 from flows.work_item import Work
 from harmon.evaluation.curve import CURVE, write_curve
 from harmon.evaluation.run import EvaluationConfig, evaluate_run, is_evaluated
@@ -61,7 +62,7 @@ def work_of(recipe: Recipe) -> list[Work]:
         *(_embed(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_aesthetic(recipe, name, recipe.aesthetic) for name in recipe.sources if recipe.aesthetic),
         *(_select(recipe, name) for name in recipe.sets),
-        *(_latents(recipe, *needed) for needed in _latents_needed(recipe)),
+        *(_latents(recipe, *needed) for needed in latents_needed(recipe)),
         *(work for number in range(len(recipe.training.stages)) for work in stage_works(recipe, number, ray)),
         *([_curve(recipe, recipe.curve)] if recipe.curve else []),
         _evaluate(recipe),
@@ -195,21 +196,6 @@ def _select(recipe: Recipe, name: str) -> Work:
         select(sources, target, selection_of(recipe, name), progress)
 
     return _dataset_work("select", target, lambda: _new(target, select_step(sources, selection_of(recipe, name))), do)
-
-
-def _latents_needed(recipe: Recipe) -> list[tuple[str, int, Path]]:
-    """Training sets, picture sizes and encoders that the stages read, each once."""
-    needed: dict[tuple[str, int, Path], None] = {}
-    autoencoder = part(recipe.training.autoencoder)
-    seeing = understanding_file(recipe) or autoencoder
-    for settings in recipe.training.stages:
-        stage = load_stage(settings.stage, settings.departures)
-        for encoder, entries, share in (
-            (seeing, settings.image2text, stage.ratio.image2text),
-            (autoencoder, settings.text2image, stage.ratio.text2image),
-        ):
-            needed |= {(entry.set, stage.px, encoder): None for entry in entries if share}
-    return list(needed)
 
 
 def _latents(recipe: Recipe, name: str, px: int, autoencoder: Path) -> Work:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from harmon.model.transfer import sent
 from harmon.text import IMAGE_SLOT
 
 
@@ -33,8 +34,8 @@ class Segments:
         """Texts of these lengths; the tensors are made on the CPU and waited for by nobody."""
         ends_N1 = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
         positions_T = torch.arange(sum(lengths)) - ends_N1[:-1].repeat_interleave(torch.tensor(lengths))
-        moved = (one.to(device, non_blocking=True) for one in (ends_N1.int(), positions_T.unsqueeze(0)))
-        return cls(tuple(lengths), *moved)
+        ends_N1, positions_1T = (sent(one, torch.device(device)) for one in (ends_N1.int(), positions_T.unsqueeze(0)))
+        return cls(tuple(lengths), ends_N1, positions_1T)
 
 
 @dataclass(frozen=True)

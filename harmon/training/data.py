@@ -5,6 +5,7 @@ other processes and encoded here. A picture that proves corrupt is left out of i
 stands alone: its sample keeps its place with weight 0, is recorded, and nothing comes instead.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +25,8 @@ from harmon.training.draws import chat_generator, draw_images, drawn_request, ma
 from harmon.training.encoding import OnlineLatents
 from harmon.training.memory import Lengths
 from harmon.training.mixture import Block, Mixture
-from harmon.training.rows import Row, StageRows, pairs_of
+from harmon.training.row import Row
+from harmon.training.rows import StageRows, pairs_of
 from harmon.training.stage import TASKS, StageConfig, Task
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -40,7 +43,7 @@ class ImageBatch:
     timesteps: Tensor  # [R, B, N] int64
     noise: Tensor  # [R, B, N, token channels] float32
     pictured: bool = False  # whether the mixture has prompts that are the picture: equal on all workers
-    entries: Tensor | None = None  # [B] int64: the entry of the mixture that each row is of
+    lines: Tensor | None = None  # [B] int64: which of the task's losses each row counts to (Mixture.lines)
 
     @property
     def count(self) -> int:
@@ -62,7 +65,7 @@ class ChatBatch:
     latents: Tensor | None  # [B, C, h, w] float32; None: text only
     input_ids: Tensor  # [B, L] int64, right padded, image slots inside
     labels: Tensor  # [B, L] int64, IGNORED at padding
-    entries: Tensor | None = None  # [B] int64: the entry of the mixture that each row is of
+    lines: Tensor | None = None  # [B] int64: which of the task's losses each row counts to (Mixture.lines)
 
     @property
     def count(self) -> int:
@@ -102,7 +105,9 @@ class StageData:
         self.tokens = model.tokens(self.side, self.side)
         stored = latents if isinstance(latents, str) else None
         self.rows = StageRows(stage, mixture, stored, kept, understanding=understanding)
+        self.rows.keep_first()
         self._online = None if isinstance(latents, str) else OnlineLatents(stage, latents, self.rows)
+        self._left: Counter[tuple[Task, int]] = Counter()  # pictures of the steps that proved corrupt, by loss line
 
     @property
     def left_out(self) -> dict[str, list[int]]:
@@ -123,7 +128,27 @@ class StageData:
             self._online.ask_ahead(block, rank, world)
         if not numbers:
             return None
-        return self.images(block, numbers) if block.task == "text2image" else self.chats(block.task, numbers)
+        made = self.images(block, numbers) if block.task == "text2image" else self.chats(block.task, numbers)
+        if self._online is not None and block.task != "text":
+            self._left.update((block.task, line) for line in self._online.left)
+        return made
+
+    def rejected_since(self, device: torch.device) -> dict[Task, dict[str, int]]:
+        """For each task, how many samples of each source had no picture since this was last asked, over all workers,
+        who ask together, on `device`; sources without any are left out.
+        """
+        if self._online is None:
+            return {}
+        names = [(task, line, name) for task in TASKS for line, name in enumerate(self.mixture.lines(task))]
+        counts = torch.tensor([self._left[task, line] for task, line, _ in names], device=device)
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+        self._left.clear()
+        told: dict[Task, dict[str, int]] = {}
+        for (task, _, name), count in zip(names, counts.tolist(), strict=True):
+            if count:
+                told.setdefault(task, {})[name] = count
+        return told
 
     def images(self, block: Block, numbers: Sequence[int]) -> ImageBatch | None:
         """Text-to-image samples `numbers`, which lie in `block` and share its mask ratio."""
@@ -146,7 +171,7 @@ class StageData:
             timesteps=torch.from_numpy(draws.timesteps),
             noise=torch.from_numpy(draws.noise),
             pictured=self.mixture.pictured,
-            entries=torch.tensor([row.entry for row in rows]),
+            lines=torch.tensor([row.line for row in rows]),
         )
 
     def chats(self, task: Task, numbers: Sequence[int]) -> ChatBatch | None:
@@ -161,7 +186,7 @@ class StageData:
         chats = [self._chat(task, number, row.text) for number, row in zip(numbers, rows, strict=True)]
         ids, _ = _padded([chat.ids for chat in chats], self.text.pad)
         labels, _ = _padded([chat.labels for chat in chats], IGNORED)
-        return ChatBatch(latents, ids, labels, torch.tensor([row.entry for row in rows]))
+        return ChatBatch(latents, ids, labels, torch.tensor([row.line for row in rows]))
 
     def epochs(self, cursors: Mapping[Task, int]) -> dict[Task, dict[str, float]]:
         """Passes through each entry of each task, by name, that the samples before these cursors make."""

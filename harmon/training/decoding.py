@@ -5,51 +5,51 @@ decodes it (a decoder's crash, memory that runs out) is rejected when it has don
 depends on their numbers alone, never on which process is free.
 """
 
-import io
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
 from multiprocessing import get_context
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
-from harmon.pixels import padded_square_pixels, square_pixels
-from pipelines.dataset import Dataset
+from harmon.training.slabs import Filled, Slab, Slabs, decode_into
+from harmon.training.squares import Decoded, Rejected, Resizer, Wanted, decode
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
-from pipelines.shards import ImageShard
 
 CHUNK = 8  # pictures of one request to a process: many enough that asking costs little
-OPEN_SHARDS = 64  # shards that a process keeps open
-UNDECODABLE, NO_IMAGE, DEADLY = "undecodable", "no_image", "ends_its_decoder"
+DEADLY = "ends_its_decoder"
 log = logging.getLogger(__name__)
-Pixels = NDArray[np.uint8]  # [px, px, 3]
 
 
-class Online(Settings):
-    """How pictures become latents while training, where none are stored."""
+class Decoding(Settings):
+    """How pictures are decoded while training, where no latents are stored."""
 
-    autoencoder: str
-    """Safetensors file of the frozen autoencoder."""
     crop: Literal["random", "centre"] = "random"
     """The square of a text-to-image picture: drawn anew at each visit, as the release does, or the centre."""
     draft: bool = True
     """Decode a large JPEG at 1/2, 1/4 or 1/8 while twice the wanted side is left: faster, and not the same pixels to
     the last level."""
+    resizer: Resizer = "pillow"
+    """`torch` resizes several times faster, and one level of 255 off in a few of a thousand values."""
     workers: int = Field(2, ge=0)
     """Processes that decode for each trainer; 0: none, in the trainer itself."""
     ahead: int = Field(2, ge=0)
     """Blocks of each task that are decoded before the step asks for them."""
+
+
+class Online(Decoding):
+    """How they become latents, too."""
+
+    autoencoder: str
+    """Safetensors file of the frozen autoencoder."""
     device: str = "cpu"
     """What the autoencoder runs on."""
     rejects: str | None = None
@@ -57,35 +57,8 @@ class Online(Settings):
 
     def contents(self, autoencoder_hash: str) -> dict[str, object]:
         """What of it decides the result."""
-        return {"online": autoencoder_hash, "crop": self.crop, "draft": self.draft}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One picture as a sample wants it."""
-
-    dataset: str
-    shard: int
-    key: str
-    px: int
-    padded: bool
-    """The whole picture on a grey square; else a square of it."""
-    at: float = 0.5
-    """Where that square lies along the longer side: 0 begins it at one end, 1 at the other, 0.5 is the centre."""
-    draft: bool = False
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """Why there is no picture."""
-
-    reason: str
-    """no_image, undecodable or ends_its_decoder."""
-    detail: str = ""
-    """What the decoder said."""
-
-
-Decoded = list[Pixels | Rejected]
+        fast = {} if self.resizer == "pillow" else {"resizer": self.resizer}  # keys of before stay what they were
+        return {"online": autoencoder_hash, "crop": self.crop, "draft": self.draft, **fast}
 
 
 class Decoder:
@@ -99,18 +72,28 @@ class Decoder:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._pool = _processes(workers) if workers else None
+        self._slabs = Slabs()
         self._apart: ProcessPoolExecutor | None = None
 
     def ask(self, wanted: Sequence[Wanted]) -> list["Asked"]:
         """`wanted` in order, CHUNK pictures each."""
         chunks = [wanted[start : start + CHUNK] for start in range(0, len(wanted), CHUNK)]
-        return [Asked(self, chunk, self._begin(chunk)) for chunk in chunks]
+        return [self._asked(chunk) for chunk in chunks]
 
     def close(self) -> None:
         """End the processes; what was asked and not begun is dropped."""
         for pool in (self._pool, self._apart):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
+        self._slabs.close()
+
+    def taken_out(self, wanted: Sequence[Wanted], slab: Slab | None, filled: Filled) -> Decoded:
+        """What a process decoded of `wanted`, out of the `slab`, which serves others from here on."""
+        if slab is None:
+            return [one for one in filled if one is not None]
+        found = slab.taken_out(wanted, filled)
+        self._slabs.give_back(slab)
+        return found
 
     def with_care(self, wanted: Sequence[Wanted]) -> Decoded:
         """`wanted` where its processes were lost. Raises HarmonError where no process can be started."""
@@ -124,18 +107,20 @@ class Decoder:
         except BrokenProcessPool:
             return [Rejected(DEADLY, "its decoder ended twice")]
 
-    def _begin(self, chunk: Sequence[Wanted]) -> Future[Decoded]:
+    def _asked(self, chunk: Sequence[Wanted]) -> "Asked":
         if self._pool is None:
-            done: Future[Decoded] = Future()
-            done.set_result(decode(chunk))
-            return done
+            done: Future[Filled] = Future()
+            done.set_result([*decode(chunk)])
+            return Asked(self, chunk, None, done)
+        slab = self._slabs.take(chunk)
+        where = None if slab is None else slab.where
         try:
-            return self._pool.submit(decode, chunk)
+            return Asked(self, chunk, slab, self._pool.submit(decode_into, where, chunk))
         except BrokenProcessPool:
             log.warning("a process that decodes pictures was lost; %d are started again", self.workers)
             self._pool.shutdown(wait=False)
             self._pool = _processes(self.workers)
-            return self._pool.submit(decode, chunk)
+            return Asked(self, chunk, slab, self._pool.submit(decode_into, where, chunk))
 
     def _in_a_process_apart(self, wanted: Sequence[Wanted]) -> Decoded:
         if self._apart is None:
@@ -151,70 +136,37 @@ class Decoder:
             raise
 
 
-@dataclass(frozen=True)
+@dataclass
 class Asked:
     """Pictures that a `Decoder` was asked for together."""
 
     decoder: Decoder
     wanted: Sequence[Wanted]
-    future: Future[Decoded]
+    slab: Slab | None
+    """Where a process puts them; None: they come with its answer."""
+    future: Future[Filled]
+    found: Decoded | None = None
 
     def result(self) -> Decoded:
         """Waits for them, in order. Raises HarmonError where a shard cannot be read, or no process be started."""
-        try:
-            return self.future.result()
-        except BrokenProcessPool:
-            return self.decoder.with_care(self.wanted)
-
-
-def decode(wanted: Sequence[Wanted]) -> Decoded:
-    """The pictures `wanted`, or why there are none.
-
-    Raises HarmonError where a shard itself cannot be read: that is no matter of one picture.
-    """
-    return [_one(one) for one in wanted]
-
-
-def _one(wanted: Wanted) -> Pixels | Rejected:
-    image = _shard(wanted.dataset, wanted.shard).find(wanted.key)
-    if image is None:
-        return Rejected(NO_IMAGE)
-    try:
-        with Image.open(io.BytesIO(image.data)) as opened:
-            if wanted.draft:
-                reduce_jpeg(opened, wanted.px)
-            picture = opened.convert("RGB")
-        if wanted.padded:
-            return padded_square_pixels(picture, wanted.px)
-        return square_pixels(picture, wanted.px, wanted.at)
-    except Exception as error:  # a decoder may raise anything at bytes that are wrong, and is told apart by no class
-        return Rejected(UNDECODABLE, f"{type(error).__name__}: {error}"[:200])
-
-
-def reduce_jpeg(picture: Image.Image, px: int) -> None:
-    """Have a JPEG decoded at the smallest scale whose shorter side is at least twice `px`; others stay as they are."""
-    shrink = min(picture.size) // (2 * px)
-    if shrink >= 2:
-        picture.draft("RGB", (picture.width // shrink, picture.height // shrink))
+        if self.found is None:
+            try:
+                self.found = self.decoder.taken_out(self.wanted, self.slab, self.future.result())
+            except BrokenProcessPool:  # its slab serves nobody again: who knows what still writes there
+                self.found = self.decoder.with_care(self.wanted)
+        return self.found
 
 
 def _processes(number: int) -> ProcessPoolExecutor:
     # spawned, since a fork of a process with torch's threads may hang
-    return ProcessPoolExecutor(number, get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),))
+    return ProcessPoolExecutor(number, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),))
 
 
-@lru_cache(maxsize=OPEN_SHARDS)
-def _shard(dataset: str, number: int) -> ImageShard:
-    return _dataset(dataset).images(number)
-
-
-@lru_cache(maxsize=64)
-def _dataset(root: str) -> Dataset:
-    return Dataset(root)
-
-
-def _end_with(parent: int) -> None:
-    """Leave when the trainer is gone, also by kill -9: a waiting process would not notice."""
+def _begin(parent: int) -> None:
+    """Decode in one thread, and leave when the trainer is gone, also by kill -9: a waiting process would not notice."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there
+    if "torch" in sys.modules:  # it came with the trainer's own main module
+        sys.modules["torch"].set_num_threads(1)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -112,7 +112,9 @@ def find_serving(
     nothing is written there. Where a torch.distributed group is up, all of its workers call this together.
     """
     unique = list(dict.fromkeys(asked))
-    files = [None if kept is None else kept / f"{_key(datasets[root], criterion)}.npz" for root, criterion in unique]
+    files: list[Path | None] = [None] * len(unique)
+    if kept is not None:
+        files = [kept / f"{key}.npz" for key in criterion_keys(datasets, unique)]
     group = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
     known = _from_first([_read(file) for file in files] if _rank(group) == 0 else None, group)
     missing = [place for place, found in enumerate(known) if found is None]
@@ -185,11 +187,20 @@ def _serving(found: _Found) -> Serving:
     return Serving(shards, sum(left_out for _, left_out in found.values()))
 
 
-def _key(dataset: Dataset, criterion: Criterion) -> str:
-    """Hash of all that decides which rows serve: the criterion, and the contents of the groups that it reads."""
-    groups = sorted({fact.group for fact in criterion.facts}) if dataset.entries(SOURCE) else []
-    hashes = {group: dataset.group_hash(group) for group in groups}
-    return sha256_hex(canonical_json({"version": VERSION, "criterion": asdict(criterion), "groups": hashes}))
+def criterion_keys(datasets: Mapping[str, Dataset], asked: Sequence[_Asked]) -> list[str]:
+    """For each of `asked`, the hash of all that decides which rows serve: the criterion, and the contents of the groups
+    that it reads, each hashed once.
+    """
+    hashes: dict[tuple[str, str], str] = {}
+    keys = []
+    for root, criterion in asked:
+        groups = sorted({fact.group for fact in criterion.facts}) if datasets[root].entries(SOURCE) else []
+        for group in groups:
+            if (root, group) not in hashes:
+                hashes[root, group] = datasets[root].group_hash(group)
+        read = {group: hashes[root, group] for group in groups}
+        keys.append(sha256_hex(canonical_json({"version": VERSION, "criterion": asdict(criterion), "groups": read})))
+    return keys
 
 
 def _read(file: Path | None) -> _Found | None:

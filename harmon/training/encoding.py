@@ -19,10 +19,12 @@ from torch import Tensor
 
 from harmon.latents import load_autoencoder
 from harmon.pictures import unit_pixels
-from harmon.training.decoding import Asked, Decoder, Online, Pixels, Rejected, Wanted
+from harmon.training.decoding import Asked, Decoder, Online
 from harmon.training.draws import place_of_crop
 from harmon.training.mixture import Block
-from harmon.training.rows import Place, StageRows
+from harmon.training.row import Place
+from harmon.training.rows import StageRows
+from harmon.training.squares import Pixels, Rejected, Wanted
 from harmon.training.stage import StageConfig, Task
 from pipelines.errors import HarmonError
 
@@ -48,6 +50,7 @@ class OnlineLatents:
         self._asked: dict[tuple[Task, int, int], list[Asked]] = {}  # by task, first number and count
         self._told: set[tuple[Task, str]] = set()
         self.rejected: dict[str, Counter[str]] = {}
+        self.left: list[int] = []  # loss lines of the samples that `latents` left out last
 
     def ask_ahead(self, block: Block, rank: int, world: int) -> None:
         """Have this worker's share of `block`, and of the next blocks of its task, decoded."""
@@ -61,10 +64,12 @@ class OnlineLatents:
     def latents(self, task: Task, numbers: Sequence[int]) -> tuple[list[int], Tensor]:
         """Those of `numbers` whose picture can be decoded, and their latents [B, C, h, w] float32."""
         asked = self._asked.pop(_key(task, numbers), None) or self._ask(task, numbers)
-        kept, pixels = [], []
+        kept, pixels, self.left = [], [], []
         for number, result in zip(numbers, chain.from_iterable(one.result() for one in asked), strict=True):
             if isinstance(result, Rejected):
-                self._reject(task, self._rows.row(task, number).place, result)
+                row = self._rows.row(task, number)
+                self.left.append(row.line)
+                self._reject(task, row.place, result)
             else:
                 kept.append(number)
                 pixels.append(result)
@@ -97,6 +102,7 @@ class OnlineLatents:
             padded=padded,
             at=place_of_crop(self.stage, task, number) if drawn else 0.5,
             draft=self.online.draft,
+            resizer=self.online.resizer,
         )
 
     def _reject(self, task: Task, place: Place, why: Rejected) -> None:

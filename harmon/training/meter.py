@@ -78,6 +78,7 @@ class Meter:
             "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *self._sums, strict=True) if n},
             "source_loss": self._sources.told(),
             "source_epochs": self._data.epochs(seen),
+            "rejected": self._data.rejected_since(self._device),
             "rate": dict(rates),
             "gradient_norm": norm.item(),
             "masked": [batch.masked / self._data.tokens for batch in batches if isinstance(batch, ImageBatch)],

@@ -98,12 +98,12 @@ def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None)
         order=batch.order[rows],
         timesteps=batch.timesteps[:, rows],
         noise=batch.noise[:, rows],
-        entries=None if batch.entries is None else batch.entries[rows],
+        lines=None if batch.lines is None else batch.lines[rows],
     )
 
 
 def _chats(batch: ChatBatch, rows: slice | Tensor) -> ChatBatch:
     latents = None if batch.latents is None else batch.latents[rows]
-    entries = None if batch.entries is None else batch.entries[rows]
+    lines = None if batch.lines is None else batch.lines[rows]
     ids, labels = batch.input_ids[rows], batch.labels[rows]
-    return replace(batch, latents=latents, input_ids=ids, labels=labels, entries=entries)
+    return replace(batch, latents=latents, input_ids=ids, labels=labels, lines=lines)

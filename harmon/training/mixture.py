@@ -64,15 +64,37 @@ class Mixture(Settings):
 
     def names(self, task: Task) -> list[str]:
         """What metrics call the entries of `task`: by their sources or dataset; two of one name by their text too."""
-        entries = self.of(task)
-        names = [entry.name for entry in entries]
-        names = [f"{n}:{entry.text}" if names.count(n) > 1 else n for n, entry in zip(names, entries, strict=True)]
-        return [f"{name}#{place}" if names.count(name) > 1 else name for place, name in enumerate(names)]
+        return _told_apart([(entry.name, entry.text, place) for place, entry in enumerate(self.of(task))])
+
+    def lines(self, task: Task) -> list[str]:
+        """What metrics call the losses of `task`: an entry that names several sources has one for each, in its order,
+        any other has one of its own name.
+        """
+        return _told_apart(
+            [
+                (name, entry.text, place)
+                for place, entry in enumerate(self.of(task))
+                for name in (entry.sources if entry.sources and len(entry.sources) > 1 else (entry.name,))
+            ]
+        )
+
+    def first_line(self, task: Task, entry: int) -> int:
+        """Which of `lines` is the first of entry number `entry`."""
+        return sum(max(1, len(one.sources or ())) for one in self.of(task)[:entry])
 
     @property
     def pictured(self) -> bool:
         """Whether the prompt of a text-to-image row may be the picture itself."""
         return any(entry.text == "picture" for entry in self.text2image)
+
+
+def _told_apart(named: Sequence[tuple[str, str, int]]) -> list[str]:
+    """Names of (name, text, entry): with the text where a name comes twice, and the entry where that does too."""
+    first = [name for name, _, _ in named]
+    names = [f"{name}:{text}" if first.count(name) > 1 else name for name, text, _ in named]
+    return [
+        f"{name}#{entry}" if names.count(name) > 1 else name for name, (_, _, entry) in zip(names, named, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flows.recipe import load_recipe
 from flows.train import dry_run
 from flows.training_work import job_of, launched_job
 from harmon.latents import write_latents
+from harmon.training.decoding import Online
 from harmon.training.launch import Launch
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError
@@ -148,6 +149,25 @@ def test_a_dry_run_tells_the_layout_that_the_job_has(folder: Path, harmon: Harmo
     answer = harmon("train", folder / "recipe.yaml", "--stage", "stage1", "--dry-run", "--gpus", 2, *by_hand)
     assert "layout on 2 H100-80G: fsdp, micro-batches of 1 rows, recompute none" in answer.stdout
     assert "matrix products in float32" in answer.stdout
+
+
+def test_a_recipe_may_have_pictures_decoded_while_training(folder: Path, tmp_path: Path) -> None:
+    settings = [f"runs={tmp_path / 'run'}", "training.latents={crop: centre, workers: 0, resizer: torch}"]
+    recipe = load_recipe(folder / "recipe.yaml", settings)
+    assert not [one.name for one in work.work_of(recipe) if one.step == "latents"]
+    online = job_of(recipe, 0).latents
+    assert isinstance(online, Online) and (online.crop, online.workers, online.resizer) == ("centre", 0, "torch")
+    assert online.rejects == str(tmp_path / "run" / "train" / "rejects.jsonl")
+    stand = training.train_one(recipe, "stage1", resume=False, stop_after=2)
+    assert stand.step == 2
+    usual = load_recipe(folder / "recipe.yaml", [*settings[:1], "training.latents=online"])
+    assert job_of(usual, 0).latents == Online(autoencoder=online.autoencoder, rejects=online.rejects)
+
+
+def test_a_misspelt_way_to_latents_is_refused(folder: Path) -> None:
+    for wrong in ("onlin", "{crops: centre}"):
+        with pytest.raises(ConfigurationError, match=r"training\.latents"):
+            load_recipe(folder / "recipe.yaml", [f"training.latents={wrong}"])
 
 
 def test_a_job_whose_layout_fits_nowhere_is_refused_at_its_launch_and_not_when_looked_at(folder: Path) -> None:

@@ -10,6 +10,7 @@ import struct
 import time
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,15 @@ from miniature import TOKENIZER, make_autoencoder, make_corpus, make_job, mixtur
 from PIL import Image
 
 from harmon.model.autoencoder import KlAutoencoder, KlConfig
+from harmon.pixels import padded_square_pixels, square_pixels
 from harmon.text import ChatText
 from harmon.training.data import ChatBatch, ImageBatch, StageData
-from harmon.training.decoding import Decoder, Online, Rejected, Wanted, decode
-from harmon.training.job import TrainJob, done, training_key
+from harmon.training.decoding import Decoder, Online
+from harmon.training.job import TrainJob, done, metrics_lines, training_key
 from harmon.training.loop import train
 from harmon.training.mixture import blocks_of_step
+from harmon.training.rows import StageRows
+from harmon.training.squares import Rejected, Wanted, decode, shrunk_by, square
 from pipelines.columns import SOURCE_SCHEMA
 from pipelines.dataset import Dataset
 from pipelines.steps import Step, StepRun
@@ -184,6 +188,69 @@ def test_a_large_jpeg_decoded_small_is_nearly_the_same_picture(tmp_path):
     assert np.abs(whole.astype(int) - drafted).max() <= 3
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"quality": 30},
+        {"keep_rgb": True}, {"mode": "L"}, {"mode": "CMYK"}, {"size": (301, 419)}, {"cut": 400}, {"format": "PNG"},
+    ],
+)  # fmt: skip
+def test_pixels_are_those_that_pillow_decodes_and_resizes(how, draft, padded):
+    data = _encoded(**how)
+    wanted = Wanted("", 0, "", 64, padded, 0.3, draft)
+
+    def pillow() -> np.ndarray:
+        with Image.open(io.BytesIO(data)) as opened:
+            shrink = min(opened.size) // 128
+            if draft and shrink >= 2:
+                opened.draft("RGB", (opened.width // shrink, opened.height // shrink))
+            picture = opened.convert("RGB")
+        return padded_square_pixels(picture, 64) if padded else square_pixels(picture, 64, 0.3)
+
+    if "cut" in how:
+        for refuses in (pillow, lambda: square(data, wanted)):
+            with pytest.raises(OSError, match="truncated"):
+                refuses()
+        return
+    assert np.array_equal(square(data, wanted), pillow())
+    by_torch = square(data, replace(wanted, resizer="torch"))
+    assert np.abs(by_torch.astype(int) - pillow()).max() <= 1
+
+
+def test_a_jpeg_keeps_twice_the_side_that_is_wanted():
+    found = {side: shrunk_by((side, side + 9), 64) for side in (50, 127, 255, 256, 400, 512, 1023, 1024, 9000)}
+    assert found == {50: 1, 127: 1, 255: 1, 256: 2, 400: 2, 512: 4, 1023: 4, 1024: 8, 9000: 8}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_pictures_cross_in_shared_memory_or_with_the_answer(tmp_path, monkeypatch, shared):
+    if not shared:
+        monkeypatch.delattr(os, "memfd_create")
+    dataset = _one_picture(tmp_path / "one", _encoded())
+    wanted = [Wanted(str(dataset.root), 0, "0" * 32, px, padded) for px in (64, 32) for padded in (False, True)]
+    gone = replace(wanted[0], key="1" * 32)
+    decoder = Decoder(2)
+    try:
+        for _ in range(3):  # memory is used again
+            chunks = [decoder.ask([*wanted, gone, *wanted, gone]) for _ in range(4)]
+            for found in ([one for asked in chunk for one in asked.result()] for chunk in chunks):
+                expected = [*decode(wanted), Rejected("no_image")] * 2
+                assert all(a == b if isinstance(b, Rejected) else np.array_equal(a, b) for a, b in zip(found, expected))
+        assert len(decoder._slabs._descriptors) == (8 if shared else 0)
+    finally:
+        decoder.close()
+
+
+def test_the_faster_resizer_stands_in_the_key_and_the_usual_one_left_it_as_it_was(folder, autoencoder, wide_cut):
+    def latents(**settings: object) -> object:
+        return _job(folder, autoencoder, wide_cut, **settings).contents()["latents"]
+
+    assert set(latents()) == {"online", "crop", "draft"}
+    assert latents(resizer="torch") == latents() | {"resizer": "torch"}
+
+
 def test_what_online_latents_are_stands_in_the_key_and_how_does_not(folder, autoencoder, wide_cut):
     def key(**settings: object) -> str:
         return training_key(_job(folder, autoencoder, wide_cut, **settings))
@@ -197,6 +264,23 @@ def test_a_stage_trains_on_pictures_some_of_which_are_corrupt(folder, autoencode
     assert done(train(job), training_key(job))["steps"] == 3
 
 
+def test_lines_of_metrics_count_the_rejected_pictures_of_each_source(folder, autoencoder, wide_cut):
+    job = _job(folder, autoencoder, wide_cut).model_copy(update={"runs": str(folder / "counted"), "log_every": 1})
+    lines = metrics_lines(train(job))
+    rows, keys = StageRows(job.stage, job.mixture, None), wide_cut.whole_table("source", ["key"])["key"].to_pylist()
+    bad, total = {keys[row] for row in CUT}, 0
+    for step, line in enumerate(lines):
+        expected: dict[str, dict[str, int]] = {}
+        for block in blocks_of_step(job.stage, step):
+            for row in (rows.row(block.task, number) for number in block.share(0, 1)):
+                if block.task != "text" and row.place.key in bad:
+                    counts = expected.setdefault(block.task, {})
+                    name = job.mixture.lines(block.task)[row.line]
+                    counts[name], total = counts.get(name, 0) + 1, total + 1
+        assert line["rejected"] == expected
+    assert total and len(lines) == 3
+
+
 @pytest.mark.parametrize(
     "error", [EOFError, IndexError, struct.error, zlib.error, MemoryError, Image.DecompressionBombWarning, KeyError]
 )
@@ -204,7 +288,7 @@ def test_whatever_a_decoder_raises_is_a_reject_with_its_reason(tmp_path, monkeyp
     def fail(picture, mode):
         raise error("bad bytes")
 
-    dataset = _one_picture(tmp_path / "one", _jpeg(64, 64))
+    dataset = _one_picture(tmp_path / "one", _encoded("PNG"))
     monkeypatch.setattr(Image.Image, "convert", fail)
     (found,) = decode([Wanted(str(dataset.root), 0, "0" * 32, 64, False)])
     assert found.reason == "undecodable" and found.detail.startswith(error.__name__) and "bad bytes" in found.detail
@@ -297,6 +381,16 @@ def _job(folder: Path, autoencoder: Path, dataset: Dataset, **settings: object) 
         latents=Online(autoencoder=str(autoencoder), **({"workers": 0} | settings)),
         runs=str(folder / "train"),
     )
+
+
+def _encoded(format="JPEG", mode="RGB", size=(420, 300), cut=None, **how: object) -> bytes:
+    """A picture with edges, colours and grain."""
+    draw = np.random.default_rng(0)
+    small = Image.fromarray(draw.integers(0, 255, (9, 12, 3), np.uint8)).resize(size)
+    grainy = np.asarray(small, np.float32) + draw.normal(0, 9, (size[1], size[0], 1))
+    stream = io.BytesIO()
+    Image.fromarray(grainy.clip(0, 255).astype(np.uint8)).convert(mode).save(stream, format, **how)
+    return stream.getvalue()[: None if cut is None else -cut]
 
 
 def _jpeg(width: int, height: int) -> bytes:

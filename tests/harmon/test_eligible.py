@@ -2,18 +2,23 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniature import REWRITES, make_corpus, make_job, mixture, small_stage
 
+from harmon.text import ChatText
+from harmon.training.data import ImageBatch, StageData
 from harmon.training.eligible import Criterion, Fact, RowBits, find_serving
-from harmon.training.mixture import TaskMixture
+from harmon.training.memory import Lengths
+from harmon.training.mixture import Block, TaskMixture
 from harmon.training.rows import StageRows, pairs_of
 from pipelines.dataset import Dataset
 
@@ -142,11 +147,54 @@ def _worker(rank: int, meeting: str, root: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def test_a_later_start_opens_no_shard_for_the_probe_and_the_text_lengths(tmp_path, reads):
+    job = make_job(tmp_path, STAGE)
+    text = ChatText(job.tokenizer)
+
+    def start(kept: Path | None) -> tuple[StageData, Lengths, ImageBatch]:
+        data = StageData(STAGE, job.mixture, job.model, text, job.latents, kept)
+        return data, data.lengths(), data.images(Block("text2image", 0, 32), range(32))
+
+    _, lengths, probe = start(None)
+    start(tmp_path / "kept")
+    reads.clear()
+    data, again, same = start(tmp_path / "kept")
+    assert not reads
+    assert again == lengths
+    for name, value in vars(probe).items():
+        assert torch.equal(value, getattr(same, name)) if isinstance(value, torch.Tensor) else value == vars(same)[name]
+    plain = StageRows(STAGE, job.mixture, job.latents)
+    for task in ("text", "image2text", "text2image"):
+        for number in (0, 63, 64):
+            kept_row, row = data.rows.row(task, number), plain.row(task, number)
+            assert replace(kept_row, latents=None) == replace(row, latents=None)
+            assert row.latents is None or np.array_equal(kept_row.latents, row.latents)
+
+
+def test_first_rows_of_another_stage_or_mixture_or_a_damaged_file_do_not_count(tmp_path, corpus, reads):
+    def kept(stage=STAGE, weight=1) -> StageRows:
+        named = mixture(corpus)
+        first = named.text2image[0].model_copy(update={"weight": weight})
+        changed = named.model_copy(update={"text2image": (first, *named.text2image[1:])})
+        rows = StageRows(stage, changed, None, tmp_path / "kept")
+        rows.keep_first()
+        return rows
+
+    kept()
+    for rows in (kept(small_stage(seed=5)), kept(weight=3)):
+        assert not rows._first
+    assert kept()._first
+    for file in (tmp_path / "kept").glob("first-*.npz"):
+        file.write_bytes(b"cut")
+    again = kept()
+    assert not again._first and again.row("text", 3) == kept().row("text", 3)
+
+
 def test_training_keeps_what_serves_beside_its_stage(tmp_path):
     from harmon.training.job import ROWS, stage_folder, training_key
     from harmon.training.loop import train
 
     job = make_job(tmp_path, small_stage(steps=1))
     folder = train(job)
-    assert folder == stage_folder(job, training_key(job)) and len(list((folder / ROWS).glob("*.npz"))) == 5
+    assert folder == stage_folder(job, training_key(job)) and len(list((folder / ROWS).glob("*.npz"))) == 5 + 1
     shutil.rmtree(folder)

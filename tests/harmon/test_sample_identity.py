@@ -13,7 +13,8 @@ from recorded_training import blocks_read, recorded
 from harmon.training.checkpoint import latest_checkpoint, read_state
 from harmon.training.job import done, metrics_lines, stage_folder, training_key, write_job
 from harmon.training.mixture import blocks_of_step, cursors
-from harmon.training.rows import Place, StageRows
+from harmon.training.row import Place
+from harmon.training.rows import StageRows
 from harmon.training.stage import TASKS, Task
 
 STEPS = 300

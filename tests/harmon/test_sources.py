@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 
+import pyarrow as pa
 import pytest
 import torch
 from miniature import make_job, small_stage
@@ -15,8 +16,12 @@ from harmon.training.job import metrics_lines
 from harmon.training.loop import loss_sum, train
 from harmon.training.micro import split
 from harmon.training.mixture import Mixture, MixtureSource, blocks_of_step, cursors
+from harmon.training.rows import StageRows
 from harmon.training.sources import SourceLosses
 from harmon.training.stage import TASKS
+from pipelines.columns import SOURCE_SCHEMA
+from pipelines.dataset import Dataset
+from pipelines.steps import Step, StepRun
 
 CPU = torch.device("cpu")
 
@@ -40,7 +45,7 @@ def test_losses_of_entries_are_those_of_their_rows_and_skipped_steps_do_not_coun
             if step == 2:
                 continue
             for number, alone in zip(block.share(0, 1), split(batch, block.rows)):
-                name = job.mixture.names(block.task)[data.rows.row(block.task, number).entry]
+                name = job.mixture.lines(block.task)[data.rows.row(block.task, number).line]
                 expected[block.task, name][0] += loss_sum(model, alone, torch.float64, CPU).total.item()
                 expected[block.task, name][1] += alone.count
         sources.end_step(torch.tensor(float(step == 2)))
@@ -75,6 +80,41 @@ def test_entries_of_one_name_are_told_apart():
     )  # fmt: skip
     names = ["corpus:caption", "corpus:conversation", "a+2", "d", "e:caption#4", "e:caption#5"]
     assert mixture.names("image2text") == names
+
+
+def test_each_source_of_an_entry_has_a_loss_of_its_own(tmp_path):
+    dataset = Dataset(tmp_path / "two")
+    run = StepRun(dataset, Step("make", 1, {}, ()))
+    (shard,) = run.pending([0])
+    rows = [
+        dict.fromkeys(SOURCE_SCHEMA.names)
+        | {"key": f"{row:032x}", "task": "text", "source": "abc"[row % 3], "caption": "x"}
+        | {"conversations": [{"role": "user", "text": "Hello?"}, {"role": "assistant", "text": "abc"[row % 3]}]}
+        for row in range(30)
+    ]
+    output = run.shard(shard)
+    output.columns("source", pa.Table.from_pylist(rows, SOURCE_SCHEMA))
+    output.finish(len(rows))
+    run.commit()
+
+    def entry(*sources: str) -> MixtureSource:
+        return MixtureSource(dataset=str(dataset.root), rows="text", text="conversation", sources=sources)
+
+    mixture = Mixture(text=(entry("b"), entry("c", "a"), entry("a", "b")))
+    assert mixture.lines("text") == [
+        "b:conversation#0",
+        "c",
+        "a:conversation#1",
+        "a:conversation#2",
+        "b:conversation#2",
+    ]
+    stage = small_stage(ratio={"image2text": 0, "text2image": 0, "text": 1})
+    found = StageRows(stage, mixture, None)
+    for number in range(60):
+        row = found.row("text", number)
+        assert mixture.lines("text")[row.line].partition(":")[0] == row.text[1]["text"]
+        assert row.line in ({0}, {1, 2}, {3, 4})[row.entry]
+    found.close()
 
 
 def test_the_processes_and_threads_of_the_data_end_with_the_training(job, monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harmon.model.harmon import Harmon
 from harmon.training import loop
+from harmon.training.data import ChatBatch
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.mixture import MixtureSource
 
@@ -54,13 +55,13 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)
 
 
-@pytest.mark.parametrize("pictured", [False, True])
-def test_two_train_steps_on_a_device_without_values(tmp_path, monkeypatch, on_meta, pictured):
+@pytest.mark.parametrize("pictured, packs", [(False, False), (True, False), (False, True)])
+def test_two_train_steps_on_a_device_without_values(tmp_path, monkeypatch, on_meta, pictured, packs):
     job = make_job(tmp_path, small_stage(steps=8), log_every=99, checkpoint_every=99, average=0.9)
     if pictured:
         entry = MixtureSource(dataset=job.mixture.text2image[0].dataset, rows="image2text", text="picture")
         job = job.model_copy(update={"mixture": job.mixture.model_copy(update={"text2image": (entry,)})})
-    how = {"device": "meta", "execution": Execution(micro_rows=3), "guard": GuardConfig(sigmas=6.0)}
+    how = {"device": "meta", "execution": Execution(micro_rows=3, pack=packs), "guard": GuardConfig(sigmas=6.0)}
     real, watch, seen = loop.blocks_of_step, NoWaiting(), set()
 
     def blocks(stage, step):
@@ -90,6 +91,22 @@ def test_the_watch_sees_what_waits():
         torch.ones(3).to("meta")
     with NoWaiting():
         torch.ones(3).to("meta", non_blocking=True)
+
+
+def test_small_tensors_of_the_step_go_through_pinned_memory(tmp_path, monkeypatch):
+    """What a step makes on the CPU beside its batches: places and counts of the losses, ends and places of texts."""
+    from harmon.model import packing
+    from harmon.training import sources
+
+    went = []
+    for module in (packing, sources):
+        monkeypatch.setattr(module, "sent", lambda x, device: went.append(x.device) or x.to(device, non_blocking=True))
+    packing.Segments.of([3, 4], META)
+    job = make_job(tmp_path, small_stage())
+    losses = sources.SourceLosses(job.mixture, ["text"], META)
+    ids = torch.zeros(2, 5, dtype=torch.int64)
+    losses.add("text", ChatBatch(None, ids, ids, torch.zeros(2, dtype=torch.int64)), torch.zeros(2, device=META))
+    assert went == [CPU] * 4
 
 
 def test_sharded_losses_leave_tensors_on_the_cpu_where_they_are(tmp_path):
