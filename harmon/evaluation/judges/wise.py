@@ -88,6 +88,7 @@ def judge_wise(drawn: Iterable[Drawn], judge: Judge, wording: Wording | None = N
         words = wording or OWN[version]
         question = Question(words.fill(picture.prompt.record), picture.read(), words.system)
         read: Callable[[str], Judgement | float | None] = read_legacy if version == "legacy" else read_verified
+        found: Judgement | float | None
         found, reply = readable(judge, question, read, RETRIES)
         return WiseRow(
             key=picture.key,
