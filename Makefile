@@ -18,11 +18,11 @@ demo: env img2dataset
 demo-long: env img2dataset
 	.venv/bin/harmon run flows/recipes/demo-long.yaml
 
-test: env img2dataset vllm lmms-eval check
-	$(PY) -m pytest -n 2 --dist loadfile -m "not alone"
+test: env img2dataset vllm check
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(PY) -m pytest -m alone
 
-soak: env img2dataset vllm
+soak: env img2dataset vllm lmms-eval
 	mkdir -p docs/proof
 	$(call soaked,datasets,tests/pipelines -k "kill or racing or gigabytes")
 	$(call soaked,filtering,tests/filtering)
@@ -30,6 +30,7 @@ soak: env img2dataset vllm
 	$(call soaked,parity,tests/harmon/test_parity.py -k compile)
 	$(call soaked,training,tests/harmon/test_kills.py tests/harmon/test_elastic.py)
 	$(call soaked,memory,tests/harmon/test_memory.py)
+	$(call soaked,lmms-eval,tests/harmon/test_lmms.py)
 	$(call soaked,flow,tests/flows -k kill)
 
 # $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
