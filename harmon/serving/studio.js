@@ -46,7 +46,7 @@ function tell(text, wrong) {
 by("drawing").addEventListener("submit", async (submitted) => {
   submitted.preventDefault();
   stopper = new AbortController();
-  by("draw").disabled = true;
+  by("start").disabled = true;
   by("stop").hidden = false;
   by("take").disabled = true;
   drawn = null;
@@ -62,7 +62,7 @@ by("drawing").addEventListener("submit", async (submitted) => {
   } catch (error) {
     tell(error.name === "AbortError" ? "Stopped." : error.message, error.name !== "AbortError");
   }
-  by("draw").disabled = false;
+  by("start").disabled = false;
   by("stop").hidden = true;
 });
 
@@ -144,7 +144,7 @@ by("asking").addEventListener("submit", async (submitted) => {
   const line = add("assistant", "");
   line.classList.add("waiting");
   by("question").value = "";
-  by("ask").disabled = true;
+  by("send").disabled = true;
   try {
     let said = "";
     for await (const event of events("v1/chat/completions", { messages, stream: true })) {
@@ -158,6 +158,6 @@ by("asking").addEventListener("submit", async (submitted) => {
     line.textContent = error.message;
     line.className = "assistant error";
   }
-  by("ask").disabled = false;
+  by("send").disabled = false;
   by("question").focus();
 });

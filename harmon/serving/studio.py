@@ -44,7 +44,7 @@ def _drawing(served: Served) -> Markup:
         "form",
         _field("Prompt", element("textarea", id="prompt", rows=2, required="", maxlength=served.settings.text_chars)),
         element("div", numbers, class_="fields"),
-        _buttons(element("button", "Draw", type="submit", id="draw"), _button("stop", "Stop", hidden="")),
+        _buttons(element("button", "Draw", type="submit", id="start"), _button("stop", "Stop", hidden="")),
         id="drawing",
         data_model=served.settings.name,
         data_frames=served.settings.frames,
@@ -73,7 +73,7 @@ def _asking() -> Markup:
         element(
             "form",
             _field("Question", _input("question", required="", autocomplete="off")),
-            _buttons(element("button", "Ask", type="submit", id="ask")),
+            _buttons(element("button", "Ask", type="submit", id="send")),
             id="asking",
         ),
     )

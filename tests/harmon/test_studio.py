@@ -33,12 +33,12 @@ def test_a_person_draws_asks_stops_and_is_told_of_a_wrong_key(demo: Trained, tmp
     need(CHROMIUM is not None, "Chromium is not installed: apt-get install chromium")
     with served(demo, KEY) as address, browsing(str(CHROMIUM), tmp_path, address) as tab:
         tab.run("document.getElementById('prompt').value = 'a red circle on the left'")
-        tab.run("document.getElementById('draw').click()")
+        tab.run("document.getElementById('start').click()")
         assert "missing or wrong" in tab.wait("document.querySelector('#told.error')?.textContent")
 
         tab.said.clear()
         tab.run(f"document.getElementById('key').value = '{KEY}'; {WATCH}")
-        tab.run("document.getElementById('seed').value = '7'; document.getElementById('draw').click()")
+        tab.run("document.getElementById('seed').value = '7'; document.getElementById('start').click()")
         assert tab.wait("document.getElementById('take').disabled === false")
         seen = [one for one in tab.run("seen") if one]
         assert len(set(seen)) > 4  # of eight AR steps; two that come in one piece are seen as one
@@ -47,7 +47,7 @@ def test_a_person_draws_asks_stops_and_is_told_of_a_wrong_key(demo: Trained, tmp
 
         tab.run("document.getElementById('take').click()")
         tab.run("document.getElementById('question').value = 'What is it? <img src=x onerror=alert(1)>'")
-        tab.run("document.getElementById('ask').click()")
+        tab.run("document.getElementById('send').click()")
         tab.wait("document.querySelectorAll('#said li.assistant:not(.waiting)').length === 1")
         assert tab.run("document.querySelectorAll('#said img').length") == 0
         assert tab.run("document.querySelectorAll('#said li.error').length") == 0
@@ -57,14 +57,14 @@ def test_a_person_draws_asks_stops_and_is_told_of_a_wrong_key(demo: Trained, tmp
         tab.choose_file("#file", upload)
         tab.wait("document.getElementById('shown').naturalWidth === 1024")
         for turns in (1, 2):  # the second goes on with the first
-            tab.run("document.getElementById('question').value = 'What is it?'; document.getElementById('ask').click()")
+            tab.run("document.getElementById('question').value = 'What is it?'; document.getElementById('send').click()")
             tab.wait(f"document.querySelectorAll('#said li.assistant:not(.waiting):not(.error)').length === {turns}")
         tab.screenshot(Path(os.environ.get("HARMON_SCREENSHOTS", tmp_path)) / "studio.png")
 
         tab.run(
             "for (const [id, value] of [['steps', 64], ['size', '512x512']]) document.getElementById(id).value = value"
         )
-        tab.run("document.getElementById('draw').click()")
+        tab.run("document.getElementById('start').click()")
         tab.wait("document.getElementById('stop').hidden === false")
         tab.run("document.getElementById('stop').click()")
         tab.wait("document.getElementById('told').textContent === 'Stopped.'")
