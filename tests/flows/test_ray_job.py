@@ -123,7 +123,8 @@ def recipe(head: RayHead, tmp_path: Path) -> Path:
     autoencoder, values = make_autoencoder(tmp_path / "patch_latent.safetensors"), recipe_in(tmp_path)
     write_latents(make_corpus(tmp_path / "data" / "corpus"), 64, autoencoder)
     (tmp_path / "model.yaml").write_text(tiny_model().model_dump_json())
-    values["training"]["stages"][0]["departures"] = CUT | {"steps": STEPS}
+    steps = 20 * STEPS  # far more than are done before a lease of 10 s lapses
+    values["training"]["stages"][0]["departures"] = CUT | {"steps": steps}
     values["training"] |= {"watch": {}, "launch": {"workers": 2, "submit": head.address, "lease_seconds": 10.0}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
     return tmp_path / "recipe.yaml"
