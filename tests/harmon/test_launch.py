@@ -33,7 +33,7 @@ def losses(folder: Path) -> list[dict]:
 
 
 def test_a_stage_on_two_ray_workers_stops_where_it_should_and_survives_a_killed_worker(ray, tmp_path):
-    job = make_job(tmp_path, small_stage(steps=14), dtype="float64", checkpoint_every=4)
+    job = make_job(tmp_path, small_stage(steps=60), dtype="float64", checkpoint_every=4)
     heard: list[int] = []
     killed: list[int] = []
 
@@ -44,11 +44,11 @@ def test_a_stage_on_two_ray_workers_stops_where_it_should_and_survives_a_killed_
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    folder = train_stage(job, Launch(workers=2), on_line, until=11)
-    assert killed and heard[-1] == 11 and trained_steps(job, training_key(job)) == 11
+    folder = train_stage(job, Launch(workers=2), on_line, until=50)
+    assert killed and heard[-1] == 50 and trained_steps(job, training_key(job)) == 50
     assert train_stage(job, Launch(workers=2), on_line) == folder
-    assert heard[-1] == 14
-    assert sorted(set(heard)) == list(range(1, 15))
+    assert heard[-1] == 60
+    assert sorted(set(heard)) == list(range(1, 61))
     alone = train(job.model_copy(update={"runs": str(tmp_path / "alone")}))
     assert alone.name == folder.name
     for ours, theirs in zip(losses(folder), losses(alone), strict=True):
