@@ -57,7 +57,9 @@ def test_a_person_draws_asks_stops_and_is_told_of_a_wrong_key(demo: Trained, tmp
         tab.choose_file("#file", upload)
         tab.wait("document.getElementById('shown').naturalWidth === 1024")
         for turns in (1, 2):  # the second goes on with the first
-            tab.run("document.getElementById('question').value = 'What is it?'; document.getElementById('send').click()")
+            tab.run(
+                "document.getElementById('question').value = 'What is it?'; document.getElementById('send').click()"
+            )
             tab.wait(f"document.querySelectorAll('#said li.assistant:not(.waiting):not(.error)').length === {turns}")
         tab.screenshot(Path(os.environ.get("HARMON_SCREENSHOTS", tmp_path)) / "studio.png")
 
