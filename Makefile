@@ -5,6 +5,9 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RECIPE := flows/recipes/demo.yaml
 
+# Environments are made side by side.
+MAKEFLAGS += -j2
+
 # One thread per process unless a part asks for more: two cores, several processes.
 export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -19,12 +22,13 @@ demo-long: env img2dataset
 	.venv/bin/harmon run flows/recipes/demo-long.yaml
 
 test: env img2dataset vllm check
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(PY) -m pytest -m alone
 
 soak: env img2dataset vllm lmms-eval
 	mkdir -p docs/proof
 	$(call soaked,datasets,tests/pipelines -k "kill or racing or gigabytes")
+	$(call soaked,download,tests/pipelines/test_misbehaving.py)
 	$(call soaked,filtering,tests/filtering)
 	$(call soaked,recaption,tests/recaption)
 	$(call soaked,parity,tests/harmon/test_parity.py -k compile)

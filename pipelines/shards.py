@@ -233,17 +233,18 @@ class ImageShard:
         # a map is matched and sliced in place; from afar comes the whole sample, once
         block, at = (self._data, start) if self._mapped else (self._data[start:end], 0)
         limit = at + end - start
-        image = HEADER.match(block, at)  # type: ignore[arg-type]  # a map, or bytes
-        if image is not None:
+        if image := HEADER.match(block, at):  # type: ignore[arg-type]  # a map, or bytes
+            key, extension, size = image.groups()
             data_at = at + BLOCK
-            data_end = data_at + int(image[3], 8)
-            view_at = data_end + -data_end % BLOCK
+            data_end = data_at + int(size, 8)
+            view_at = data_end + padding(data_end)
             view = HEADER.match(block, view_at) if view_at < limit else None  # type: ignore[arg-type]
-            if view is not None and view[1] == image[1] and view[2] == b"json":
-                view_end = view_at + BLOCK + int(view[3], 8)
-                if view_end <= limit:
+            if view is not None:
+                owner, kind, size = view.groups()
+                view_end = view_at + BLOCK + int(size, 8)
+                if owner == key and kind == b"json" and view_end <= limit:
                     told = block[view_at + BLOCK : view_end]
-                    return RawSample(image[1].decode(), image[2].decode(), block[data_at:data_end], told)
+                    return RawSample(key.decode(), extension.decode(), block[data_at:data_end], told)
         raise HarmonError(f"{self.where} has no image with its view at offset {start}; run `harmon audit --deep`")
 
     def keys(self) -> list[str]:

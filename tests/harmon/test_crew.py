@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harmon.evaluation.crew import Crew, at_work
+from harmon.training.launch import local_ray
 from pipelines.errors import HarmonError
 
 BATCHES = [[number, number + 1] for number in range(0, 12, 2)]
@@ -60,9 +61,10 @@ def test_one_worker_works_in_this_process_and_is_made_when_there_is_work(tmp_pat
 def test_a_batch_that_an_actor_died_with_is_done_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where actors find this module
     (tmp_path / "die").touch()
-    assert done(Crew(workers=2), tmp_path) == {number: 2 * number for number in range(12)}
-    assert len(list(tmp_path.glob("pid-*"))) == 3
-    with pytest.raises(HarmonError, match="There is no half of -1"):
-        done(Crew(workers=2), tmp_path, [[1], [-1]])
-    with pytest.raises(HarmonError, match="There is no folder"):
-        done(Crew(workers=2), tmp_path / "nowhere")
+    with local_ray(2):  # one for all; without, each crew starts its own
+        assert done(Crew(workers=2), tmp_path) == {number: 2 * number for number in range(12)}
+        assert len(list(tmp_path.glob("pid-*"))) == 3
+        with pytest.raises(HarmonError, match="There is no half of -1"):
+            done(Crew(workers=2), tmp_path, [[1], [-1]])
+        with pytest.raises(HarmonError, match="There is no folder"):
+            done(Crew(workers=2), tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 """Workers that come and go within one run, on a Ray of several nodes: batches and losses stay the same."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -45,6 +46,7 @@ def test_workers_come_and_go_within_one_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="the course above grows too: only with HARMON_SOAK=1")
 def test_more_workers_go_on_where_fewer_were_and_no_step_comes_twice(tmp_path):
     stage = small_stage(steps=10_000, learning_rate=dict.fromkeys(PARTS, 1e-4))
     job = make_job(tmp_path, stage, dtype="float64", checkpoint_every=9_000)  # no checkpoint but those for growing
