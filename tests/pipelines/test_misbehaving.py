@@ -1,4 +1,4 @@
-"""Links to a server that misbehaves, 5,000 with HARMON_SOAK: each row ends once, and no forbidden address is reached."""
+"""A server that misbehaves (5,000 links with HARMON_SOAK): each row ends once, no forbidden address is reached."""
 
 import os
 from collections import Counter
