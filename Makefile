@@ -39,7 +39,7 @@ soak: env img2dataset vllm lmms-eval
 
 # $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
 define soaked
-{ date -u +'%F %T UTC'; git log -1 --format='commit %H'; uname -srm; grep -m1 'model name' /proc/cpuinfo; nproc; \
+{ date -u +'%F %T UTC'; git log -1 --format='commit %H'; uname -srm; grep -m1 'model name' /proc/cpuinfo; nproc --all; \
   grep -rn --include=*.py 'HARMON_SOAK' tests; \
   HARMON_SOAK=1 $(PY) -m pytest -v --durations=20 $(2); } 2>&1 | tee docs/proof/soak-$(1).log
 endef
