@@ -80,7 +80,8 @@ def train(
     """
     key = key or training_key(job)
     folder = stage_folder(job, key)
-    checkpoints, hold = Checkpoints(folder / CHECKPOINTS, job.keep, stage_store(job, key)), Hold(folder, owner)
+    store = stage_store(job, key)
+    checkpoints, hold = Checkpoints(folder / CHECKPOINTS, job.keep, store), Hold(folder, owner, store)
     if checkpoints.decided(lambda: completed(job, key) is not None):
         return folder
     checkpoints.decided(hold.take)

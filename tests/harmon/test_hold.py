@@ -58,6 +58,9 @@ def test_a_second_trainer_is_told_who_is_there_and_may_come_once_that_one_is_kil
     first = trainer(tmp_path)
     with pytest.raises(FinalError, match=rf"Process {first.pid} on \S+ trains the stage in .* since 2"):
         hold(tmp_path).take()
+    with pytest.raises(FinalError, match=rf"Process {first.pid} on"):  # nor one with another folder and the same store
+        hold(tmp_path / "elsewhere", store=str(tmp_path)).take()
+    assert not (tmp_path / "elsewhere" / FILE).exists()
     first.kill()
     first.wait()
     second, begun = hold(tmp_path, lapse=1000.0), time.monotonic()
@@ -106,8 +109,14 @@ def test_neither_training_nor_erasing_begins_beside_a_trainer(tmp_path, monkeypa
     folder = stage_folder(job, training_key(job))
     folder.mkdir(parents=True)
     first = trainer(folder)
+    apart = job.model_copy(update={"runs": str(tmp_path / "elsewhere"), "store": job.runs})
     try:
-        for begin in (lambda: train(job), lambda: erase(job, training_key(job))):
+        for begin in (
+            lambda: train(job),
+            lambda: erase(job, training_key(job)),
+            lambda: train(apart),
+            lambda: erase(apart, training_key(job)),
+        ):
             with pytest.raises(FinalError, match=f"Process {first.pid} on"):
                 begin()
         assert not (folder / "checkpoints").exists()
