@@ -68,11 +68,14 @@ class Checkpoints:
 
     `folder` lies where all workers reach it, unless there is a `store`: then the shards go there and `folder`, on the
     machine of rank 0, keeps what readers want of the newest `keep`. A save may end behind the training's back; `wait`
-    ends it, and every save waits for the one before.
+    ends it, and every save waits for the one before. `check` raises at rank 0 where a checkpoint must not be completed
+    any more.
     """
 
-    def __init__(self, folder: Path, keep: int, store: str | None = None) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int, store: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.keep, self._check = folder, keep, check
         self.store = None if store is None else CheckpointStore(store)
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._group = cpu_group()  # of decisions and loads
@@ -187,6 +190,7 @@ class Checkpoints:
         """At rank 0: take away what killed attempts have left, in the folder and, of `step`, in the store."""
         _remove([*self.folder.glob(".writing-*"), *self.folder.glob(".gone-*")])
         if self.store is not None:
+            self.store.drop_uploads()  # no worker sends anything now: the save before has ended
             self.store.clear(step)
 
     def _attempt(self, step: int) -> Path:
@@ -221,8 +225,11 @@ class Checkpoints:
         (attempt / STATE).write_bytes(canonical_json(state.model_dump()))
         if self.store is not None:
             shutil.rmtree(attempt / SHARDS)
-            for name in (*plain, *([METRICS] if lines else []), STATE):
+            for name in (*plain, *([METRICS] if lines else [])):
                 self.store.send(state.step, name, attempt / name)
+        self._check()
+        if self.store is not None:
+            self.store.send(state.step, STATE, attempt / STATE)
             self.store.prune(self.keep)
         final = self.folder / f"{state.step:06d}"
         if final.exists():  # of a run that went back to an older one

@@ -70,8 +70,12 @@ class Hold:
             self.leave()
             raise
 
-    def check(self) -> None:
-        """Raises FinalError where another trainer has taken it over, as after this process slept for too long."""
+    def check(self, now: bool = False) -> None:
+        """Raises FinalError where another trainer has taken it over, as after this process slept for too long. `now`:
+        as its files say now, and not when they were renewed last; HarmonError where they cannot be read.
+        """
+        if now:
+            self._renew_all()
         if self._lost is not None:
             raise FinalError(self._lost)
 
@@ -90,14 +94,16 @@ class Hold:
                 log.warning("%s stays until it lapses: %s", file.where, error)
 
     def _renew(self, over: threading.Event) -> None:
-        while not over.wait(self._renew_seconds):
-            for file in list(self._taken):
-                try:
-                    if other := file.renewed():
-                        self._lost = f"{_who(other)} has taken over the stage in {file.root}; this one stops."
-                        return
-                except HarmonError as error:  # its place may be back before it lapses
-                    log.warning("%s was not renewed: %s", file.where, error)
+        while self._lost is None and not over.wait(self._renew_seconds):
+            try:
+                self._renew_all()
+            except HarmonError as error:  # its place may be back before it lapses
+                log.warning("a hold was not renewed: %s", error)
+
+    def _renew_all(self) -> None:
+        for file in list(self._taken):
+            if other := file.renewed():
+                self._lost = f"{_who(other)} has taken over the stage in {file.root}; this one stops."
 
 
 class HoldFile:

@@ -81,7 +81,8 @@ def train(
     key = key or training_key(job)
     folder = stage_folder(job, key)
     store = stage_store(job, key)
-    checkpoints, hold = Checkpoints(folder / CHECKPOINTS, job.keep, store), Hold(folder, owner, store)
+    hold = Hold(folder, owner, store)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, job.keep, store, check=lambda: hold.check(now=True))
     if checkpoints.decided(lambda: completed(job, key) is not None):
         return folder
     checkpoints.decided(hold.take)

@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 import torch.distributed as dist
@@ -149,7 +150,7 @@ def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     (folder / "cleared" / ".writing-000002").mkdir(parents=True)
     workers = mp.start_processes(_work, args=(str(folder),), nprocs=2, join=False, start_method="spawn")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not workers.join(timeout=1):
         if time.monotonic() > deadline:
             for process in workers.processes:
@@ -250,9 +251,19 @@ def test_so_does_s3(tmp_path, s3_root):  # noqa: F811
     in_store(tmp_path, s3_root)
 
 
-def test_a_stage_in_s3_has_one_trainer(tmp_path, s3_root):  # noqa: F811
+def test_uploads_that_a_kill_has_left_in_s3_go_with_the_next_save(tmp_path, s3_root):  # noqa: F811
+    store = open_store(s3_root)
+    place = {"Bucket": store.root.bucket, "Key": f"{store.root.prefix}/000002/{SHARDS}/large.safetensors"}
+    boto3.client("s3").create_multipart_upload(**place)
+    assert [upload.path for upload in store.uploads()] == [f"000002/{SHARDS}/large.safetensors"]
+    save(Checkpoints(tmp_path, 2, s3_root), 2)
+    assert not store.uploads()
+
+
+def test_a_stage_in_s3_has_one_trainer(tmp_path, s3_root, monkeypatch):  # noqa: F811
     """Two machines share nothing else."""
-    first, second = (Hold(tmp_path / name, store=s3_root, renew=0.1, lapse=1.0) for name in ("here", "there"))
+    monkeypatch.setattr("harmon.training.hold.PATIENCE_SECONDS", 1.0)
+    first, second = (Hold(tmp_path / name, store=s3_root, renew=0.1, lapse=1000.0) for name in ("here", "there"))
     first.take()
     with pytest.raises(FinalError, match=f"trains the stage in {s3_root} since"):
         second.take()
