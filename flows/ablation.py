@@ -25,6 +25,7 @@ from pydantic import Field
 
 from flows.recipe import Recipe, recipe_values
 from pipelines.canonical import canonical_json, sha256_hex
+from pipelines.disk import write_whole
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, laid_over, nearest, parse, read_yaml, with_override
 
@@ -103,9 +104,8 @@ class Ablation:
         kept = {name: scores[name] for name in ("checkpoint", "generation", "answers")}
         file = self._file(cell, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
-        attempt = file.with_suffix(".writing")
-        attempt.write_text(json.dumps({"key": _key(recipe), "cell": cell, "seed": seed, **kept}, indent=1) + "\n")
-        attempt.replace(file)
+        result = {"key": _key(recipe), "cell": cell, "seed": seed, **kept}
+        write_whole(file, (json.dumps(result, indent=1) + "\n").encode())
 
     def run_all(self, say: Callable[[str], None], seeds: Sequence[int] | None = None) -> None:
         """Run every cell that is not done, seed after seed, each in a process of its own; the table after each.

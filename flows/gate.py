@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from harmon.training.job import metrics_lines
 from harmon.training.sinks import scalars
+from pipelines.disk import write_whole
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings, nearest
 
@@ -83,9 +84,7 @@ def _within(value: float, low: float | None, high: float | None) -> bool:
 def pass_gate(gate: Gate, folder: Path, stage: str, key: str) -> None:
     """Write down that the gate was passed, for the stage of this `key`. Raises HarmonError where it is shut."""
     record = {"key": key, "gate": gate.model_dump(), "measured": check(gate, folder, stage)}
-    attempt = folder / f"{RECORD}.writing"
-    attempt.write_text(json.dumps(record) + "\n")
-    attempt.replace(folder / RECORD)
+    write_whole(folder / RECORD, (json.dumps(record) + "\n").encode())
 
 
 def passed(gate: Gate, folder: Path, key: str) -> bool:

@@ -239,7 +239,7 @@ def _follow(
             if status != "FAILED":
                 return status, code, ""
             told = code in (LEASE_OVER, WRONG_JOB, NOT_DONE)
-            return status, code, jobs.last_words(name) if told else str(details.message).splitlines()[0]
+            return status, code, jobs.last_words(name) if told else str(details.message).partition("\n")[0]
         if cancelled():
             jobs.stop(name)
             raise Cancelled(f"The flow run was cancelled, and its Ray job {name} is stopped; run it again to go on.")

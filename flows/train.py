@@ -169,7 +169,7 @@ def first_batch(recipe: Recipe, number: int) -> Iterator[Sample]:
     latents = job.latents if isinstance(job.latents, str) else None
     kept = stage_folder(job, training_key(job)) / ROWS
     rows = StageRows(job.stage, job.mixture, latents, kept, keeps=False, understanding=job.understanding)
-    step = min(standing(job).step, job.stage.steps - 1)
+    step = min(trained_steps(job, training_key(job)), job.stage.steps - 1)
     for block in blocks_of_step(job.stage, step):
         for sample in block.share(0, 1):
             row = rows.row(block.task, sample)

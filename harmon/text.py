@@ -9,7 +9,7 @@ Content never becomes a special token: a caption that spells `<|im_end|>` is rea
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +39,10 @@ RECONSTRUCT_REQUESTS = (
 )  # long and short ones, as reconstruction alignment (arXiv 2509.07295) asks; the sentences are our own
 
 
+# Questions come again and again, and small datasets whole. Documents do not: so many of them would take gigabytes.
+KEPT_TEXTS, KEPT_CHARACTERS = 65_536, 1_024
+
+
 @dataclass(frozen=True)
 class Chat:
     """Token ids of one chat and, at the same places, what is supervised (IGNORED elsewhere)."""
@@ -65,18 +69,19 @@ class ChatText:
                 f"The tokenizer {path} cannot be read ({error}); copy it again from the model's source."
             ) from None
         self.tokenizer.encode_special_tokens = True
+        self._kept: Callable[[str], tuple[int, ...]] | None = None  # until it knows its own words
         self.start = self._special("<|im_start|>", path)
         self.eos = self._special("<|im_end|>", path)
         self.pad = self.eos  # padded places are masked, so the id is of no consequence (release: 151645 too)
         self.user = self._ids("user\n")
         self.newline = self._ids("\n")
         self.suffix = (self.eos, *self.newline, self.start, *self._ids("assistant\n"))
-        self._ids = lru_cache(maxsize=65536)(self._ids)  # type: ignore[method-assign]
+        self._kept = lru_cache(maxsize=KEPT_TEXTS)(self._read)
 
     def forgetting(self) -> "ChatText":
         """The same, keeping no text that it has read: for the texts of strangers, which would fill the memory."""
         one = copy.copy(self)
-        del one._ids  # the one with a memory; the class's has none
+        one._kept = None
         return one
 
     def generation_prompt(self, caption: str | None, max_length: int | None = None) -> list[int]:
@@ -147,6 +152,9 @@ class ChatText:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def _ids(self, text: str) -> tuple[int, ...]:
+        return self._read(text) if self._kept is None or len(text) > KEPT_CHARACTERS else self._kept(text)
+
+    def _read(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _special(self, token: str, path: Path) -> int:

@@ -72,6 +72,14 @@ class LocalStore(Store):
         source.unlink()
         return stored
 
+    def replace(self, path: str, data: bytes) -> None:
+        target = self.local(path)
+        make_folder(target.parent)
+        try:
+            write_whole(target, data)
+        except OSError as problem:
+            raise HarmonError(f"{target} could not be written: {problem}; see to the disk and run again") from problem
+
     def _link(self, finished: Path, path: str, sha256: str) -> StoredFile:
         """Give the finished file its final name, or adopt an equal file that has it already."""
         target = self.local(path)
@@ -153,6 +161,21 @@ class LocalStore(Store):
 
     def folders(self) -> list[str]:
         return sorted(path.name for path in self.root.iterdir() if path.is_dir()) if self.is_there() else []
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a small file at once, also over one that is there, and return `path`: neither a kill nor another process
+    that writes the same file leaves or meets a half of it.
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def mapped(path: Path) -> ByteView:

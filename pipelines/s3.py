@@ -72,6 +72,10 @@ class S3Store(Store):
         source.unlink()
         return stored
 
+    def replace(self, path: str, data: bytes) -> None:
+        with self._told(path):
+            self._s3.put_object(**self._at(path), Body=data)
+
     def _create(self, path: str, stream: BinaryIO, size: int, sha256: str, whole: bool) -> StoredFile:
         """Create the object, or adopt an equal one. 412: the name is taken; 409: another writer is under way.
 

@@ -75,7 +75,7 @@ def stream_sha256(stream: BinaryIO) -> str:
 
 
 class Store(ABC):
-    """The files below one root, which are only ever added whole and never overwritten."""
+    """The files below one root, which are only ever added whole and never overwritten, `replace` aside."""
 
     root: Location
     lag: float
@@ -98,6 +98,10 @@ class Store(ABC):
 
         `sha256` is what its writer computed while writing; where bytes are copied, they are checked against it.
         """
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Write a small file at once, also over one that is there. Never for data: for who is at work on them."""
 
     @abstractmethod
     def read(self, path: str) -> bytes:

@@ -1,7 +1,6 @@
 """An exponential moving average of the trained weights, beside them and on their device."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +31,6 @@ class Average:
         taken = torch.where(skip > 0, 0.0, torch.full_like(skip, 1 - self.decay, dtype=torch.float64))
         share = {dtype: taken.to(dtype) for dtype in {average.dtype for average in averages}}
         torch._foreach_lerp_(averages, self._weights(), [share[average.dtype] for average in averages])
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model holds the average inside this block, and its own weights again after it."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for average, weight in zip(self._averages(), self._weights(), strict=True):
-            kept = weight.clone()
-            weight.copy_(average)
-            average.copy_(kept)
 
     def _averages(self) -> list[Tensor]:
         return [local(tensor) for tensor in self.tensors.values()]

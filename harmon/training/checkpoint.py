@@ -14,6 +14,7 @@ store in S3, where nothing is renamed, state.json comes last. Random states are 
 import json
 import os
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from torch.distributed.tensor import DTensor
 
 from harmon.training.agreement import cpu_group, rank_0_decides
 from harmon.training.checkpoint_store import SHARDS, CheckpointStore
-from harmon.training.failure import FinalError
+from harmon.training.failure import FinalError, words_of
 from harmon.training.job import METRICS
 from harmon.training.shard_reader import Part, ShardReader, read_parts
 from harmon.training.shard_writer import ShardWriter
@@ -67,14 +68,18 @@ class Checkpoints:
 
     `folder` lies where all workers reach it, unless there is a `store`: then the shards go there and `folder`, on the
     machine of rank 0, keeps what readers want of the newest `keep`. A save may end behind the training's back; `wait`
-    ends it, and every save waits for the one before.
+    ends it, and every save waits for the one before. `check` raises at rank 0 where a checkpoint must not be completed
+    any more.
     """
 
-    def __init__(self, folder: Path, keep: int, store: str | None = None) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, keep: int, store: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.keep, self._check = folder, keep, check
         self.store = None if store is None else CheckpointStore(store)
         self._rank = dist.get_rank() if dist.is_initialized() else 0
-        self._group = cpu_group()
+        self._group = cpu_group()  # of decisions and loads
+        self._saving = cpu_group()  # of saves, which may be under way in a thread while something is decided
         self._pending: Future[Any] | None = None
 
     def decided(self, decide: Callable[[], T]) -> T:
@@ -103,8 +108,8 @@ class Checkpoints:
             sent=lambda names: self._send(state.step, attempt, names),
             complete=lambda names: self._complete(state, attempt, plain, lines, names),
         )
-        settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._group}
-        settings["no_dist"] = self._group is None
+        settings: dict[str, Any] = {"storage_writer": writer, "process_group": self._saving}
+        settings["no_dist"] = self._saving is None
         if behind:
             self._pending = async_save(tensors, **settings)  # type: ignore[assignment]  # of a thread: a Future
         else:
@@ -171,8 +176,7 @@ class Checkpoints:
         try:
             yield
         except (CheckpointException, SafetensorError, OSError, KeyError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-            raise HarmonError(f"A checkpoint in {self.folder} {what} ({reason}); {todo}.") from error
+            raise HarmonError(f"A checkpoint in {self.folder} {what} ({words_of(error)}); {todo}.") from error
 
     def _send(self, step: int, attempt: Path, names: set[str]) -> None:
         """In a worker's thread, its shards standing: take them to the store."""
@@ -184,8 +188,9 @@ class Checkpoints:
 
     def _clear(self, step: int) -> None:
         """At rank 0: take away what killed attempts have left, in the folder and, of `step`, in the store."""
-        _remove(self.folder.glob(".writing-*"))
+        _remove([*self.folder.glob(".writing-*"), *self.folder.glob(".gone-*")])
         if self.store is not None:
+            self.store.drop_uploads()  # no worker sends anything now: the save before has ended
             self.store.clear(step)
 
     def _attempt(self, step: int) -> Path:
@@ -220,10 +225,16 @@ class Checkpoints:
         (attempt / STATE).write_bytes(canonical_json(state.model_dump()))
         if self.store is not None:
             shutil.rmtree(attempt / SHARDS)
-            for name in (*plain, *([METRICS] if lines else []), STATE):
+            for name in (*plain, *([METRICS] if lines else [])):
                 self.store.send(state.step, name, attempt / name)
+        self._check()
+        if self.store is not None:
+            self.store.send(state.step, STATE, attempt / STATE)
             self.store.prune(self.keep)
-        _appear(attempt, self.folder / f"{state.step:06d}")
+        final = self.folder / f"{state.step:06d}"
+        if final.exists():  # of a run that went back to an older one
+            _vanish(final)
+        _appear(attempt, final)
         _remove(self.folder.glob(".writing-*"))  # of killed attempts: every worker has ended this one
         prune_checkpoints(self.folder, self.keep)
 
@@ -250,12 +261,16 @@ def latest_step(folder: Path, store: CheckpointStore | None = None) -> int | Non
 
 def bring(store: CheckpointStore, step: int, folder: Path) -> None:
     """Copy what readers want of a complete checkpoint from `store` to `folder`, unless it is there."""
-    final, attempt = folder / f"{step:06d}", folder / f".writing-{step:06d}"
+    final, attempt = folder / f"{step:06d}", folder / f".writing-{step:06d}-{secrets.token_hex(4)}"
     if not final.exists():
-        shutil.rmtree(attempt, ignore_errors=True)
         attempt.mkdir(parents=True)
         store.fetch(step, attempt)
-        _appear(attempt, final)
+        try:
+            _appear(attempt, final)
+        except OSError:
+            if not final.exists():
+                raise
+            shutil.rmtree(attempt)  # another process has brought it meanwhile
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -270,7 +285,7 @@ def read_state(checkpoint: Path) -> TrainState:
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for path in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+        _vanish(path)
 
 
 def _state(data: bytes, where: str) -> TrainState:
@@ -288,10 +303,16 @@ def _appear(attempt: Path, final: Path) -> None:
     """Give a whole checkpoint its name, durably."""
     for path in (*attempt.rglob("*"), attempt):
         _sync(path)
-    if final.exists():  # of a run that went back to an older one
-        shutil.rmtree(final)
     attempt.rename(final)
     _sync(final.parent)
+
+
+def _vanish(final: Path) -> None:
+    """Delete a checkpoint, which loses its name first: a kill leaves no part of one that looks complete."""
+    gone = final.with_name(f".gone-{final.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    final.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _remove(folders: Iterable[Path]) -> None:

@@ -87,8 +87,14 @@ class CheckpointStore:
         for name in sorted(names, key=lambda name: name != LAST):
             self.files.remove(f"{step:06d}/{name}")
 
+    def drop_uploads(self) -> None:
+        """Give up large uploads that killed attempts have begun: they are no files, and S3 has them paid for."""
+        for upload in self.files.uploads():
+            self.files.drop_upload(upload)
+
     def erase(self) -> None:
         """Take away everything, so that the stage begins anew."""
+        self.drop_uploads()
         self.files.remove(RECORD)
         for step in sorted(self._found(), reverse=True):
             self.clear(step)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from harmon.latents import load_autoencoder
+from harmon.model.transfer import sent
 from harmon.pictures import unit_pixels
 from harmon.training.decoding import Asked, Decoder, Online
 from harmon.training.draws import place_of_crop
@@ -86,7 +87,7 @@ class OnlineLatents:
     def _encoded(self, pixels: Sequence[Pixels]) -> Tensor:
         images = torch.zeros(self._batch, 3, self.stage.px, self.stage.px)
         images[: len(pixels)] = torch.from_numpy(unit_pixels(np.stack(pixels)))
-        return self._autoencoder.encode(images.to(self.online.device))[: len(pixels)].float()
+        return self._autoencoder.encode(sent(images, torch.device(self.online.device)))[: len(pixels)].float()
 
     def _ask(self, task: Task, numbers: Sequence[int]) -> list[Asked]:
         return self._decoder.ask([self._wanted(task, number) for number in numbers])

@@ -13,6 +13,12 @@ class ToldToStop(HarmonError):
     """Training was told to stop, and its checkpoint stands."""
 
 
+def words_of(error: BaseException) -> str:
+    """What an error of another's package says in its last line; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def final_error(failures: dict[int, Exception]) -> HarmonError | None:
     """The first of the workers' `failures`, by rank, that starting again does not mend; None where each may pass."""
     final = (error for _, error in sorted(failures.items()) if isinstance(error, FinalError | ConfigurationError))

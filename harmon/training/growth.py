@@ -6,10 +6,10 @@ workers through an actor beside both; they save as when a machine is taken away,
 
 import logging
 import time
-from typing import Any
+from typing import Any, Literal
 
 SAVE_SECONDS = 300.0  # for which the controller waits for a checkpoint; then the steps since the last one come again
-POLL_SECONDS = 0.2
+POLL_SECONDS, ANSWER_SECONDS = 0.2, 10.0
 log = logging.getLogger(__name__)
 
 
@@ -49,21 +49,22 @@ def open_growth() -> Any:
     return ray.remote(num_cpus=0, scheduling_strategy=here)(Growth).remote()
 
 
-def wanted(growth: Any) -> bool:
-    """At rank 0: whether the workers are to save for a start with another number of them."""
+def asked(growth: Any, question: Literal["begin", "want", "wanted", "end", "ready"]) -> bool | None:
+    """What `growth` says; None where its actor does not answer: training goes on without, and what is lost are steps at
+    most.
+    """
     import ray
     from ray.exceptions import RayError
 
     try:
-        return bool(ray.get(growth.wanted.remote(), timeout=10))
-    except RayError as error:  # training goes on without; what is lost are steps at most
-        log.warning("whether more workers are to come cannot be asked: %s", error)
-        return False
+        return bool(ray.get(getattr(growth, question).remote(), timeout=ANSWER_SECONDS))
+    except RayError as error:
+        log.warning("controller and workers cannot speak of more workers: %s", error)
+        return None
 
 
 def growing_callback(growth: Any) -> Any:
     """A callback of Ray Train's controller that lets workers save before it resizes them while they train."""
-    import ray
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.controller.state import ResizingState
 
@@ -73,9 +74,10 @@ def growing_callback(growth: Any) -> Any:
             if not isinstance(current_state, ResizingState):
                 return
             deadline = time.monotonic() + SAVE_SECONDS
-            ray.get(growth.want.remote())
-            while not ray.get(growth.ready.remote()):
-                if time.monotonic() > deadline:
+            if asked(growth, "want") is None:
+                return
+            while not (ready := asked(growth, "ready")):
+                if ready is None or time.monotonic() > deadline:
                     log.warning("no checkpoint within %g s: the steps since the last one come again", SAVE_SECONDS)
                     return
                 time.sleep(POLL_SECONDS)

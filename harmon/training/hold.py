@@ -1,7 +1,8 @@
-"""Who trains a stage: one trainer at a time, which a file in the stage's folder names and its trainer renews.
+"""Who trains a stage: one trainer at a time, which a file beside it names and its trainer renews.
 
-The folder may be shared by machines. Their clocks are never compared: who waits measures by its own how long the file
-has stayed as it was. The times in it are for a person to read.
+The file lies in the stage's folder and, where the stage has one, in the store of its checkpoints: machines may share
+either without the other. Clocks are never compared: who waits measures by its own how long the file has stayed as it
+was. The times in it are for a person to read.
 """
 
 import json
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from harmon.training.failure import FinalError
+from pipelines.errors import HarmonError
+from pipelines.storage import OtherBytes, open_store
 
 FILE = "trainer.json"
 RENEW_SECONDS, LAPSE_SECONDS = 5.0, 60.0
@@ -25,17 +28,21 @@ log = logging.getLogger(__name__)
 
 
 class Hold:
-    """This process's hold on the stage in `folder`.
+    """This process's hold on the stage in `folder`, whose checkpoints may lie in a `store`.
 
     One `owner` may take it over from itself at once, as when Ray starts its workers again; None: nobody else. A hold of
     a process that is gone from this machine lasts no longer, one on another machine until it lapses.
     """
 
     def __init__(
-        self, folder: Path, owner: str | None = None, renew: float = RENEW_SECONDS, lapse: float = LAPSE_SECONDS
+        self,
+        folder: Path,
+        owner: str | None = None,
+        store: str | None = None,
+        renew: float = RENEW_SECONDS,
+        lapse: float = LAPSE_SECONDS,
     ) -> None:
-        self.path, self._renew_seconds, self._lapse = folder / FILE, renew, lapse
-        self._me = {
+        me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since": _now(),
@@ -44,20 +51,33 @@ class Hold:
             "started": _started(os.getpid()),
             "token": secrets.token_hex(8),
         }
+        self._files = [HoldFile(root, me, lapse) for root in (str(folder), store) if root is not None]
+        self._taken: list[HoldFile] = []
+        self._renew_seconds = renew
         self._over: threading.Event | None = None
-        self._lost: dict[str, Any] | None = None
+        self._lost: str | None = None
 
     def take(self) -> None:
         """Take it, and renew it from a thread until `leave`. Raises FinalError where another trainer holds it."""
-        self._wait_until_free()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, args=(self._over,), name="hold", daemon=True)
-        self._thread.start()
+        self._thread.start()  # it renews the first file while the second is waited for
+        try:
+            for file in self._files:
+                file.wait_until_free()
+                self._taken.append(file)
+        except BaseException:
+            self.leave()
+            raise
 
-    def check(self) -> None:
-        """Raises FinalError where another trainer has taken it over, as after this process slept for too long."""
+    def check(self, now: bool = False) -> None:
+        """Raises FinalError where another trainer has taken it over, as after this process slept for too long. `now`:
+        as its files say now, and not when they were renewed last; HarmonError where they cannot be read.
+        """
+        if now:
+            self._renew_all()
         if self._lost is not None:
-            raise FinalError(f"{_who(self._lost)} has taken over the stage in {self.path.parent}; this one stops.")
+            raise FinalError(self._lost)
 
     def leave(self) -> None:
         """Give it up, where it is taken."""
@@ -66,10 +86,40 @@ class Hold:
         self._over.set()
         self._thread.join(self._renew_seconds)  # or it might write the file once more
         self._over = None
-        if self._is_mine(self._read()):
-            self.path.unlink(missing_ok=True)
+        while self._taken:
+            file = self._taken.pop()
+            try:
+                file.remove()
+            except HarmonError as error:  # it lapses
+                log.warning("%s stays until it lapses: %s", file.where, error)
 
-    def _wait_until_free(self) -> None:
+    def _renew(self, over: threading.Event) -> None:
+        while self._lost is None and not over.wait(self._renew_seconds):
+            try:
+                self._renew_all()
+            except HarmonError as error:  # its place may be back before it lapses
+                log.warning("a hold was not renewed: %s", error)
+
+    def _renew_all(self) -> None:
+        for file in list(self._taken):
+            if other := file.renewed():
+                self._lost = f"{_who(other)} has taken over the stage in {file.root}; this one stops."
+
+
+class HoldFile:
+    """The file of a hold at one place, a folder or s3://bucket/prefix; `me` is what it says of its holder."""
+
+    def __init__(self, root: str, me: dict[str, Any], lapse: float) -> None:
+        self.root, self._me, self._lapse = root, me, lapse
+        self._store = open_store(root)
+
+    @property
+    def where(self) -> str:
+        """Its full name, for messages."""
+        return self._store.where(FILE)
+
+    def wait_until_free(self) -> None:
+        """Return once it names this process. Raises FinalError where another trainer renews it."""
         asked = changed = time.monotonic()
         seen = there = self._read()
         while True:
@@ -77,7 +127,7 @@ class Hold:
                 if self._create():
                     return
             elif self._has_ended(there) or time.monotonic() - changed > self._lapse:
-                self._write()
+                self._store.replace(FILE, self._said())
                 time.sleep(SETTLE_SECONDS)  # of several that find it lapsed, the last one has it
                 if self._is_mine(self._read()):
                     return
@@ -86,10 +136,23 @@ class Hold:
                 if changed - asked > min(PATIENCE_SECONDS, self._lapse):
                     since = there.get("since")
                     raise FinalError(
-                        f"{_who(there)} trains the stage in {self.path.parent} since {since}; wait for it, or end it."
+                        f"{_who(there)} trains the stage in {self.root} since {since}; wait for it, or end it."
                     )
             time.sleep(0.2)
             there = self._read()
+
+    def renewed(self) -> dict[str, Any] | None:
+        """Write it anew, unless another has taken it over: what that one says."""
+        there = self._read()
+        if there is not None and not self._is_mine(there):
+            return there
+        self._store.replace(FILE, self._said())
+        return None
+
+    def remove(self) -> None:
+        """Delete it where it is this process's."""
+        if self._is_mine(self._read()):
+            self._store.remove(FILE)
 
     def _has_ended(self, there: dict[str, Any]) -> bool:
         """Whether what holds it is a start of our own owner's before this one, or gone from this machine."""
@@ -98,43 +161,32 @@ class Hold:
         here = self._me["machine"] is not None and there.get("machine") == self._me["machine"]
         return here and _started(int(there.get("pid", 0))) != there.get("started")
 
-    def _renew(self, over: threading.Event) -> None:
-        while not over.wait(self._renew_seconds):
-            try:
-                there = self._read()
-                if there is not None and not self._is_mine(there):
-                    self._lost = there
-                    return
-                self._write()
-            except OSError as error:  # the folder may be back before it lapses
-                log.warning("%s was not renewed: %s", self.path, error)
-
     def _create(self) -> bool:
         """Write the file where there is none: of several that try, one does."""
-        attempt = self._attempt()
-        try:
-            os.link(attempt, self.path)
-        except FileExistsError:
-            return False
-        finally:
-            attempt.unlink(missing_ok=True)
-        return True
+        for last in (False, False, True):
+            try:
+                self._store.put(FILE, self._said())
+                return True
+            except OtherBytes:
+                return False
+            except HarmonError:  # one that was there may have gone while it was looked at
+                if last:
+                    raise
+        return False
 
-    def _write(self) -> None:
-        self._attempt().replace(self.path)
-
-    def _attempt(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        attempt = self.path.with_name(f"{FILE}.{self._me['token']}.writing")
-        attempt.write_text(json.dumps(self._me | {"renewed": _now()}) + "\n")
-        return attempt
+    def _said(self) -> bytes:
+        return (json.dumps(self._me | {"renewed": _now()}) + "\n").encode()
 
     def _read(self) -> dict[str, Any] | None:
         """What the file says; nothing in particular where it is damaged, and None where there is none."""
-        try:
-            said = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
+        if not self._store.exists(FILE):
             return None
+        try:
+            said = json.loads(self._store.read(FILE))
+        except HarmonError:
+            if self._store.exists(FILE):
+                raise
+            return None  # its holder has left meanwhile
         except ValueError:
             return {}
         return said if isinstance(said, dict) else {}

@@ -14,6 +14,7 @@ from harmon.training.mixture import Mixture, MixtureSource
 from harmon.training.stage import TASKS, StageConfig
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.dataset import Dataset
+from pipelines.disk import write_whole
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, parse
 from pipelines.storage import file_sha256
@@ -128,9 +129,7 @@ def stage_store(job: TrainJob, key: str) -> str | None:
 def write_job(job: TrainJob, folder: Path) -> Path:
     """Write job.json into the stage's folder, from where torchrun reads it, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = folder / f"{JOB}.writing"
-    attempt.write_text(job.model_dump_json(indent=2) + "\n")
-    return attempt.replace(folder / JOB)
+    return write_whole(folder / JOB, (job.model_dump_json(indent=2) + "\n").encode())
 
 
 def read_job(path: Path) -> TrainJob:

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from harmon.training.execution import Execution
-from harmon.training.failure import ToldToStop, ending_callback
-from harmon.training.growth import SAVE_SECONDS, growing_callback, open_growth, wanted
+from harmon.training.failure import ToldToStop, ending_callback, words_of
+from harmon.training.growth import SAVE_SECONDS, asked, growing_callback, open_growth
 from harmon.training.job import Notice, TrainJob, stage_folder, stage_store, training_key, write_job
 from harmon.training.new_lines import NewLines
 from pipelines.errors import ConfigurationError, HarmonError
@@ -256,7 +256,7 @@ def _fit(job: TrainJob, key: str, folder: Path, launch: Launch, until: int | Non
 
 
 def _failed(job: TrainJob, folder: Path, error: Exception) -> HarmonError:
-    return HarmonError(f"{job.stage.stage} failed in {folder}: {str(error).strip().splitlines()[-1]}")
+    return HarmonError(f"{job.stage.stage} failed in {folder}: {words_of(error)}")
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -264,7 +264,6 @@ def _worker(config: dict[str, Any]) -> None:
 
     Lines of metrics are not reported to Ray, which has no use for them: a report waits for the controller's next look.
     """
-    import ray
     import ray.train
     import torch
 
@@ -274,22 +273,22 @@ def _worker(config: dict[str, Any]) -> None:
     job = TrainJob.model_validate_json(config["job"])
     growth = config["growth"] if ray.train.get_context().get_world_rank() == 0 else None
     if growth:
-        ray.get(growth.begin.remote())
+        asked(growth, "begin")
 
     def told() -> Notice:
         notice = _notice()  # which all workers ask together
-        return "stop" if growth and wanted(growth) else notice
+        return "stop" if growth and asked(growth, "wanted") else notice
 
     try:
         train(job, config["key"], told=told, until=config["until"], owner=config["owner"])
     except ToldToStop:
         if growth:
-            ray.get(growth.end.remote())
+            asked(growth, "end")
         time.sleep(SAVE_SECONDS)  # Ray ends this worker, and starts others
         raise
     finally:
         if growth:
-            ray.get(growth.end.remote())
+            asked(growth, "end")
 
 
 def _notice() -> Notice:

@@ -80,7 +80,9 @@ def train(
     """
     key = key or training_key(job)
     folder = stage_folder(job, key)
-    checkpoints, hold = Checkpoints(folder / CHECKPOINTS, job.keep, stage_store(job, key)), Hold(folder, owner)
+    store = stage_store(job, key)
+    hold = Hold(folder, owner, store)
+    checkpoints = Checkpoints(folder / CHECKPOINTS, job.keep, store, check=lambda: hold.check(now=True))
     if checkpoints.decided(lambda: completed(job, key) is not None):
         return folder
     checkpoints.decided(hold.take)

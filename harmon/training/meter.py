@@ -70,12 +70,13 @@ class Meter:
         """The line of metrics after train step `finished`; all workers ask for it together, and begin anew."""
         if dist.is_initialized():
             dist.all_reduce(self._sums)
+        sums, counts = self._sums.tolist()  # waits for the device: before, its steps are not done, only asked of it
         stage, seconds = self._data.stage, time.perf_counter() - self._since
         seen, samples = cursors(stage, finished), len(self._skips) * stage.global_batch
         line: dict[str, Any] = {
             "step": finished,
             "workers": self._world,
-            "loss": {task: (s / n).item() for task, s, n in zip(TASKS, *self._sums, strict=True) if n},
+            "loss": {task: s / n for task, s, n in zip(TASKS, sums, counts, strict=True) if n},
             "source_loss": self._sources.told(),
             "source_epochs": self._data.epochs(seen),
             "rejected": self._data.rejected_since(self._device),

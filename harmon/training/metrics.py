@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harmon.training.job import METRICS, metrics_lines, parsed_lines
+from pipelines.disk import write_whole
 
 
 def append_line(folder: Path, line: dict[str, Any]) -> None:
@@ -29,6 +30,5 @@ def go_back(folder: Path, checkpoint: Path | None, step: int) -> None:
     """
     carried = checkpoint / METRICS if checkpoint else None
     known = parsed_lines(carried.read_text()) if carried and carried.exists() else metrics_lines(folder)
-    attempt = folder / f"{METRICS}.writing"
-    attempt.write_text("".join(json.dumps(line) + "\n" for line in known if line["step"] <= step))
-    attempt.replace(folder / METRICS)
+    kept = "".join(json.dumps(line) + "\n" for line in known if line["step"] <= step)
+    write_whole(folder / METRICS, kept.encode())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harmon.model.packing import pack
+from harmon.model.transfer import sent
 from harmon.training.buckets import alike, balanced
 from harmon.training.data import ChatBatch, ImageBatch
 from harmon.training.mixture import Block
@@ -92,7 +93,7 @@ def _slices(rows: int, parts: int) -> list[slice]:
 def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None) -> ImageBatch:
     return replace(
         batch,
-        latents=batch.latents[rows],
+        latents=_latents(batch.latents, rows),
         text_ids=batch.text_ids[rows, :longest],
         text_mask=batch.text_mask[rows, :longest],
         order=batch.order[rows],
@@ -102,8 +103,13 @@ def _images(batch: ImageBatch, rows: slice | Tensor, longest: int | None = None)
     )
 
 
+def _latents(latents: Tensor, rows: slice | Tensor) -> Tensor:
+    """Those of some rows; made while training, they lie on the device, and indexing by `rows` would wait for it."""
+    return latents[rows] if isinstance(rows, slice) else latents.index_select(0, sent(rows, latents.device))
+
+
 def _chats(batch: ChatBatch, rows: slice | Tensor) -> ChatBatch:
-    latents = None if batch.latents is None else batch.latents[rows]
+    latents = None if batch.latents is None else _latents(batch.latents, rows)
     lines = None if batch.lines is None else batch.lines[rows]
     ids, labels = batch.input_ids[rows], batch.labels[rows]
     return replace(batch, latents=latents, input_ids=ids, labels=labels, lines=lines)

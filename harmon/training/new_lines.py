@@ -1,12 +1,13 @@
 """Lines of metrics as a training writes them, for whoever follows it from another process or machine."""
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from harmon.training.checkpoint_store import CheckpointStore
-from harmon.training.job import METRICS, metrics_lines, parsed_lines
+from harmon.training.job import METRICS, parsed_lines
 from pipelines.errors import HarmonError
 
 STORE_SECONDS = 30.0  # from one look into a store to the next
@@ -21,21 +22,38 @@ class NewLines:
     """
 
     def __init__(self, folder: Path, store: str | None = None) -> None:
-        self._folder, self._store = folder, None if store is None else CheckpointStore(store)
-        self._last = max((line["step"] for line in metrics_lines(folder)), default=0)
+        self._file, self._store = folder / METRICS, None if store is None else CheckpointStore(store)
+        self._inode = self._read = 0  # of the file that was read last, and how many of its bytes
+        self._last = max((line["step"] for line in self._written()), default=0)
         self._last = max(self._last, self._newest())
         self._looked = time.monotonic()
 
     def ask(self, ended: bool = False) -> list[dict[str, Any]]:
         """The lines since the last call. `ended`: the training writes no more, so the store is looked into now."""
-        found = metrics_lines(self._folder)
+        found = self._written()
         if ended or time.monotonic() - self._looked > STORE_SECONDS:
-            found += self._stored(beyond=max((line["step"] for line in found), default=0))
+            found += self._stored(beyond=max([self._last, *(line["step"] for line in found)]))
             self._looked = time.monotonic()
         new = [line for line in found if line["step"] > self._last]
         if new:
             self._last = new[-1]["step"]
         return new
+
+    def _written(self) -> list[dict[str, Any]]:
+        """The lines that were added to the folder's file since this was last called; all of one that took its place,
+        as where training has gone back to a checkpoint.
+        """
+        try:
+            with self._file.open("rb") as file:
+                stat = os.fstat(file.fileno())
+                if stat.st_ino != self._inode or stat.st_size < self._read:
+                    self._inode, self._read = stat.st_ino, 0
+                file.seek(self._read)
+                whole, end, _ = file.read().rpartition(b"\n")  # a line that is being written comes the next time
+        except FileNotFoundError:
+            return []
+        self._read += len(whole + end)
+        return parsed_lines(whole.decode())
 
     def _stored(self, beyond: int) -> list[dict[str, Any]]:
         """The lines beyond a step that the newest checkpoint in the store carries."""

@@ -4,6 +4,7 @@ A row serves where it is of the entry's task and sources, has a usable text, and
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -99,7 +100,12 @@ class StageRows:
         found = read_first(file)
         if found is None and self._keeps and (not dist.is_initialized() or dist.get_rank() == 0):
             write_first(file, self._tasks, self.row)
-        self._first = found or {}
+        self._first = {task: [self._at_hand(task, row) for row in rows] for task, rows in (found or {}).items()}
+
+    def _at_hand(self, task: Task, row: Row) -> Row:
+        """A row that was kept, in its dataset where that lies now: the same may have moved since."""
+        dataset = self.mixture.of(task)[row.entry].dataset
+        return replace(row, place=replace(row.place, dataset=dataset))
 
     def epochs(self, task: Task, samples: int) -> list[float]:
         """Passes through each entry of `task` that its first `samples` samples make."""

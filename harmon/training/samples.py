@@ -22,6 +22,7 @@ from harmon.sampling_config import SamplingConfig
 from harmon.trained import Trained, description_of, made_ready, open_run_at
 from harmon.training.checkpoint import AVERAGE, MODEL, latest_checkpoint
 from harmon.training.checkpoint_store import CheckpointStore
+from pipelines.disk import write_whole
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
 
@@ -161,14 +162,11 @@ def _write(settings: SampleSettings, trained: Trained, out: Path) -> Path:
     asked = [pictures[place] for place, _ in pairs], [question for _, question in pairs]
     said = answer_questions(trained, *asked) if pairs else []
     out.mkdir(parents=True, exist_ok=True)
-    attempt = out / "answers.jsonl.writing"
-    attempt.write_text(
-        "".join(
-            json.dumps({"file": files[place].name, "question": question, "answer": answer}) + "\n"
-            for (place, question), answer in zip(pairs, said, strict=True)
-        )
-    )
-    attempt.replace(out / "answers.jsonl")
+    lines = [
+        json.dumps({"file": files[place].name, "question": question, "answer": answer}) + "\n"
+        for (place, question), answer in zip(pairs, said, strict=True)
+    ]
+    write_whole(out / "answers.jsonl", "".join(lines).encode())
     return out
 
 

@@ -56,9 +56,18 @@ class Part:
 
 
 def read_parts(store: Store, files: Sequence[str]) -> list[Part]:
-    """What stands in each of the shard `files`. Raises FinalError where one is damaged."""
+    """What stands in each of the shard `files`. Raises FinalError where one is damaged, or one of them is not there:
+    DCP would leave what it held as it is.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
-        return [part for parts in pool.map(partial(_parts_of, store), files) for part in parts]
+        parts = [part for found in pool.map(partial(_parts_of, store), files) for part in found]
+    for name, of_it in _by_name(parts).items():
+        if sum(math.prod(part.shape) for part in of_it) != _whole(of_it).numel():
+            raise FinalError(
+                f"A shard beside {store.where(files[0])} is gone, and a part of {name} with it; delete its checkpoint "
+                "to go on from the one before."
+            )
+    return parts
 
 
 class ShardReader(StorageReader):
@@ -73,10 +82,9 @@ class ShardReader(StorageReader):
 
     def read_metadata(self) -> Metadata:  # without **kwargs, or DCP would call it twice
         """Sizes and parts of every tensor."""
-        parts: dict[str, list[Part]] = {}
-        for part in self._parts.values():
-            parts.setdefault(part.name, []).append(part)
-        sizes: dict[str, STORAGE_TYPES] = {name: _described(found) for name, found in parts.items()}
+        sizes: dict[str, STORAGE_TYPES] = {
+            name: _described(found) for name, found in _by_name(self._parts.values()).items()
+        }
         return Metadata(sizes)
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -136,11 +144,22 @@ def _part(name: str, file: str, body: int, entry: Mapping[str, Any], offsets: Se
     return Part(name, file, start, TYPES[entry["dtype"]], tuple(entry["shape"]), tuple(offsets))
 
 
+def _by_name(parts: Iterable[Part]) -> dict[str, list[Part]]:
+    found: dict[str, list[Part]] = {}
+    for part in parts:
+        found.setdefault(part.name, []).append(part)
+    return found
+
+
+def _whole(parts: Sequence[Part]) -> torch.Size:
+    """The size of the tensor that `parts` make up, as far as they reach."""
+    ends = zip(*([o + s for o, s in zip(part.offsets, part.shape)] for part in parts))
+    return torch.Size([max(end) for end in ends])
+
+
 def _described(parts: Sequence[Part]) -> TensorStorageMetadata:
     chunks = [ChunkStorageMetadata(torch.Size(part.offsets), torch.Size(part.shape)) for part in parts]
-    ends = zip(*([o + s for o, s in zip(part.offsets, part.shape)] for part in parts))
-    size = torch.Size([max(end) for end in ends])
-    return TensorStorageMetadata(TensorProperties(dtype=parts[0].dtype), size, chunks)
+    return TensorStorageMetadata(TensorProperties(dtype=parts[0].dtype), _whole(parts), chunks)
 
 
 def _fill(target: Tensor, view: ByteView, part: Part, item: ReadItem) -> None:

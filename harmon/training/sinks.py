@@ -1,24 +1,32 @@
 """Where lines of metrics go beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow, each by option.
 
-A sink is a function of one line. It runs in the process that started the training, so workers wait for none of them.
-Each fails alone, with a warning: the others and the training go on.
+A sink is a function of one line. Each runs in a thread of its own of the process that started the training, so neither
+workers nor whoever follows them wait for its server. Each fails alone, with a warning: the others and the training go
+on.
 """
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from queue import Empty, Full, Queue
 from statistics import fmean
 from typing import Any
 
+from pipelines.disk import write_whole
 from pipelines.errors import ConfigurationError
 from pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
 Sink = Callable[[Mapping[str, Any]], None]
 MLFLOW_RUN = "mlflow.json"  # in the stage's folder: which run of which server is the stage's
+WAITING_LINES = 1000  # that a server may lag behind; metrics.jsonl has every line
+CLOSE_SECONDS = 60.0  # for which a training's end waits for a server to take the last lines
+POLL_SECONDS = 0.2
 
 
 class SinkSettings(Settings):
@@ -34,24 +42,22 @@ class SinkSettings(Settings):
 
 @contextmanager
 def open_sinks(settings: SinkSettings, folder: Path, experiment: str) -> Iterator[Sink | None]:
-    """One function that hands a line to every sink of `settings`, closed with the block; None where there is none.
+    """One function that hands a line to every sink of `settings` and returns at once; None where there is none. What
+    they have not taken when the block ends is waited for, CLOSE_SECONDS at most.
 
     `folder` is the stage's, whose name is that of the run; `experiment` gathers runs. Raises ConfigurationError where a
     package is absent.
     """
-    opened = []
+    wanted: dict[str, AbstractContextManager[Sink]] = {}
     if settings.tensorboard:
-        opened.append(_Guarded("TensorBoard", _tensorboard(_package("tensorboardX", "tensorboard"), folder)))
+        wanted["TensorBoard"] = _tensorboard(_package("tensorboardX", "tensorboard"), folder)
     if settings.wandb:
-        wandb = _package("wandb", "wandb")
-        opened.append(_Guarded("Weights & Biases", _wandb(wandb, settings.wandb, folder, experiment)))
+        wanted["Weights & Biases"] = _wandb(_package("wandb", "wandb"), settings.wandb, folder, experiment)
     if settings.mlflow:
-        mlflow = _package("mlflow", "mlflow")
-        opened.append(_Guarded("MLflow", _mlflow(mlflow, settings.mlflow, folder, experiment)))
-    if opened:
+        wanted["MLflow"] = _mlflow(_package("mlflow", "mlflow"), settings.mlflow, folder, experiment)
+    if wanted:
         folder.mkdir(parents=True, exist_ok=True)
-    for sink in opened:
-        sink.open()
+    opened = [_Guarded(name, sink) for name, sink in wanted.items()]
 
     def everywhere(line: Mapping[str, Any]) -> None:
         for sink in opened:
@@ -65,27 +71,60 @@ def open_sinks(settings: SinkSettings, folder: Path, experiment: str) -> Iterato
         raise
     finally:
         for sink in opened:
-            sink.close(ending)
+            sink.end(ending)
+        for sink in opened:
+            sink.wait()
 
 
 class _Guarded:
-    """A sink whose errors are warnings, told at the first of several in a row."""
+    """A sink in a thread of its own, which opens, feeds and closes it. Its errors are warnings, told at the first of
+    several in a row.
+    """
 
     def __init__(self, name: str, sink: AbstractContextManager[Sink]) -> None:
         self.name, self._sink = name, sink
-        self._put: Sink | None = None
-        self._failing = False
-
-    def open(self) -> None:
-        self._put = self._tried(self._sink.__enter__)
+        self._failing = self._lags = False
+        self._lines: Queue[Mapping[str, Any]] = Queue(WAITING_LINES)
+        self._over = threading.Event()
+        self._ending: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)  # it ends with the process
+        self._thread.start()
 
     def put(self, line: Mapping[str, Any]) -> None:
-        if self._put is not None:
-            self._tried(lambda: self._put and self._put(line))
+        """Have it take a line, when it has taken those before."""
+        if not self._thread.is_alive():  # it could not be opened
+            return
+        try:
+            self._lines.put_nowait(line)
+            self._lags = False
+        except Full:
+            if not self._lags:
+                log.warning("%s lags %d lines behind and takes no more of them", self.name, WAITING_LINES)
+            self._lags = True
 
-    def close(self, error: BaseException | None) -> None:
-        if self._put is not None:
-            self._tried(lambda: self._sink.__exit__(type(error) if error else None, error, None))
+    def end(self, error: BaseException | None) -> None:
+        """No more lines come; `error` is what ended the training, if any."""
+        self._ending = error
+        self._over.set()
+
+    def wait(self) -> None:
+        """Return when it is closed, or has not been for too long."""
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            log.warning("%s has not taken the last metrics within %g s", self.name, CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        put = self._tried(self._sink.__enter__)
+        if put is None:
+            return
+        while not (self._over.is_set() and self._lines.empty()):
+            try:
+                line = self._lines.get(timeout=POLL_SECONDS)
+            except Empty:
+                continue
+            self._tried(partial(put, line))
+        error = self._ending
+        self._tried(lambda: self._sink.__exit__(type(error) if error else None, error, None))
 
     def _tried(self, do: Callable[[], Any]) -> Any:
         try:
@@ -151,9 +190,7 @@ def _mlflow(mlflow: Any, uri: str, folder: Path, experiment: str) -> Iterator[Si
     begun = json.loads(record.read_text()) if record.exists() else {}
     known = {"run_id": begun["run_id"]} if begun.get("uri") == uri else {"run_name": folder.name}
     with mlflow.start_run(**known) as run:
-        attempt = record.with_name(f"{MLFLOW_RUN}.writing")
-        attempt.write_text(json.dumps({"uri": uri, "run_id": run.info.run_id}) + "\n")
-        attempt.replace(record)
+        write_whole(record, (json.dumps({"uri": uri, "run_id": run.info.run_id}) + "\n").encode())
         yield lambda line: mlflow.log_metrics(scalars(line), step=line["step"])
 
 

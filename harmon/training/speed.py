@@ -1,5 +1,6 @@
 """How fast a stage trains: samples a second as tokens, FLOP and share of the devices' peak; and peak memory."""
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,11 @@ def peak_memory(device: torch.device) -> int:
     """Bytes that this worker has taken at most: its tensors on a CUDA device, else the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
+    try:
+        said = Path("/proc/self/status").read_text()
+    except OSError:  # no Linux; macOS tells bytes. On Linux this would be the parent's where that was larger
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (line,) = (one for one in said.splitlines() if one.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 

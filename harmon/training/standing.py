@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harmon.training.checkpoint import MODEL, Checkpoints, bring, latest_step
-from harmon.training.checkpoint_store import CheckpointStore
+from harmon.training.checkpoint import MODEL, Checkpoints, bring, latest_checkpoint, latest_step
+from harmon.training.checkpoint_store import SHARDS, CheckpointStore
 from harmon.training.failure import FinalError
 from harmon.training.hold import Hold
 from harmon.training.job import DONE, METRICS, TrainJob, done, file_hash, stage_folder, stage_store
 from harmon.training.metrics import go_back
 from harmon.training.mixture import cursors
 from pipelines.canonical import canonical_json
+from pipelines.disk import write_whole
 
 CHECKPOINTS = "checkpoints"
 
@@ -29,12 +30,13 @@ def begun(job: TrainJob, key: str, checkpoints: Checkpoints) -> int:
     """At rank 0: the train step to go on from, all that the folder needs for it being there, and nothing of beyond.
 
     Raises:
-        FinalError: the latest checkpoint is another training's.
+        FinalError: the latest checkpoint is another training's, or lies here while the store has none.
     """
     folder = stage_folder(job, key)
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     latest = checkpoints.latest()
     if latest is None:
+        _check_nothing_lies_here(checkpoints)
         go_back(folder, None, 0)
         return 0
     state = checkpoints.state(latest)
@@ -44,6 +46,16 @@ def begun(job: TrainJob, key: str, checkpoints: Checkpoints) -> int:
     checkpoints.bring(latest)
     go_back(folder, checkpoints.folder / f"{latest:06d}", latest)
     return latest
+
+
+def _check_nothing_lies_here(checkpoints: Checkpoints) -> None:
+    """Where a store was named after the stage had begun, what it has learned is not to be begun anew unasked."""
+    here = latest_checkpoint(checkpoints.folder)
+    if checkpoints.store is not None and here is not None and (here / SHARDS).exists():
+        raise FinalError(
+            f"The store {checkpoints.store.files.root} is empty, and the stage has a checkpoint in {here}: copy the "
+            "folder into the store, name no store, or move the folder away to begin anew."
+        )
 
 
 def finish(job: TrainJob, key: str, left_out: Mapping[str, list[int]], checkpoints: Checkpoints) -> None:
@@ -82,19 +94,20 @@ def recall(folder: Path, store: str | None) -> None:
 
 def write_done(folder: Path, record: bytes) -> None:
     """Say that the stage in `folder` has finished."""
-    attempt = folder / f"{DONE}.writing"
-    attempt.write_bytes(record)
-    attempt.replace(folder / DONE)
+    write_whole(folder / DONE, record)
 
 
 def erase(job: TrainJob, key: str) -> None:
     """Take the stage away, here and in its store, so that it begins anew. Raises FinalError where it is trained now."""
     folder, store = stage_folder(job, key), stage_store(job, key)
-    hold = Hold(folder)
+    hold = Hold(folder, store=store)
     hold.take()
     try:
         if store is not None:
             CheckpointStore(store).erase()
     finally:
         hold.leave()
-    shutil.rmtree(folder)
+    gone = folder.with_name(f".{folder.name}.gone")  # at once, so that a kill leaves no part of a stage
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone)

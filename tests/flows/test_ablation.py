@@ -1,6 +1,10 @@
 """Grids of ablations: every cell is a recipe that trains what its table says, and one command runs them to a table."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from flows.recipe import load_recipe
 from flows.train import forecast_of, stage_of
 from flows.work import model_of, work_of
 from pipelines.errors import ConfigurationError
+from pipelines.loopback import free_port
+from tests.flows.small_run import ROOT, SIZES
 
 RECIPES = Path(__file__).parents[2] / "flows" / "recipes"
 GRIDS = sorted((RECIPES / "ablations").glob("*.yaml"))
@@ -99,6 +105,26 @@ def test_a_variation_of_a_stage_that_is_not_there_is_refused() -> None:
         load_recipe(RECIPES / "demo.yaml", ["training.variation={leave_out: [stage4]}"])
     with pytest.raises(ConfigurationError, match="leave_ou"):
         load_recipe(RECIPES / "demo.yaml", ["training.variation={leave_ou: [stage1]}"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="minutes of four small runs: only with HARMON_SOAK=1")
+def test_table_7_at_demo_size_runs_to_its_table_and_nothing_of_it_twice(tmp_path: Path) -> None:
+    """The grid as it stands, on a small corpus, with 4 train steps a stage."""
+    settings = (*SIZES, f"data={tmp_path}/data", f"web.port={free_port()}", "training.launch.workers=0")
+    command = [sys.executable, "-m", "flows.cli", "ablate", str(RECIPES / "ablations" / "table7-demo.yaml")]
+    command += ["--seed", "0", *(one for setting in settings for one in ("--set", setting))]
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        said.append(done.stdout.decode())
+    rows = [line for line in said[0].splitlines() if re.match(r"\| \d .* \| 1 \|", line)]
+    assert len(rows) == 4 and "- |" not in "".join(rows)
+    assert said[0].endswith(said[1]) and "seed 0" in said[0] and "seed 0" not in said[1]
+    trained = sorted(path.name.partition("-")[0] for path in (tmp_path / "runs/ablations/demo/seed0/train").iterdir())
+    assert trained == ["stage1"] + ["stage2"] * 2 + ["stage3"] * 3  # what cells train alike is trained once
 
 
 @pytest.fixture

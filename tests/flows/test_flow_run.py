@@ -1,7 +1,9 @@
 """Whether a flow run is cancelled, asked of a real Prefect server."""
 
 from pathlib import Path
+from uuid import uuid4
 
+import httpx
 import pytest
 
 from flows.flow_run import Cancelled, cancellation
@@ -10,6 +12,7 @@ from flows.run import _as_flow
 from flows.server import prefect_server
 from flows.work_item import Work
 from pipelines.errors import HarmonError
+from pipelines.steps import Progress
 from tests.flows.small_run import RECIPE
 
 
@@ -42,6 +45,23 @@ def test_a_step_hears_that_its_flow_run_is_cancelled_and_the_run_ends_so(
             state = client.read_flow_run(heard.pop()).state
     assert heard == [False, True]
     assert state.is_cancelled() and state.message == "its Ray job is stopped"
+
+
+def test_work_goes_on_while_prefects_server_takes_no_progress(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """It may start anew while a training of days goes on."""
+    from flows import progress
+
+    asked: list[float] = []
+
+    def update(progress: float, **_: object) -> None:
+        asked.append(progress)
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(progress, "create_progress_artifact", lambda **_: uuid4())
+    monkeypatch.setattr(progress, "update_progress_artifact", update)
+    with progress.progress_artifact("stage1") as show:
+        show(Progress("train", "stage1", 1, 4, 24))
+    assert asked == [25.0, 100.0] and caplog.text.count("does not take progress: refused") == 2
 
 
 def test_outside_of_a_flow_run_nothing_is_ever_cancelled() -> None:

@@ -4,19 +4,30 @@ import json
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harmon.training import checkpoint
-from harmon.training.checkpoint import MODEL, STATE, Checkpoints, TrainState, complete_checkpoints
+from harmon.training.checkpoint import (
+    MODEL,
+    STATE,
+    Checkpoints,
+    TrainState,
+    complete_checkpoints,
+    prune_checkpoints,
+)
 from harmon.training.checkpoint_store import SHARDS, CheckpointStore
+from harmon.training.failure import FinalError
+from harmon.training.hold import Hold
 from harmon.training.job import METRICS
 from harmon.training.shard_writer import ShardWriter
 from pipelines.errors import HarmonError
+from pipelines.storage import open_store
 from tests.s3_server import s3_root, s3_server  # noqa: F401  # fixtures
 
 
@@ -96,15 +107,73 @@ def test_a_failed_save_behind_the_training_is_told_by_the_next_call(tmp_path):
         checkpoints.wait()
 
 
-def test_no_worker_makes_its_folder_while_rank_0_clears_what_a_kill_has_left(tmp_path):
-    (tmp_path / ".writing-000002").mkdir()
-    mp.start_processes(_save_after_clearing, args=(str(tmp_path),), nprocs=2, start_method="spawn")
-    assert same(loaded(Checkpoints(tmp_path, keep=2), 2), 2)
+def test_a_checkpoint_that_is_deleted_is_invisible_before_a_part_of_it_is_gone(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step in (2, 4):
+        save(checkpoints, step)
+
+    def killed(folder: Path, **_: object) -> None:
+        if folder.exists():
+            (folder / STATE).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        prune_checkpoints(tmp_path, keep=1)
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["000004"]
+    save(checkpoints, 6)
+    assert not list(tmp_path.glob(".*"))  # the next save takes away what was left
 
 
-def _save_after_clearing(rank: int, folder: str) -> None:
+def test_a_shard_that_is_gone_from_a_complete_checkpoint_is_missed(tmp_path):
+    """Of a sharded tensor: DCP would load the others and leave its part as it was."""
+    whole, folder = torch.arange(12.0).view(6, 2), tmp_path / "000002" / SHARDS
+    folder.mkdir(parents=True)
+    for rank in range(3):
+        place = json.dumps({"model/w": {"saved_offsets": [2 * rank, 0]}})
+        part, told = whole[2 * rank : 2 * rank + 2].contiguous(), {"DCP_SHARDING_INFO": place}
+        save_file({"model/w": part}, folder / f"shard-{rank:05d}-model-00001-of-00001.safetensors", told)
+    checkpoints, found = Checkpoints(tmp_path, keep=2), {"model/w": torch.zeros(6, 2)}
+    checkpoints.load(2, found)
+    assert torch.equal(found["model/w"], whole)
+    (folder / "shard-00001-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(HarmonError, match="gone, and a part of model/w with it; delete its checkpoint"):
+        checkpoints.load(2, found)
+    (folder / "shard-00002-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(HarmonError, match="Size mismatch"):
+        checkpoints.load(2, found)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """The folder of two workers that have saved, after a killed attempt and beside a decision."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "cleared" / ".writing-000002").mkdir(parents=True)
+    workers = mp.start_processes(_work, args=(str(folder),), nprocs=2, join=False, start_method="spawn")
+    deadline = time.monotonic() + 400
+    while not workers.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in workers.processes:
+                process.kill()
+            pytest.fail("the workers wait for each other")
+    return folder
+
+
+def _work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    cleared, remove, plan = Path(folder) / "cleared", checkpoint._remove, ShardWriter.prepare_local_plan
+    with pytest.MonkeyPatch.context() as patch:
+        _save_after_clearing(Path(folder, "cleared"), patch)
+    with pytest.MonkeyPatch.context() as patch:
+        _decide_while_saving(rank, Path(folder, "decided"), patch)
+    dist.destroy_process_group()
+
+
+def test_no_worker_makes_its_folder_while_rank_0_clears_what_a_kill_has_left(two):
+    assert same(loaded(Checkpoints(two / "cleared", keep=2), 2), 2)
+
+
+def _save_after_clearing(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    cleared, remove, plan = folder / "told", checkpoint._remove, ShardWriter.prepare_local_plan
 
     def slow(folders):
         time.sleep(1.0)
@@ -115,9 +184,31 @@ def _save_after_clearing(rank: int, folder: str) -> None:
         assert cleared.exists()
         return plan(writer, given)
 
-    checkpoint._remove, ShardWriter.prepare_local_plan = slow, planned
-    save(Checkpoints(Path(folder), keep=2), 2)
-    dist.destroy_process_group()
+    patch.setattr(checkpoint, "_remove", slow)
+    patch.setattr(ShardWriter, "prepare_local_plan", planned)
+    save(Checkpoints(folder, keep=2), 2)
+
+
+def test_workers_decide_together_while_a_save_is_under_way_behind_them(two):
+    assert same(loaded(Checkpoints(two / "decided", keep=2), 2), 2)
+    assert [(two / "decided" / f"said-{rank}").read_text() for rank in range(2)] == ["go on"] * 2
+
+
+def _decide_while_saving(rank: int, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """At rank 0 the decision comes before what the save has to say, at rank 1 after its beginning."""
+    plan = ShardWriter.prepare_local_plan
+
+    def planned(writer, given):
+        time.sleep(0.0 if rank else 1.5)
+        return plan(writer, given)
+
+    patch.setattr(ShardWriter, "prepare_local_plan", planned)
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(TrainState(step=2, key="k", cursors={}), tensors(2), {}, behind=True)
+    time.sleep(0.7)
+    (folder / f"said-{rank}").write_text(checkpoints.decided(lambda: "go on"))
+    checkpoints.wait()
 
 
 def test_a_checkpoint_carries_the_lines_of_metrics(tmp_path):
@@ -158,3 +249,26 @@ def test_a_store_keeps_shards_and_shows_only_what_is_complete(tmp_path):
 
 def test_so_does_s3(tmp_path, s3_root):  # noqa: F811
     in_store(tmp_path, s3_root)
+
+
+def test_uploads_that_a_kill_has_left_in_s3_go_with_the_next_save(tmp_path, s3_root):  # noqa: F811
+    store = open_store(s3_root)
+    place = {"Bucket": store.root.bucket, "Key": f"{store.root.prefix}/000002/{SHARDS}/large.safetensors"}
+    boto3.client("s3").create_multipart_upload(**place)
+    assert [upload.path for upload in store.uploads()] == [f"000002/{SHARDS}/large.safetensors"]
+    save(Checkpoints(tmp_path, 2, s3_root), 2)
+    assert not store.uploads()
+
+
+def test_a_stage_in_s3_has_one_trainer(tmp_path, s3_root, monkeypatch):  # noqa: F811
+    """Two machines share nothing else."""
+    monkeypatch.setattr("harmon.training.hold.PATIENCE_SECONDS", 1.0)
+    first, second = (Hold(tmp_path / name, store=s3_root, renew=0.1, lapse=1000.0) for name in ("here", "there"))
+    first.take()
+    with pytest.raises(FinalError, match=f"trains the stage in {s3_root} since"):
+        second.take()
+    first.check()
+    first.leave()
+    second.take()
+    second.leave()
+    assert not open_store(s3_root).list() and not list(tmp_path.rglob("trainer.json"))

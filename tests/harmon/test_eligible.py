@@ -190,6 +190,21 @@ def test_first_rows_of_another_stage_or_mixture_or_a_damaged_file_do_not_count(t
     assert not again._first and again.row("text", 3) == kept().row("text", 3)
 
 
+def test_first_rows_are_read_where_their_dataset_lies_now(tmp_path, corpus):
+    def kept(dataset: Dataset) -> StageRows:
+        rows = StageRows(STAGE, mixture(dataset), None, tmp_path / "kept")
+        rows.keep_first()
+        return rows
+
+    kept(corpus)
+    shutil.copytree(corpus.root, tmp_path / "moved")
+    rows = kept(Dataset(tmp_path / "moved"))
+    assert rows._first
+    assert {rows.row(task, 3).place.dataset for task in ("text", "image2text", "text2image")} == {
+        str(tmp_path / "moved")
+    }
+
+
 def test_training_keeps_what_serves_beside_its_stage(tmp_path):
     from harmon.training.job import ROWS, stage_folder, training_key
     from harmon.training.loop import train

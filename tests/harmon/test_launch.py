@@ -11,6 +11,7 @@ import torch
 from miniature import make_job, small_stage
 from ray_workers import workers_of
 
+from harmon.training import growth
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.failure import FinalError, final_error
 from harmon.training.job import training_key
@@ -55,6 +56,21 @@ def test_a_stage_on_two_ray_workers_stops_where_it_should_and_survives_a_killed_
         assert ours == pytest.approx(theirs, rel=1e-9)
     assert train_stage(job, Launch(workers=2)) == folder  # nothing to do: Ray is not even started
     assert not (folder / "ray").exists()
+
+
+def test_training_goes_on_where_nobody_can_be_asked_about_more_workers(ray, monkeypatch, caplog):
+    import ray as cluster
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+
+    there, gone = growth.open_growth(), growth.open_growth()
+    assert growth.asked(there, "wanted") is False
+    cluster.kill(gone)
+    state = ResizingState.__new__(ResizingState)
+    growth.growing_callback(gone).after_controller_state_update(None, state)  # an error here would end the training
+    assert growth.asked(gone, "wanted") is None and "cannot speak of more workers" in caplog.text
+    growth.asked(there, "end")
+    growth.growing_callback(there).after_controller_state_update(None, state)
+    assert growth.asked(there, "wanted") is True
 
 
 def test_without_workers_the_stage_runs_in_this_process(tmp_path):

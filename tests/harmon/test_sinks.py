@@ -1,19 +1,25 @@
 """Lines of metrics beside metrics.jsonl, and what speed they tell."""
 
 import sys
+import time
+from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
+import torch
 from miniature import make_job, small_stage
 
 from harmon.model.config import HarmonConfig
 from harmon.text import ChatText
+from harmon.training import meter, sinks
 from harmon.training.data import StageData
 from harmon.training.device import peak_of
 from harmon.training.memory import Lengths
+from harmon.training.meter import Meter
 from harmon.training.mixture import Block
 from harmon.training.sinks import SinkSettings, open_sinks, scalars
-from harmon.training.speed import Speed
+from harmon.training.speed import Speed, peak_memory
 from harmon.training.stage import load_stage
 from pipelines.errors import ConfigurationError
 
@@ -123,6 +129,67 @@ def test_a_failing_sink_ends_neither_the_others_nor_the_training(tmp_path, monke
     assert [record.message for record in caplog.records] == ["Weights & Biases takes no metrics: no way to the server"]
 
 
+def test_nobody_waits_for_a_server_that_does_not_answer(tmp_path, monkeypatch, caplog):
+    answers, told = Event(), []
+    hanging = Wandb([])
+    monkeypatch.setattr(hanging, "log", lambda *_, **__: answers.wait())
+    monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(sinks, "WAITING_LINES", 2)
+    monkeypatch.setitem(sys.modules, "wandb", hanging)
+    monkeypatch.setitem(sys.modules, "mlflow", Mlflow(told))
+    begun = time.monotonic()
+    with (
+        caplog.at_level("WARNING"),
+        open_sinks(SinkSettings(wandb="h", mlflow="http://127.0.0.1:5"), tmp_path, "d") as sink,
+    ):
+        for step in range(20, 26):
+            sink(LINE | {"step": step})
+            while not told or told[-1] != (FLAT, step):  # another sink takes the line meanwhile
+                assert time.monotonic() - begun < 60
+                time.sleep(0.01)
+    assert told[-1] == "end"
+    answers.set()
+    assert [record.message for record in caplog.records] == [
+        "Weights & Biases lags 2 lines behind and takes no more of them",
+        "Weights & Biases has not taken the last metrics within 0.5 s",
+    ]
+
+
+def test_a_server_that_answers_late_still_gets_every_line(tmp_path, monkeypatch):
+    told: list[object] = []
+    slow = Wandb(told)
+    log = slow.log
+    monkeypatch.setattr(slow, "log", lambda values, step: (time.sleep(0.05), log(values, step)))
+    monkeypatch.setitem(sys.modules, "wandb", slow)
+    with open_sinks(SinkSettings(wandb="harmon"), tmp_path, "demo") as sink:
+        for step in range(1, 9):
+            sink(LINE | {"step": step})
+    assert told[1:] == [*[(FLAT, step) for step in range(1, 9)], "end"]
+
+
+def test_speed_is_of_steps_that_the_device_has_done(tmp_path, monkeypatch):
+    """The host asks for steps long before they are done: the clock is read when their losses have come."""
+    now = [0.0]
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
+
+    class Late(torch.Tensor):
+        def tolist(self):
+            now[0] += 10.0
+            return super().tolist()
+
+        def __iter__(self):
+            now[0] += 10.0
+            return super().__iter__()
+
+    job = make_job(tmp_path, small_stage())
+    data = StageData(job.stage, job.mixture, job.model, ChatText(job.tokenizer), job.latents)
+    measured = Meter(data, torch.device("cpu"))
+    measured._sums = measured._sums.as_subclass(Late)
+    measured.end_step(torch.zeros(()))
+    line = measured.line(1, {}, torch.ones(()), [])
+    assert line["samples_per_second"] == pytest.approx(job.stage.global_batch / 10.0)
+
+
 def test_an_absent_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
@@ -140,6 +207,16 @@ def test_speed_at_the_papers_throughput_is_the_mfu_that_it_implies():
     assert told["tokens_per_second"] > 1333 * 64
     assert "mfu" not in Speed.of(stage, model, Lengths()).measures(1.0)
     assert peak_of("a CPU") is None
+
+
+def test_memory_is_told_where_there_is_no_proc_too(monkeypatch):
+    assert peak_memory(torch.device("cpu")) > 2**27
+
+    def absent(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert peak_memory(torch.device("cpu")) > 0
 
 
 def test_lengths_are_those_of_the_stages_texts(tmp_path):

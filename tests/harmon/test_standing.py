@@ -5,23 +5,34 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from miniature import make_job, small_stage
 
-from harmon.training import checkpoint, loop
+from harmon.training import checkpoint, loop, new_lines, standing
 from harmon.training import job as job_module
 from harmon.training.checkpoint import MODEL, STATE
 from harmon.training.checkpoint_store import CheckpointStore
 from harmon.training.execution import GuardConfig
-from harmon.training.job import TrainJob, file_hash, metrics_lines, stage_folder, stage_store, training_key
+from harmon.training.failure import FinalError
+from harmon.training.job import (
+    TrainJob,
+    file_hash,
+    metrics_lines,
+    parsed_lines,
+    stage_folder,
+    stage_store,
+    training_key,
+)
 from harmon.training.loop import final_weights, train
+from harmon.training.metrics import append_line, go_back
 from harmon.training.new_lines import NewLines
 from harmon.training.samples import held
 from harmon.training.shard_writer import ShardWriter
-from harmon.training.standing import completed, erase, trained_steps
+from harmon.training.standing import completed, erase, trained_steps, write_done
 from pipelines.canonical import sha256_hex
 from pipelines.errors import HarmonError
 from pipelines.storage import file_sha256
@@ -105,11 +116,67 @@ def test_who_follows_from_another_machine_hears_each_line_once_with_the_checkpoi
     assert CheckpointStore(stage_store(stored, key)).fetch_first(9, (MODEL,), tmp_path / "gone") is False
 
 
+def test_who_follows_reads_each_line_once_also_where_training_goes_back(tmp_path, monkeypatch):
+    read: list[str] = []
+    monkeypatch.setattr(new_lines, "parsed_lines", lambda text: read.append(text) or parsed_lines(text))
+    lines, told = NewLines(tmp_path), []
+    for step in range(1, 7):
+        append_line(tmp_path, {"step": step})
+        told += lines.ask()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step":')
+        file.flush()
+        told += lines.ask()
+        file.write(" 7}\n")
+    told += lines.ask()
+    assert [line["step"] for line in told] == list(range(1, 8))
+    assert sum(text.count("step") for text in read) == 7
+    go_back(tmp_path, None, 4)
+    for step in range(5, 9):
+        append_line(tmp_path, {"step": step})
+    assert [line["step"] for line in lines.ask()] == [8]
+
+
 def test_a_stage_that_is_erased_is_gone_from_its_store_too(job, tmp_path):
     stored, key = at(job, tmp_path), training_key(job)
     train(stored, until=2)
     erase(stored, key)
     assert trained_steps(stored, key) == 0 and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_kill_in_erasing_leaves_no_part_of_a_stage(job, tmp_path, monkeypatch):
+    here, key = at(job, tmp_path, store=None), training_key(job)
+    folder = train(here, until=2)
+
+    def killed(path: Path, **_: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(standing.shutil, "rmtree", killed)
+        erase(here, key)
+    assert not folder.exists()
+    train(here, until=2)
+    erase(here, key)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_store_that_is_named_later_does_not_begin_the_stage_anew_unasked(job, plain, tmp_path):
+    stored, key = at(job, tmp_path), training_key(job)
+    folder = train(at(job, tmp_path, store=None), until=2)
+    with pytest.raises(FinalError, match=r"is empty, and the stage has a checkpoint in .*000002: copy the folder into"):
+        train(stored)
+    assert len(metrics_lines(folder)) == 2
+    shutil.copytree(folder / "checkpoints", stage_store(stored, key), dirs_exist_ok=True)
+    assert final_weights(train(stored)).read_bytes() == final_weights(plain).read_bytes()
+
+
+def test_two_processes_may_say_at_once_that_a_stage_is_done(tmp_path):
+    """As whoever follows it from the store and its own rank 0 do."""
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: write_done(tmp_path, b'{"number": %d}' % number), range(200)))
+    assert json.loads((tmp_path / "done.json").read_bytes())["number"] < 200
+    assert [path.name for path in tmp_path.iterdir()] == ["done.json"]
 
 
 def test_training_until_a_step_ends_there_with_a_checkpoint_and_goes_on_as_if_it_had_not(job, plain, tmp_path):

@@ -20,6 +20,15 @@ def test_generation_prompt_is_qwens_template_without_a_system_turn():
     assert "user\nGenerate an image.<|im_end|>" in shown(TEXT.generation_prompt(None))
 
 
+def test_short_texts_are_kept_and_documents_are_not():
+    text = ChatText(TOKENIZER)
+    for number in range(3):
+        text.chat([("What is it?", f"word {number} " * 200)], 0)
+    assert text._kept.cache_info().currsize == 1
+    assert text.forgetting().generation_prompt("a circle") == text.generation_prompt("a circle")
+    assert text._kept.cache_info().currsize == 2 and text.forgetting()._kept is None
+
+
 def test_question_prompt_puts_the_image_before_the_question():
     ids = TEXT.question_prompt("What is it?", image_tokens=5)
     assert ids.count(IMAGE_SLOT) == 5

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harmon.model.harmon import Harmon
 from harmon.training import loop
 from harmon.training.data import ChatBatch
+from harmon.training.decoding import Online
 from harmon.training.execution import Execution, GuardConfig
 from harmon.training.mixture import MixtureSource
 
@@ -41,6 +42,7 @@ class NoWaiting(TorchDispatchMode):
         assert not (there and op in COUNTS), f"{func} waits for the device"
         if there and op in INDEXES:
             assert all(one is None or one.dtype is not torch.bool for one in args[1]), f"{func} counts a mask"
+            assert all(one is None or one.device == META for one in args[1]), f"{func} waits for places from the CPU"
         if op is ATEN._to_copy and args[0].device == CPU and kwargs.get("device") == META:
             assert kwargs.get("non_blocking"), "a blocking copy to the device"
         if op is ATEN.copy_ and args[0].device == META and args[1].device == CPU:
@@ -55,12 +57,17 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)
 
 
-@pytest.mark.parametrize("pictured, packs", [(False, False), (True, False), (False, True)])
-def test_two_train_steps_on_a_device_without_values(tmp_path, monkeypatch, on_meta, pictured, packs):
+@pytest.mark.parametrize(
+    "pictured, packs, online", [(False, False, False), (True, False, False), (False, True, False), (False, True, True)]
+)
+def test_two_train_steps_on_a_device_without_values(tmp_path, monkeypatch, on_meta, pictured, packs, online):
     job = make_job(tmp_path, small_stage(steps=8), log_every=99, checkpoint_every=99, average=0.9)
     if pictured:
         entry = MixtureSource(dataset=job.mixture.text2image[0].dataset, rows="image2text", text="picture")
         job = job.model_copy(update={"mixture": job.mixture.model_copy(update={"text2image": (entry,)})})
+    if online:
+        file = str(tmp_path / "patch_latent.safetensors")
+        job = job.model_copy(update={"latents": Online(autoencoder=file, device="meta", workers=0)})
     how = {"device": "meta", "execution": Execution(micro_rows=3, pack=packs), "guard": GuardConfig(sigmas=6.0)}
     real, watch, seen = loop.blocks_of_step, NoWaiting(), set()
 
