@@ -66,10 +66,15 @@ def test_every_query_asks_for_metrics_and_labels_that_are_exported(
     for query in queries(dashboard):
         names = set(re.findall(r"\bharmon_\w+", query))
         assert names and names <= exported.keys(), query
-        labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", query))
-        labels |= {one.strip() for group in re.findall(r"\bby \(([^)]*)\)", query) for one in group.split(",")}
-        labels |= set(re.findall(r"label_values\(\w+, (\w+)\)", query))
-        assert labels <= set.intersection(*(exported[name] for name in names)), query
+        labels = set()
+        for name, chosen in re.findall(r"\b(harmon_\w+)\{([^}]*)\}", query):
+            filters = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", chosen))
+            assert filters <= exported[name], query
+            labels |= filters
+        shared = {one.strip() for group in re.findall(r"\bby \(([^)]*)\)", query) for one in group.split(",")}
+        shared |= set(re.findall(r"label_values\(\w+, (\w+)\)", query))
+        assert shared <= set.intersection(*(exported[name] for name in names)), query
+        labels |= shared
         asked = set(re.findall(r"\b([a-z_]+)\b", re.sub(r'"[^"]*"|\[[^]]*\]', "", query)))
         assert asked <= names | labels | WORDS | {"label_values"}, query
 
