@@ -173,10 +173,18 @@ def test_a_run_teaches_its_rates_and_the_next_plan_reads_them(small_run: SmallRu
     again = actual(recipe, copy, Means(learned=rates))
     assert again.estimate == pytest.approx(again.measured, rel=1e-6)  # the same run, by its own rates
     assert len(read_learned(rates).observations) == len(works)  # learned anew, not twice
-    # what is done is told and not summed: this run is, but for its copied folder's checkpoints
-    done = plan(load_recipe(RECIPE, small_run.settings), Means(learned=rates))
-    assert done.left == [] and done.seconds == 0
-    assert f"({len(works)} steps are done)" in "\n".join(lines(done))
+    resumed = {"step": "train", "subject": "stage1", "started": "2026-11-22T00:00:00+00:00", "seconds": 0.001}
+    with (copy / "timings.jsonl").open("a") as file:
+        file.write(json.dumps(resumed) + "\n")
+    whole = next(one for one in actual(recipe, copy, Means(learned=rates)).steps if one.step == "train:stage1")
+    assert whole.measured and whole.measured > 0.01  # the lines of metrics know of what came before
+
+
+@pytest.mark.slow
+def test_what_is_done_is_told_and_not_summed(small_run: SmallRun, tmp_path: Path) -> None:
+    done = plan(load_recipe(RECIPE, small_run.settings), Means(learned=tmp_path / "none.json"))
+    assert done.left == [] and done.seconds == 0 and done.critical_path() == ([], 0.0)
+    assert f"({len(done.steps)} steps are done)" in "\n".join(lines(done))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
