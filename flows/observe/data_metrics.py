@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
@@ -74,7 +75,7 @@ class DatasetReceipts:
             return None
 
 
-class DataMetrics:
+class DataMetrics(Collector):
     """A collector of prometheus_client over some datasets."""
 
     def __init__(self, recipe: str, datasets: Sequence[Dataset]) -> None:

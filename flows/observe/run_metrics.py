@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from harmon.training.job import JOB, METRICS, metrics_lines, parsed_lines
 
@@ -25,7 +26,7 @@ NUMBERS = (
 )
 
 
-class RunMetrics:
+class RunMetrics(Collector):
     """A collector of prometheus_client over a run's folder."""
 
     def __init__(self, recipe: str, run: Path) -> None:
@@ -62,6 +63,8 @@ class RunMetrics:
         rejected = CounterMetricFamily(
             "harmon_train_samples_rejected", "Samples without a picture or text.", labels=[*STAGE, "task"]
         )
+        parts: tuple[tuple[GaugeMetricFamily | CounterMetricFamily, str], ...]
+        parts = ((loss, "loss"), (rate, "rate"), (samples, "samples"))
         for folder in sorted((self._run / "train").glob("*/")):
             lines = metrics_lines(folder)
             if not lines:
@@ -73,7 +76,7 @@ class RunMetrics:
             for name, _, key in NUMBERS:
                 if (number := last.get(key)) is not None:
                     gauges[name].add_metric(labels, number)
-            for family, key in ((loss, "loss"), (rate, "rate"), (samples, "samples")):
+            for family, key in parts:
                 for part, number in last.get(key, {}).items():
                     if number is not None:  # a loss that is not finite stands as null
                         family.add_metric([*labels, part], number)

@@ -19,7 +19,8 @@ class NodeFailures:
     def __init__(self, seed: int, node: int, mtbf_hours: float | None) -> None:
         """`mtbf_hours`: mean time between failures; None: never."""
         self._rate = 0.0 if mtbf_hours is None else 1 / (mtbf_hours * HOUR)
-        layers, covered = [], 0.0
+        covered = 0.0
+        layers: list[Iterator[float]] = []
         while covered < self._rate:
             width = covered or _FIRST_RATE  # doubles what is covered
             layers.append(self._layer(Random(f"{seed}/{node}/{len(layers)}"), covered, width))

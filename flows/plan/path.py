@@ -19,7 +19,8 @@ def critical_path(seconds: Mapping[str, float], after: Mapping[str, Sequence[str
         return [], 0.0
     end: str | None = max(until, key=lambda one: until[one])
     assert end is not None
-    total, way = until[end], []
+    total = until[end]
+    way: list[str] = []
     while end is not None:
         way.append(end)
         end = before[end]

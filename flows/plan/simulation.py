@@ -135,8 +135,10 @@ class Simulation:
             up = self._back(failure)
             replaced, failures, now = replaced + up - failure, failures + 1, up
         self.now = now
-        told = (seconds, lost, replaced, restarts, checkpoints)
-        return Spent(now - begin, *(one * self.cluster.nodes for one in told), failures=failures)
+        work, lost, replaced, restarts, checkpoints = (
+            one * self.cluster.nodes for one in (seconds, lost, replaced, restarts, checkpoints)
+        )
+        return Spent(now - begin, work, lost, replaced, restarts, checkpoints, failures=failures)
 
     def _back(self, failure: float) -> float:
         """When all nodes are there again: others may fail while one is replaced."""
