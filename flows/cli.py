@@ -13,8 +13,11 @@ from flows.dataset_commands import diff, export, forget, show
 from flows.evaluate_commands import evaluate
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
+from flows.observe.logs import set_up_logs
+from flows.observe_commands import metrics
+from flows.plan_commands import plan, simulate
 from flows.probe_commands import probe
-from flows.recaption_commands import plan, recaption
+from flows.recaption_commands import recaption
 from flows.serve_commands import serve
 from flows.train_commands import latents, train
 from pipelines.errors import ConfigurationError, HarmonError
@@ -25,6 +28,7 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            set_up_logs()
             return super().invoke(ctx)
         except HarmonError as error:
             click.echo(f"harmon: {error}", err=True)
@@ -88,6 +92,8 @@ for command in (
     catalog,
     download,
     plan,
+    simulate,
+    metrics,
     recaption,
     filter_command,
     diff,

@@ -1,7 +1,4 @@
-"""The commands that have captions written, or say what that would take: recaption, plan.
-
-Nothing heavy is imported until one runs.
-"""
+"""The command that has captions written, or says what that would take. Nothing heavy is imported until it runs."""
 
 import json
 from collections.abc import Callable
@@ -100,21 +97,6 @@ def recaption(
     click.echo(
         f"{commit.rows_out:,} of {commit.rows_in:,} rows have a caption in {asked.group}; {failed or 'none failed'}"
     )
-
-
-@click.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--gpus", type=float, help="GPUs that the sample's engine runs on; left out: as the recipe says.")
-@click.option("--gpu-price", type=float, help="Price of a GPU-hour.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override path.to.key of the recipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-def plan(recipe: Path, gpus: float | None, gpu_price: float | None, settings: tuple[str, ...], as_json: bool) -> None:
-    """Say what RECIPE will take, from a small sample that is asked now: requests, tokens, GPU-hours, cost."""
-    from flows.plan import plan as planned
-    from flows.recipe import load_recipe
-
-    told = planned(load_recipe(recipe, settings), gpus, gpu_price)
-    click.echo(json.dumps(told.to_json()) if as_json else "\n".join(told.lines()))
 
 
 def _prompt(version: str) -> Any:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.flow_run import Cancelled
+from flows.observe.logs import set_up_prefect_logs
+from flows.observe.traces import Tracer, tracing
 from flows.recipe import Recipe
 from flows.server import prefect_server
 from flows.work import work_of
 from flows.work_item import Work
 from pipelines.errors import ConfigurationError, HarmonError
+from pipelines.log_facts import log_facts
 from pipelines.settings import nearest
 from pipelines.steps import Progress
 
@@ -61,7 +64,8 @@ def run_recipe(recipe: Recipe, first: str | None = None, last: str | None = None
     undone = next((number for number, work in enumerate(chosen) if not work.is_done()), None)
     did: tuple[str, ...] = ()
     if undone is not None:
-        did = tuple(_as_flow(recipe, chosen[undone:]))
+        with log_facts(run=recipe.name), tracing() as tracer, tracer.span(f"run {recipe.name}", recipe=recipe.name):
+            did = tuple(_as_flow(recipe, chosen[undone:], tracer))
     report = recipe.run_folder / "report.html"
     return Outcome(recipe.name, did, len(chosen), _shown(report) if report.exists() else None)
 
@@ -105,7 +109,7 @@ def _undo(works: Sequence[Work], redo: str) -> None:
         undo()
 
 
-def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
+def _as_flow(recipe: Recipe, works: Sequence[Work], tracer: Tracer) -> list[str]:
     """Run `works` in order as one Prefect flow run; returns the names of those that were done."""
     with prefect_server(recipe.run_folder / "logs" / "prefect.log"):
         import prefect  # after the server's address is set, which Prefect reads once
@@ -116,10 +120,16 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
 
         from flows.progress import progress_artifact
 
+        set_up_prefect_logs()
+
         def do(work: Work) -> None:
             logger = prefect.get_run_logger()
             started, clock = datetime.now(UTC), time.perf_counter()
-            with progress_artifact(work.name, work.unit) as show:
+            with (
+                log_facts(step=work.name),
+                tracer.span(work.name, step=work.step, subject=work.subject) as span,
+                progress_artifact(work.name, work.unit) as show,
+            ):
 
                 def progress(now: Progress) -> None:
                     logger.info(
@@ -130,6 +140,7 @@ def _as_flow(recipe: Recipe, works: Sequence[Work]) -> list[str]:
                         work.unit,
                         now.rows_done,
                     )
+                    span.event("progress", done=now.shards_done, total=now.shards_total, rows=now.rows_done)
                     show(now)
 
                 work.do(progress)

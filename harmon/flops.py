@@ -56,13 +56,13 @@ def text_to_image(
     positions. With `pixels` the autoencoder encodes it on line; None: latents are given.
     """
     slots = config.mar.buffer_size + grid.positions - masked
-    head = _head(config, masked * config.head.batch_mul, masked, masked * config.head.batch_mul)
-    llm = _llm(config, text + slots, slots, text + slots).training(train_llm)
+    head = head_part(config, masked * config.head.batch_mul, masked, masked * config.head.batch_mul)
+    llm = llm_part(config, text + slots, slots, text + slots).training(train_llm)
     parts = {
-        "encoder": _encoder(config, grid.positions - masked).training(),
-        "projections": (_projection_in(config, slots) + _projection_out(config, slots)).training(),
+        "encoder": encoder_part(config, grid.positions - masked).training(),
+        "projections": (projection_part(config, slots) + _projection_out(config, slots)).training(),
         "llm": llm,
-        "decoder": _decoder(config, grid.positions, slots, masked).training(),
+        "decoder": decoder_part(config, grid.positions, slots, masked).training(),
         "head": head.training(),
     }
     return parts | _autoencoder(config, grid, pixels)
@@ -83,12 +83,12 @@ def image_to_text(
     """
     slots = config.slots(*(side * config.mar.patch_size for side in grid)) if grid else 0
     labels = Flops(linear=2.0 * labelled * config.llm.hidden_size * config.llm.vocab_size)
-    llm = _llm(config, text + slots, labelled, text + slots) + labels
+    llm = llm_part(config, text + slots, labelled, text + slots) + labels
     if grid is None:
         return {"llm": llm.training(train_llm)}
     return {
-        "encoder": _encoder(config, grid.positions).training() if config.shares_encoder else 0.0,
-        "projections": _projection_in(config, slots).training(),
+        "encoder": encoder_part(config, grid.positions).training() if config.shares_encoder else 0.0,
+        "projections": projection_part(config, slots).training(),
         "llm": llm.training(train_llm),
     } | _autoencoder(config, grid, pixels)
 
@@ -99,7 +99,7 @@ def generated_image(
     """FLOPs of one generated image by part, `prompt` tokens long (each half's, padding included)."""
     mar, copies = config.mar, 1 + (sampling.cfg != 1)
     parts = dict.fromkeys(("encoder", "projections", "llm", "decoder", "head"), 0.0)
-    parts["llm"] += copies * _llm(config, prompt, 1, prompt).forward
+    parts["llm"] += copies * llm_part(config, prompt, 1, prompt).forward
     turns = plan(grid.positions, sampling.ar_steps, sampling.cfg, sampling.cfg_schedule, sampling.cfg_interval)
     diffusion_steps = sampling.diffusion_steps or config.head.sampling_steps
     age = sampling.cfg_every
@@ -119,14 +119,14 @@ def generated_image(
         new = visible if whole else last_drawn
         computed, decoded = mar.buffer_size + new, grid.positions if whole else new + drawn
         last_drawn = drawn
-        parts["encoder"] += _encoder(config, new, visible - new).forward
-        parts["projections"] += _projection_in(config, computed).forward
+        parts["encoder"] += encoder_part(config, new, visible - new).forward
+        parts["projections"] += projection_part(config, computed).forward
         parts["projections"] += rows * _projection_out(config, computed).forward
-        parts["llm"] += rows * _llm(config, computed, computed, prompt + slots).forward
-        parts["decoder"] += rows * _decoder(config, decoded, computed, read, grid.positions - decoded).forward
+        parts["llm"] += rows * llm_part(config, computed, computed, prompt + slots).forward
+        parts["decoder"] += rows * decoder_part(config, decoded, computed, read, grid.positions - decoded).forward
         respacing = annealed(diffusion_steps, sampling.diffusion_steps_last, k, sampling.ar_steps)
         steps, halves = len(kept_timesteps(respacing)), 1 + guided
-        parts["head"] += _head(config, steps, drawn * halves, drawn * halves * steps, drawn * steps).forward
+        parts["head"] += head_part(config, steps, drawn * halves, drawn * halves * steps, drawn * steps).forward
     if pixels is not None:
         height, width = (side * mar.patch_size for side in grid)
         parts["autoencoder"] = _kl_decode(pixels, height, width)
@@ -138,7 +138,7 @@ def total(parts: Mapping[str, float]) -> float:
     return sum(parts.values())
 
 
-def _encoder(config: HarmonConfig, visible: int, kept: int = 0) -> Flops:
+def encoder_part(config: HarmonConfig, visible: int, kept: int = 0) -> Flops:
     """`kept` visible tokens more are attended to, and were computed before."""
     mar = config.mar
     slots = mar.buffer_size + visible
@@ -147,7 +147,7 @@ def _encoder(config: HarmonConfig, visible: int, kept: int = 0) -> Flops:
     ) * float(mar.encoder_depth)
 
 
-def _decoder(config: HarmonConfig, positions: int, slots: int, read: int | None, kept: int = 0) -> Flops:
+def decoder_part(config: HarmonConfig, positions: int, slots: int, read: int | None, kept: int = 0) -> Flops:
     """`read` positions leave the last block; None: all. `kept` more are attended to, and were computed before."""
     mar = config.mar
     width, everything = mar.decoder_width, mar.buffer_size + positions
@@ -163,16 +163,16 @@ def _block(width: int, mlp_ratio: float, keys: int, queries: int, kept: int = 0)
     return Flops(linear=linear, attention=4.0 * queries * (keys + kept) * width)
 
 
-def _projection_in(config: HarmonConfig, slots: int) -> Flops:
+def projection_part(config: HarmonConfig, slots: int) -> Flops:
     hidden = config.llm.hidden_size
     return Flops(linear=2.0 * slots * (config.mar.encoder_width * hidden + hidden * hidden))
 
 
 def _projection_out(config: HarmonConfig, slots: int) -> Flops:
-    return _projection_in(config, slots)  # the same two sizes the other way round
+    return projection_part(config, slots)  # the same two sizes the other way round
 
 
-def _llm(config: HarmonConfig, length: int, read: int, keys: int) -> Flops:
+def llm_part(config: HarmonConfig, length: int, read: int, keys: int) -> Flops:
     """`length` new positions attend to `keys`, the new ones included; `read` of them leave the last layer."""
     llm = config.llm
     shared = llm.hidden_size * llm.num_key_value_heads // llm.num_attention_heads
@@ -185,7 +185,7 @@ def _llm(config: HarmonConfig, length: int, read: int, keys: int) -> Flops:
     return layer(length) * float(llm.num_hidden_layers - 1) + layer(read)
 
 
-def _head(config: HarmonConfig, times: int, conditions: int, rows: int, inputs: int | None = None) -> Flops:
+def head_part(config: HarmonConfig, times: int, conditions: int, rows: int, inputs: int | None = None) -> Flops:
     """`rows` predictions under `conditions` embedded decoder outputs and `times` embedded timesteps; `inputs`
     noisy tokens are projected, where not one for each row.
     """
@@ -200,11 +200,11 @@ def _autoencoder(config: HarmonConfig, grid: Grid, pixels: KlConfig | None) -> d
     if pixels is None:
         return {}
     height, width = (side * config.mar.patch_size for side in grid)
-    return {"autoencoder": _kl_encode(pixels, height, width)}
+    return {"autoencoder": picture_encoding(pixels, height, width)}
 
 
-def _kl_encode(config: KlConfig, height: int, width: int) -> float:
-    """`height` and `width` of the latents."""
+def picture_encoding(config: KlConfig, height: int, width: int) -> float:
+    """FLOPs of encoding one picture; `height` and `width` of its latents."""
     widths, levels = config.widths, len(config.widths)
     area = height * width * config.stride**2
     flops = _convolution(3, config.base_channels, 3, area)

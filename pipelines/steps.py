@@ -17,6 +17,7 @@ from pipelines.disk import remove_folder
 from pipelines.drafts import draft_commit
 from pipelines.errors import HarmonError
 from pipelines.identity import Reads, Step
+from pipelines.log_facts import set_shard
 from pipelines.manifest import Commit, Receipt, manifest_path, receipt_path, step_path, written_by
 from pipelines.outputs import ShardOutput
 from pipelines.storage import OtherBytes
@@ -120,6 +121,7 @@ class StepRun:
     def shard(self, number: int) -> ShardOutput:
         """Where this shard's results go. Waits while another process holds the shard."""
         folder = self._workspace(number).fresh("out")
+        set_shard(number)
         return ShardOutput(self.dataset, self.step.name, self.step.key, number, folder, self._shard_done)
 
     @contextlib.contextmanager
@@ -144,6 +146,7 @@ class StepRun:
 
     def _shard_done(self, shard: int) -> None:
         self._workspace(shard).discard()
+        set_shard(None)
         if self._on_progress:  # a listing of all receipts for each of them would be most of the work
             is_due = time.monotonic() - self._listed > LIST_EVERY
             self._on_progress(self.progress() if is_due else self._progress([shard]))

@@ -75,6 +75,12 @@ class Forecast:
 
     def lines(self) -> Iterator[str]:
         """For a person."""
+        yield from self.layout_lines()
+        yield f"a train step: {self.flops_per_step:.3g} FLOP, {self.seconds_per_step:.2f} s at {self.mfu:.0%} of peak"
+        yield f"the stage: {self.hours:,.1f} hours, {self.hours * self.workers:,.0f} GPU-hours"
+
+    def layout_lines(self) -> Iterator[str]:
+        """Where everything lies and whether it fits, without what depends on `mfu`."""
         layout, worst = self.layout, max(self.memory.values(), key=lambda one: one.needed)
         groups = f" over groups of {layout.shards}" if layout.parallel == "hsdp" else ""
         yield (
@@ -86,8 +92,6 @@ class Forecast:
         for task, memory in self.memory.items():
             yield f"memory, {task}: {memory.line()}"
         yield f"largest: {worst.needed / GIB:.1f} of {self.device.memory / GIB:.1f} GiB"
-        yield f"a train step: {self.flops_per_step:.3g} FLOP, {self.seconds_per_step:.2f} s at {self.mfu:.0%} of peak"
-        yield f"the stage: {self.hours:,.1f} hours, {self.hours * self.workers:,.0f} GPU-hours"
 
 
 def forecast(

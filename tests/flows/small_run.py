@@ -51,6 +51,10 @@ class SmallRun:
         return self.folder / "run"
 
     @property
+    def traces(self) -> Path:
+        return self.folder / "traces.jsonl"
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """What the recipe is set to."""
         return (*SIZES, f"data={self.data}", f"runs={self.run}", f"web.port={self.port}")
@@ -64,6 +68,8 @@ class SmallRun:
             "PREFECT_HOME": str(self.folder / "prefect"),
             "HARMON_TEST_MARK": self.mark,
             "OMP_NUM_THREADS": "1",
+            "HARMON_LOG": "json",
+            "HARMON_TRACES": str(self.traces),
         }
         with (self.folder / "out.log").open("ab") as log:
             return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)

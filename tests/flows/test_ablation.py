@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from flows.ablation import Ablation, slug
 from flows.cli import main
-from flows.plan import plan
+from flows.plan.plan import plan
 from flows.recipe import load_recipe
 from flows.train import forecast_of, stage_of
 from flows.work import model_of, work_of
@@ -42,7 +42,8 @@ def test_every_cell_is_a_recipe_with_a_plan(grid: Path, tmp_path: Path) -> None:
             for number in range(len(recipe.training.stages)):
                 assert forecast_of(recipe, number).layout.fits
         else:
-            assert [stage for stage, _ in plan(recipe, None).stages] == [one.stage for one in recipe.training.stages]
+            stages = [step.name for step in plan(recipe).steps if step.draft.kind == "train"]
+            assert stages == [f"train:{one.stage}" for one in recipe.training.stages]
             assert [work.step for work in work_of(recipe)][-3:] == ["evaluate", "audit", "report"]
     assert len(names) == len(ablation.grid.cells)
 

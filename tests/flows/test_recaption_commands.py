@@ -164,7 +164,7 @@ def test_a_recipes_plan_sums_what_can_be_known(tmp_path: Path) -> None:
         settings = [f"data={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "recaption.engine=vllm"]
         settings += [f"recaption.endpoints=[{server.address}]", f"recaption.served_model={MODEL}"]
         arguments = ["plan", "flows/recipes/demo.yaml", *(part for one in settings for part in ("--set", one))]
-        done = CliRunner().invoke(main, [*arguments, "--gpu-price", "2"])
+        done = CliRunner().invoke(main, [*arguments, "--ask", "--gpu-price", "2"])
     assert done.exit_code == 0, done.output
     assert f"{DENSE} requests" in done.stdout
     assert f"sum of captioning: {DENSE} requests" in done.stdout

@@ -12,9 +12,11 @@ from harmon import flops
 from harmon.model.autoencoder import KlAutoencoder, KlConfig
 from harmon.model.config import HarmonConfig
 from harmon.model.mar import Grid
+from harmon.plain_flops import plain_sample_flops, plain_stage_flops
 from harmon.sampling import generate
 from harmon.sampling_config import SamplingConfig
 from harmon.text import IGNORED, IMAGE_SLOT
+from harmon.training.stage import load_stage
 
 WIDE = ODD.model_copy(
     update={
@@ -133,3 +135,24 @@ def test_a_published_sample_costs_about_what_the_plain_formula_says(preset: str,
     config = HarmonConfig.preset(preset)
     ours = flops.total(flops.text_to_image(config, Grid(16, 16), 222, 64, KlConfig())) / 1e12
     assert 0.85 * tera < ours < tera
+
+
+@pytest.mark.parametrize(
+    ("preset", "samples", "stages"),
+    [
+        ("harmon-0.5b", (0.937, 1.48, 2.81, 4.24, 1.55), (2.29e20, 2.30e20, 1.52e20)),
+        ("harmon-1.5b", (3.37, 4.95, 9.80, 13.91, 4.81), (7.98e20, 7.96e20, 5.20e20)),
+    ],
+)
+def test_the_plain_count_is_that_of_the_projects_notes_within_2_percent(
+    preset: str, samples: tuple[float, ...], stages: tuple[float, ...]
+) -> None:
+    """reference/MODEL.md, section 4: tera-FLOP of a sample at 256 and 512 px, and FLOP of the three stages."""
+    config, small, large = HarmonConfig.preset(preset), load_stage("stage2"), load_stage("stage3")
+    ours = [
+        plain_sample_flops(stage, config, task) for stage in (small, large) for task in ("text2image", "image2text")
+    ]
+    ours.append(plain_sample_flops(small, config, "text"))
+    assert [one / 1e12 for one in ours] == pytest.approx(samples, rel=0.02)
+    found = [plain_stage_flops(load_stage(f"stage{number}"), config) for number in (1, 2, 3)]
+    assert found == pytest.approx(stages, rel=0.02)
