@@ -5,18 +5,16 @@
     RUN/evaluation/asked/*.png      the pictures asked about
     RUN/evaluation/answers.jsonl    every question with the right answer and the one given
 
-Prompts and questions are pure functions of the seed. `held_out`: one object whose colour and shape were never
-trained together; `seen`: one object of a trained pair; `two`: two objects of trained pairs.
+Prompts and questions are pure functions of the seed (harmon.evaluation.suite).
 """
 
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from PIL import Image
-from pydantic import Field
 
 from harmon.ask import answer_questions
 from harmon.convert.released import Named
@@ -30,6 +28,7 @@ from harmon.evaluation.scenes import (
     score_pictures,
     wanted_of,
 )
+from harmon.evaluation.suite import PROMPTS, Prompts, SceneSuite
 from harmon.generate import draw_pictures
 from harmon.sampling_config import SamplingConfig
 from harmon.seeds import stream
@@ -37,37 +36,18 @@ from harmon.trained import Trained, load, newest_checkpoint, weights_of
 from harmon.training.job import file_hash
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
-from pipelines.scenes import Scene, make_scene, questions, render
-from pipelines.settings import Settings
+from pipelines.scenes import make_scene, questions, render
 
 VERSION = 1  # raised when the same run and settings would score otherwise
 SCORES = "scores.json"
-Prompts = Literal["held_out", "seen", "two"]
-PROMPTS: tuple[Prompts, ...] = get_args(Prompts)
 
 
-class EvaluationConfig(Settings):
+class EvaluationConfig(SceneSuite):
     """What is measured, and how pictures are drawn for it."""
 
-    seed: int = 20_250_328
-    """Seed of the prompts, the pictures and the scenes asked about."""
-    held_out: int = Field(default=96, ge=0)
-    """Prompts with a colour-shape pair that was never trained."""
-    seen: int = Field(default=96, ge=0)
-    """One-object prompts with a trained pair."""
-    two: int = Field(default=96, ge=0)
-    """Two-object prompts."""
-    asked: int = Field(default=300, ge=0)
-    """Scenes of one to four objects asked about: one question of each kind that has an answer."""
     sampling: SamplingConfig = SamplingConfig()
     average: bool = False
     """Measure the averaged weights, which a recipe with training.average keeps, in place of the weights."""
-
-    def prompts(self, which: Prompts) -> list[Scene]:
-        """The scenes whose short captions are the prompts."""
-        number: int = getattr(self, which)
-        split: Literal["held_out", "unseen"] = "held_out" if which == "held_out" else "unseen"
-        return [make_scene(self.seed, index, 2 if which == "two" else 1, split) for index in range(number)]
 
 
 def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> dict[str, Any]:
@@ -115,7 +95,7 @@ def is_evaluated(run: Path, config: EvaluationConfig) -> bool:
 def quick_scores(
     trained: Trained, config: EvaluationConfig
 ) -> tuple[dict[Prompts, GenerationScores], list[AnswerScore]]:
-    """The scores alone, nothing written: for a curve over checkpoints."""
+    """The scores alone, nothing written: of checkpoints while they train, and for a curve over them."""
     judged = {which: _draw_and_judge(trained, config, which, None) for which in PROMPTS}
     generation = {which: score_pictures(some) for which, some in judged.items() if some}
     return generation, score_answers(_ask(trained, config, None))

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from harmon.answering import AnswerConfig
 from harmon.ask import answer_questions
-from harmon.evaluation.run import PROMPTS, EvaluationConfig, evaluate_run, quick_scores
+from harmon.evaluation.run import EvaluationConfig, evaluate_run, quick_scores
+from harmon.evaluation.suite import PROMPTS
 from harmon.generate import draw_pictures
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
