@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from harmon.evaluation.benchmark import read_prompts
+from harmon.evaluation.detectors.official import GenEvalResults
 from harmon.evaluation.examiner import Examiner, Missing
-from harmon.evaluation.geneval_results import GenEvalResults
 from harmon.evaluation.judges.judge import JudgeSettings
 from pipelines.errors import ConfigurationError
 from pipelines.settings import Settings
@@ -15,7 +15,8 @@ class Means(Settings):
     """What a person has to examine pictures with: `harmon evaluate … --examine results=FILE`."""
 
     results: Path | None = None
-    """results.jsonl of GenEval's own evaluate_images.py over the pictures of these prompts."""
+    """results.jsonl of GenEval's own evaluate_images.py over the pictures of these prompts; without its verdicts, boxes
+    of another detector."""
     detector: Path | None = None
     """Folder of a Transformers Mask2Former of COCO instances: GenEval by another detector."""
     clip: Path | None = None

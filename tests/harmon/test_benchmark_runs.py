@@ -150,9 +150,11 @@ def test_pictures_are_written_as_the_official_evaluations_read_them(drawn_all: t
 def test_genevals_own_verdicts_make_its_number(
     run: Path, data: Path, drawn_all: tuple[Path, Result], tmp_path: Path
 ) -> None:
+    dog = json.dumps({"dog": [[0.0, 0.0, 9.0, 9.0, 0.95]]})
     lines = [
         {"filename": f"x/{item:05}/samples/{n:04}.png", "tag": "single_object",
-         "prompt": f"a photo of a single_object {item}", "correct": n == item, "reason": "" if n == item else "found 0"}
+         "prompt": f"a photo of a single_object {item}", "correct": n == item, "reason": "" if n == item else "found 0",
+         "details": dog if n == item else "{}"}
         for item in range(2) for n in range(4)
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,6 +1,5 @@
 """Every benchmark's answers marked one by one add up to what the official scorers say of them all."""
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,7 +9,6 @@ import pytest
 
 from harmon.evaluation.asked import Row
 from harmon.evaluation.drawings import DrawnPicture
-from harmon.evaluation.geneval_results import GenEvalResults
 from harmon.evaluation.marks import MARKINGS, Marked
 from harmon.evaluation.paper import PAPER
 from harmon.evaluation.question import Prompt
@@ -257,20 +255,3 @@ def test_fid_compares_with_the_examiners_reference_and_has_no_interval() -> None
     assert marked.measures[0].value == pytest.approx(0, abs=1e-9) and len(marked.measures[0].units) == 1
     with pytest.raises(HarmonError, match="no features of real pictures"):
         verdict("mjhq-30k", pictures, seen)
-
-
-def test_genevals_own_results_are_read_picture_by_picture(tmp_path: Any) -> None:
-    path = tmp_path / "results.jsonl"
-    lines = [
-        {"filename": f"out/00000/samples/000{number}.png", "tag": "single_object", "prompt": "a dog",
-         "correct": not why, "reason": why, "details": "{}"}
-        for number, why in enumerate(("", "expected dog>=1, found 0"))
-    ]  # fmt: skip
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    told = GenEvalResults(path).examine([drawn("geneval", "00000", number) for number in range(3)], None)  # type: ignore[arg-type]
-    assert [one["correct"] for one in told] == [True, False, None]
-    assert told[1]["why"] == "expected dog>=1, found 0"
-    assert told[2]["status"] == "failed"
-    path.write_text(path.read_text().replace("a dog", "a cat"))
-    with pytest.raises(HarmonError, match="'a cat', where 'a dog' was drawn"):
-        GenEvalResults(path).examine([drawn("geneval", "00000")], None)  # type: ignore[arg-type]
