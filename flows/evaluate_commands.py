@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.model_commands import _model_options
+from flows.model_commands import _model_options, _named
 from flows.terminal import shown_progress
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -46,6 +46,7 @@ _PAIR = "NAME=VALUE"
 )
 @click.option("--shown", default=6, show_default=True, type=click.IntRange(0), help="Examples of each in the report.")
 @click.option("--hashes", type=_PATH, metavar="F.parquet", help="Instead, with a BENCHMARK alone: list its items.")
+@click.option("--average", is_flag=True, help="Of CHECKPOINT, a run folder, the averaged weights (training.average).")
 @_model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def evaluate(
@@ -59,6 +60,7 @@ def evaluate(
     tokenizer: Path | None,
     vae: Path | None,
     model: str | None,
+    average: bool,
     device: str,
     dtype: str,
     as_json: bool,
@@ -67,7 +69,8 @@ def evaluate(
     """Measure CHECKPOINT on each BENCHMARK, and write report.html and report.json into the folder to write.
 
     CHECKPOINT is what `harmon generate` takes. Answers, pictures and marks are kept as datasets there: run again,
-    nothing is asked or drawn twice. A number over other items than were published is not printed.
+    nothing is asked or drawn twice. A number over other items than were published is not printed. What --compare names
+    is measured with its weights as they are, so a run's average may be compared with the run itself.
 
     With --hashes: write what BENCHMARK is made of, so that `harmon filter` can keep it out of training data.
     """
@@ -76,7 +79,6 @@ def evaluate(
         return
     if len(names) < 2:
         raise ConfigurationError("Name a CHECKPOINT and at least one BENCHMARK, or one BENCHMARK with --hashes.")
-    from harmon.convert.released import Named
     from harmon.evaluation.reported import lines, write_evaluation
     from harmon.evaluation.subject import Subject
     from harmon.evaluation.variants import chosen
@@ -84,7 +86,10 @@ def evaluate(
     asked = chosen(names[1:], _variants(variants))
     places = [_folder(name, one, folders) for name, one in zip(names[1:], asked, strict=True)]
     plan = _plan(out, device, options)
-    subjects = [Subject(path, Named(tokenizer, vae, model), device, dtype) for path in _checkpoints(names[0], other)]
+    subjects = [
+        Subject(path, _named(tokenizer, vae, model, average and not number), device, dtype)
+        for number, path in enumerate(_checkpoints(names[0], other))
+    ]
     evaluation = _evaluation(subjects, asked, places, plan)
     if export:
         _export(evaluation.measured, export)

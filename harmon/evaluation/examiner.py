@@ -14,7 +14,7 @@ Beside them stand `status` and `reason`: a picture that could not be judged has 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from harmon.evaluation.drawings import DrawnPicture
@@ -46,12 +46,25 @@ class Examiner(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What features of drawn pictures are compared with: those of real ones."""
+
+    moments: Moments
+    identity: str
+    """What the set is known by: `set:` or `file:` with a sha256."""
+    fact: str = ""
+    """Of the prompts, by whose values it is compared again; empty: by none."""
+    by: Mapping[str, Moments] = field(default_factory=dict)
+    """Of the real pictures of each value."""
+
+
 @runtime_checkable
 class Comparing(Protocol):
     """An examiner whose features are compared with those of real pictures."""
 
-    def reference(self) -> Moments:
-        """Mean and covariance of the real pictures' features."""
+    def reference(self) -> Reference:
+        """The real pictures' features."""
         ...
 
 

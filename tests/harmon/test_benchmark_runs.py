@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_miniatures as mini
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -185,6 +187,22 @@ def test_a_second_run_asks_and_draws_nothing(
     assert json.loads(again.stdout) == told
     drawn = harmon("evaluate", run, *PROMPTS, "--data", data, "--limit", 2, "-o", drawn_all[0], *QUICK, "--json")
     assert json.loads(drawn.stdout) == json.loads(drawn_all[1].stdout)
+
+
+def test_answers_about_other_pictures_are_not_taken_for_these(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "ai2d").mkdir()
+    mini.ai2d(tmp_path / "ai2d")
+    command = ("evaluate", run, "ai2d", "--data", tmp_path / "ai2d", "--limit", 2, "-o", tmp_path / "out", *SHORT)
+    assert harmon(*command).exit_code == 0
+    for path in (tmp_path / "ai2d").rglob("*.parquet"):
+        table = pq.read_table(path)
+        pictures = table.column("image").to_pylist()
+        column = pa.array([pictures[1], *pictures[1:]], table.schema.field("image").type)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("image"), table.schema.field("image"), column), path
+        )
+    again = harmon(*command)
+    assert again.exit_code == 3 and "has answers about other pictures" in again.stderr
 
 
 def test_variants_choose_the_form_the_words_the_reading_and_the_headline(run: Path, data: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_fid_compares_with_published_statistics_where_they_are_named(
     means = Means(extractor="clean-fid", statistics=tmp_path / "s.npz", features=tmp_path / "f")
     found = open_examiner("mjhq-30k", means, tmp_path)
     assert isinstance(found, Comparing)
-    assert found.reference().mean.shape == (2048,)
+    assert found.reference().moments.mean.shape == (2048,)
     with pytest.raises(ConfigurationError, match="it has mjhq-30k-512, mjhq-30k-1024"):
         open_examiner("mjhq-30k", means.model_copy(update={"protocol": "mscoco-30k-all"}), tmp_path)
 
