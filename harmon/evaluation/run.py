@@ -11,6 +11,7 @@ Prompts and questions are pure functions of the seed (harmon.evaluation.suite).
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from PIL import Image
 
 from harmon.ask import answer_questions
 from harmon.convert.released import Named
+from harmon.evaluation.scene_tasks import Task, score_tasks
 from harmon.evaluation.scenes import (
     AnswerScore,
     Asked,
     GenerationScores,
     Judged,
+    Score,
     judge,
     score_answers,
     score_pictures,
@@ -73,6 +76,9 @@ def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> di
         "settings": config.model_dump(mode="json"),
         "departures": [vars(departure) for departure in config.sampling.departures(trained.model.config)],
         "generation": {which: score_pictures(some).report() for which, some in judged.items() if some},
+        "tasks": {
+            task: score.report() for task, score in score_tasks(one for some in judged.values() for one in some).items()
+        },
         "answers": [score.report() for score in score_answers(asked)],
         "pictures": [_picture_record(which, i, one) for which in PROMPTS for i, one in enumerate(judged[which])],
     }
@@ -92,17 +98,28 @@ def is_evaluated(run: Path, config: EvaluationConfig) -> bool:
     return _standing(run / "evaluation", _key(weights, stage.px, run, config)) is not None
 
 
-def quick_scores(
-    trained: Trained, config: EvaluationConfig
-) -> tuple[dict[Prompts, GenerationScores], list[AnswerScore]]:
-    """The scores alone, nothing written: of checkpoints while they train, and for a curve over them."""
+@dataclass(frozen=True)
+class QuickScores:
+    """The scores alone."""
+
+    pictures: dict[Prompts, GenerationScores]
+    tasks: dict[Task, Score]
+    answers: list[AnswerScore]
+
+
+def quick_scores(trained: Trained, config: EvaluationConfig) -> QuickScores:
+    """Scores of checkpoints while they train, and for a curve over them: nothing is written."""
     judged = {which: _draw_and_judge(trained, config, which, None) for which in PROMPTS}
-    generation = {which: score_pictures(some) for which, some in judged.items() if some}
-    return generation, score_answers(_ask(trained, config, None))
+    return QuickScores(
+        pictures={which: score_pictures(some) for which, some in judged.items() if some},
+        tasks=score_tasks(one for some in judged.values() for one in some),
+        answers=score_answers(_ask(trained, config, None)),
+    )
 
 
 def _key(weights: Path, px: int, run: Path, config: EvaluationConfig) -> str:
-    settings = config.model_dump(mode="json", exclude=None if config.average else {"average"})
+    later = {name for name in ("average", "three") if not getattr(config, name)}  # keys of before know neither
+    settings = config.model_dump(mode="json", exclude=later)
     parts = [VERSION, settings, px]
     parts += [file_hash(path) for path in (weights, *sorted((run / "model").glob("[!.]*")))]
     return sha256_hex(canonical_json(parts))

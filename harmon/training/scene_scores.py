@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from harmon.evaluation.run import EvaluationConfig, quick_scores
+from harmon.evaluation.scene_tasks import TASKS
 from harmon.evaluation.scenes import KINDS, Score
 from harmon.evaluation.suite import PROMPTS, SceneSuite
 from harmon.sampling_config import SamplingConfig
@@ -24,7 +25,7 @@ SCORES = "scores.jsonl"
 METRIC = "scenes/"
 """What the names of these scores begin with where a gate names one."""
 OF_PICTURES = "colour", "shape", "both", "whole", "background"
-ANSWERS = "answers"
+OF_TASKS, ANSWERS = "tasks", "answers"
 
 
 class WatchedScenes(SceneSuite):
@@ -34,11 +35,15 @@ class WatchedScenes(SceneSuite):
     held_out: int = Field(default=32, ge=0)
     seen: int = Field(default=32, ge=0)
     two: int = Field(default=32, ge=0)
+    three: int = Field(default=16, ge=0)
     asked: int = Field(default=64, ge=0)
 
     def metrics(self) -> list[str]:
         """The names of its scores, as gates ask for them."""
         drawn = [f"{METRIC}{which}/{name}" for which in PROMPTS if getattr(self, which) for name in OF_PICTURES]
+        one, two = bool(self.held_out or self.seen), bool(self.two)
+        asked = {"single_object": one, "colors": one, "counting": two or bool(self.three)}
+        drawn += [f"{METRIC}{OF_TASKS}/{task}" for task in TASKS if asked.get(task, two)]
         return drawn + ([f"{METRIC}{ANSWERS}/{kind}" for kind in KINDS] if self.asked else [])
 
 
@@ -59,11 +64,12 @@ def write_scene_scores(suite: WatchedScenes, trained: Trained, folder: Path) -> 
     file appears whole.
     """
     how = SamplingConfig(**trained.sampling).resolved(trained.model.config)
-    pictures, answers = quick_scores(trained, EvaluationConfig(**suite.model_dump(), sampling=how))
+    found = quick_scores(trained, EvaluationConfig(**suite.model_dump(), sampling=how))
     scores: dict[str, dict[str, Score]] = {
-        which: {name: getattr(one, name) for name in OF_PICTURES} for which, one in pictures.items()
+        which: {name: getattr(one, name) for name in OF_PICTURES} for which, one in found.pictures.items()
     }
-    scores |= {ANSWERS: {one.kind: one.score for one in answers}} if answers else {}
+    scores |= {OF_TASKS: {str(task): score for task, score in found.tasks.items()}} if found.tasks else {}
+    scores |= {ANSWERS: {one.kind: one.score for one in found.answers}} if found.answers else {}
     lines = {line["step"]: line for line in score_lines(folder)}
     lines[trained.step] = {
         "step": trained.step,
