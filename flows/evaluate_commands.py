@@ -86,6 +86,8 @@ def evaluate(
     asked = chosen(names[1:], _variants(variants))
     places = [_folder(name, one, folders) for name, one in zip(names[1:], asked, strict=True)]
     plan = _plan(out, device, options)
+    if other:
+        _check_told(plan)
     subjects = [
         Subject(path, _named(tokenizer, vae, model, average and not number), device, dtype)
         for number, path in enumerate(_checkpoints(names[0], other))
@@ -165,6 +167,16 @@ def _plan(out: Path, device: str, options: dict[str, Any]) -> Plan:
         means=parse(Means, _values("--examine", options["means"]), "--examine"),
         shown=options["shown"],
     )
+
+
+def _check_told(plan: Plan) -> None:
+    """Raise ConfigurationError where what was seen of one checkpoint's pictures would be taken for another's, too."""
+    for name in ("results", "answers"):
+        if getattr(plan.means, name):
+            raise ConfigurationError(
+                f"--examine {name}=FILE tells of one checkpoint's pictures, and --compare draws those of two; measure "
+                "each with its own file, into one folder (-o), without --compare."
+            )
 
 
 def _checkpoints(first: str, other: Path | None) -> list[Path]:

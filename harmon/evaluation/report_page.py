@@ -231,11 +231,14 @@ def _how(evaluation: Evaluation) -> Section:
         )
         for one in subjects
     ]
-    words = (
-        "Questions, answers, pictures and marks are kept as datasets: `harmon show` and `harmon audit` read them. "
-        "Running the command again asks nothing that was answered."
+    kept = paragraph(
+        "Questions, answers, pictures and marks are kept as datasets: ",
+        code("harmon show"),
+        " and ",
+        code("harmon audit"),
+        " read them. Running the command again asks nothing that was answered.",
     )
-    return Section("How it was measured", [*content, paragraph(words)])
+    return Section("How it was measured", [*content, kept])
 
 
 def _with_bounds(number: Number) -> str:

@@ -56,13 +56,14 @@ def score_tasks(judged: Iterable[Judged]) -> dict[Task, Score]:
 
 def in_place(one: Judged) -> bool:
     """Whether each object stands where the prompt says, by an attribute in which the objects differ."""
-    seen = one.sight.objects
-    return any(
-        Counter(zip((pair[part] for pair in one.wanted.pairs), one.wanted.places, strict=True))
-        == Counter((attribute(item), _place(item)) for item in seen)
-        for part, attribute in ((0, lambda item: item.colour), (1, lambda item: item.shape))
-        if len({pair[part] for pair in one.wanted.pairs}) == len(one.wanted.pairs)
-    )
+    wanted, seen = one.wanted.pairs, one.sight.objects
+    for part in (0, 1):
+        names = [pair[part] for pair in wanted]
+        there = [(item.colour, item.shape)[part] for item in seen]
+        placed = Counter(zip(there, map(_place, seen), strict=True))
+        if len(set(names)) == len(names) and placed == Counter(zip(names, one.wanted.places, strict=True)):
+            return True
+    return False
 
 
 def _place(seen: SeenObject) -> str:

@@ -326,3 +326,17 @@ def test_a_picture_that_is_told_twice_is_an_error(tmp_path: Path, journal: Journ
         GenEvalResults(results(tmp_path / "r.jsonl", [line, line])).examine(
             [DrawnBytes(prompt(0, RED_DOG), 0, b"")], journal
         )
+
+
+def test_a_verdict_on_another_runs_picture_is_an_error_where_that_is_still_there(
+    tmp_path: Path, journal: Journal
+) -> None:
+    file = tmp_path / "00000/samples/0000.png"
+    file.parent.mkdir(parents=True)
+    line = official(RED_DOG, 0, 0, True, dog=[]) | {"filename": str(file)}
+    examiner = GenEvalResults(results(tmp_path / "r.jsonl", [line]))
+    file.write_bytes(png())
+    assert examiner.examine([DrawnBytes(prompt(0, RED_DOG), 0, png())], journal)[0]["correct"]
+    file.write_bytes(png(colour="blue"))
+    with pytest.raises(HarmonError, match=r"is not the picture 00000/0000 of this run"):
+        examiner.examine([DrawnBytes(prompt(0, RED_DOG), 0, png())], journal)

@@ -2,8 +2,8 @@
 
 A line holds `filename` (…/00012/samples/0003.png), `tag`, `prompt`, `correct`, `reason`, and `details`: the boxes that
 counted, by name, each x0, y0, x1, y1, score. A file of detections from elsewhere has the same lines without `correct`;
-a sixth value of a box is its colour. Neither says which pictures it saw, so it must be made from those that `--export`
-wrote of the same run.
+a sixth value of a box is its colour. Neither holds what pictures it saw, so it must be made from those that `--export`
+wrote of the same run; where the files that it names are still there, they are compared with the run's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class DetectedPicture:
     """One line: which picture, its prompt, the boxes, and the official verdict where it has one."""
 
     where: str
+    file: str
     key: str
     """As of the picture that a run drew: the prompt's folder and the picture's number."""
     tag: str
@@ -104,8 +105,21 @@ class GenEvalResults:
         if one.text != picture.prompt.text:
             drawn = picture.prompt.text[:80]
             raise HarmonError(f"{one.where}: its prompt is {one.text[:80]!r}, where {drawn!r} was drawn.")
+        if _is_other(Path(one.file), picture.read()):
+            raise HarmonError(
+                f"{one.where}: {one.file} is not the picture {picture.key} of this run; name the file that was made of "
+                "its own pictures (--export)."
+            )
         verdict = _verdict(one, Prompt.of(picture.prompt.record))
         return {"correct": verdict.correct, "why": verdict.reason, "status": "ok", "reason": None}
+
+
+def _is_other(file: Path, picture: bytes) -> bool:
+    """Whether the file is there and no such picture."""
+    try:
+        return file.stat().st_size != len(picture) or file.read_bytes() != picture
+    except OSError:  # written on another machine, or gone since
+        return False
 
 
 def _verdict(one: DetectedPicture, asked: Prompt) -> Verdict:
@@ -134,6 +148,7 @@ def read_detections(path: Path) -> Iterator[DetectedPicture]:
             raise row.wrong("correct", f"{correct!r}, where true or false is read")
         yield DetectedPicture(
             where=row.where,
+            file=row.text("filename"),
             key=f"{int(name[1]):05}/{int(name[2]):04}",
             tag=row.text("tag"),
             text=row.text("prompt"),
