@@ -34,7 +34,12 @@ _PAIR = "NAME=VALUE"
 @click.option("-o", "--out", type=_PATH, default=Path("runs/evaluation"), show_default=True, help="Folder to write.")
 @click.option("--compare", "other", type=_PATH, metavar="CHECKPOINT", help="Measure a second one on the same items.")
 @click.option("--examine", "means", multiple=True, metavar=_PAIR, help="Who looks at pictures: docs/evaluation.md.")
-@click.option("--export", type=_PATH, metavar="DIR", help="Also write pictures as the official evaluations read them.")
+@click.option(
+    "--export",
+    type=_PATH,
+    metavar="DIR",
+    help="Also write pictures as the official evaluations read them; a second checkpoint's into DIR/other.",
+)
 @click.option("--px", type=click.IntRange(1), help="Side of pictures; as the checkpoint's when left out.")
 @click.option("--max-new-tokens", default=1024, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--sampling", multiple=True, metavar=_PAIR, help="How pictures are drawn: ar_steps=64, cfg=3 and so on.")
@@ -95,6 +100,7 @@ def evaluate(
     evaluation = _evaluation(subjects, asked, places, plan)
     if export:
         _export(evaluation.measured, export)
+        _export(evaluation.others, export / "other")
     told, page = write_evaluation(evaluation, out)
     if as_json:
         click.echo(json.dumps(evaluation.report() | {"report": str(page)}))

@@ -5,8 +5,8 @@ An examiner writes down what it sees in columns of these names, for each picture
 same looks cost nothing.
 
     geneval               correct bool, why string (the official words)
-    wise-legacy           consistency, realism, aesthetic_quality float64, raw string
-    wise-verified         score float64, raw string
+    wise-legacy           consistency, realism, aesthetic_quality float64, raw and answered_as string
+    wise-verified         score float64, raw and answered_as string (what the server called the model)
     dpg-bench             answers list<string>, in the order of the prompt's questions
     mjhq-30k, mscoco-30k  features list<float32>
 

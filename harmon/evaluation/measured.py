@@ -14,7 +14,7 @@ from harmon.evaluation.benchmark import GENERATION, UNDERSTANDING, read_prompts,
 from harmon.evaluation.crew import ALONE, Crew
 from harmon.evaluation.drawings import DrawnPicture, draw, drawn_pictures
 from harmon.evaluation.examiner import Missing
-from harmon.evaluation.examiners import NOTHING, Means, open_examiner
+from harmon.evaluation.examiners import NOTHING, Means, check_means, open_examiner
 from harmon.evaluation.marks import MARKINGS, Mark, Marked
 from harmon.evaluation.measures import Interval, Measure, finite
 from harmon.evaluation.paper import PAPER, Published
@@ -240,6 +240,7 @@ def _check_pictures(dataset: Dataset, rows: Sequence[Row], questions: Sequence[Q
 
 
 def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress: Progress) -> Measured:
+    check_means(chosen.benchmark, plan.means)
     prompts = read_prompts(chosen.benchmark, data, plan.limit)
     px = plan.px or subject.identity.px
     sampling = subject.sampling(plan.sampling)

@@ -26,8 +26,9 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("realism", pa.float64()),
         ("aesthetic_quality", pa.float64()),
         ("raw", pa.string()),
+        ("answered_as", pa.string()),
     ],
-    "wise-verified": [("score", pa.float64()), ("raw", pa.string())],
+    "wise-verified": [("score", pa.float64()), ("raw", pa.string()), ("answered_as", pa.string())],
     "dpg-bench": [("answers", pa.list_(pa.field("element", pa.string())))],
     **{name: [("features", pa.list_(pa.field("element", pa.float32())))] for name in FID},
 }
