@@ -13,7 +13,7 @@ same looks cost nothing.
 Beside them stand `status` and `reason`: a picture that could not be judged has nulls, "failed" and why.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,8 +63,8 @@ class Reference:
 class Comparing(Protocol):
     """An examiner whose features are compared with those of real pictures."""
 
-    def reference(self) -> Reference:
-        """The real pictures' features."""
+    def reference(self, on_progress: Callable[[int, int], None] | None = None) -> Reference:
+        """The real pictures' features, made once."""
         ...
 
 

@@ -13,7 +13,7 @@ from harmon.evaluation.asked import ANSWER, Row, answered_rows, ask
 from harmon.evaluation.benchmark import GENERATION, UNDERSTANDING, read_prompts, read_questions
 from harmon.evaluation.crew import ALONE, Crew
 from harmon.evaluation.drawings import DrawnPicture, draw, drawn_pictures
-from harmon.evaluation.examiner import Missing
+from harmon.evaluation.examiner import Comparing, Missing
 from harmon.evaluation.examiners import NOTHING, Means, check_means, open_examiner
 from harmon.evaluation.marks import MARKINGS, Mark, Marked
 from harmon.evaluation.measures import Interval, Measure, finite
@@ -266,6 +266,9 @@ def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress:
         with on_progress(f"{chosen.benchmark}, examined") as told:
             group, seen = examine(dataset, chosen.benchmark, examiner, told)
         try:
+            if isinstance(examiner, Comparing):
+                with on_progress(f"{chosen.benchmark}, real pictures") as told:
+                    examiner.reference(told)
             marked = judged(chosen.benchmark, pictures, seen, examiner, partial)
         except HarmonError as error:
             refused = str(error)

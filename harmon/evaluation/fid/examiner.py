@@ -12,7 +12,7 @@ from harmon.evaluation.drawn import Drawn
 from harmon.evaluation.examiner import Reference
 from harmon.evaluation.fid.inception import Extractor
 from harmon.evaluation.fid.protocols import Protocol
-from harmon.evaluation.fid.statistics import FidStore, Statistics
+from harmon.evaluation.fid.statistics import FidStore, Progress, Statistics
 from harmon.evaluation.question import Picture
 from pipelines.workspace import Journal
 
@@ -30,6 +30,7 @@ class FidExaminer:
         """`real` as `protocols.references` gives it, or published statistics; features are kept below `folder`."""
         self._protocol, self._extractor, self._real = protocol, extractor, real
         self._store = FidStore(folder, extractor, protocol.preparation)
+        self._reference: Reference | None = None
 
     @property
     def name(self) -> str:
@@ -52,12 +53,17 @@ class FidExaminer:
         values = self._store.features(pictures).values
         return [{"features": row, "status": "ok", "reason": None} for row in values]
 
-    def reference(self) -> Reference:
+    def reference(self, on_progress: Progress | None = None) -> Reference:
         """The real pictures' features, kept by the content of their set; by category where the protocol says so, but
         not of published statistics."""
+        if self._reference is None:
+            self._reference = self._compared(on_progress)
+        return self._reference
+
+    def _compared(self, on_progress: Progress | None) -> Reference:
         if isinstance(self._real, Statistics):
             return Reference(self._real.moments, self._real.identity)
-        whole = self._store.statistics([picture for _, picture in self._real])
+        whole = self._store.statistics([picture for _, picture in self._real], on_progress)
         if self._protocol.by is None:
             return Reference(whole.moments, whole.identity)
         of = defaultdict[str, list[Picture]](list)
