@@ -107,7 +107,7 @@ def test_samples_are_made_on_the_jobs_device_where_it_has_room(monkeypatch):
     assert free_device("cpu", 1) == "cpu"
 
 
-SUITE = WatchedScenes(held_out=2, seen=0, two=1, asked=1)
+SUITE = WatchedScenes(held_out=2, seen=0, two=1, three=0, asked=1)
 SCORED = SampleSettings(every=1, scenes=SUITE)
 
 
@@ -135,7 +135,7 @@ def test_another_suite_scores_the_same_checkpoint_again(folder):
 
 
 def test_a_gate_opens_and_shuts_by_the_scores_of_the_last_checkpoint(folder, monkeypatch):
-    suite = WatchedScenes(held_out=0, seen=0, two=0, asked=1)
+    suite = WatchedScenes(held_out=0, seen=0, two=0, three=0, asked=1)
     settings = WatchSettings(samples=SampleSettings(every=10, scenes=suite))
 
     def scores():
