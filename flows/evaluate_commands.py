@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.model_commands import _model_options
+from flows.model_commands import _model_options, _named
 from flows.terminal import shown_progress
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -34,7 +34,12 @@ _PAIR = "NAME=VALUE"
 @click.option("-o", "--out", type=_PATH, default=Path("runs/evaluation"), show_default=True, help="Folder to write.")
 @click.option("--compare", "other", type=_PATH, metavar="CHECKPOINT", help="Measure a second one on the same items.")
 @click.option("--examine", "means", multiple=True, metavar=_PAIR, help="Who looks at pictures: docs/evaluation.md.")
-@click.option("--export", type=_PATH, metavar="DIR", help="Also write pictures as the official evaluations read them.")
+@click.option(
+    "--export",
+    type=_PATH,
+    metavar="DIR",
+    help="Also write pictures as the official evaluations read them; a second checkpoint's into DIR/other.",
+)
 @click.option("--px", type=click.IntRange(1), help="Side of pictures; as the checkpoint's when left out.")
 @click.option("--max-new-tokens", default=1024, show_default=True, type=click.IntRange(1), help="Longest answer.")
 @click.option("--sampling", multiple=True, metavar=_PAIR, help="How pictures are drawn: ar_steps=64, cfg=3 and so on.")
@@ -46,6 +51,7 @@ _PAIR = "NAME=VALUE"
 )
 @click.option("--shown", default=6, show_default=True, type=click.IntRange(0), help="Examples of each in the report.")
 @click.option("--hashes", type=_PATH, metavar="F.parquet", help="Instead, with a BENCHMARK alone: list its items.")
+@click.option("--average", is_flag=True, help="Of CHECKPOINT, a run folder, the averaged weights (training.average).")
 @_model_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 def evaluate(
@@ -59,6 +65,7 @@ def evaluate(
     tokenizer: Path | None,
     vae: Path | None,
     model: str | None,
+    average: bool,
     device: str,
     dtype: str,
     as_json: bool,
@@ -67,7 +74,8 @@ def evaluate(
     """Measure CHECKPOINT on each BENCHMARK, and write report.html and report.json into the folder to write.
 
     CHECKPOINT is what `harmon generate` takes. Answers, pictures and marks are kept as datasets there: run again,
-    nothing is asked or drawn twice. A number over other items than were published is not printed.
+    nothing is asked or drawn twice. A number over other items than were published is not printed. What --compare names
+    is measured with its weights as they are, so a run's average may be compared with the run itself.
 
     With --hashes: write what BENCHMARK is made of, so that `harmon filter` can keep it out of training data.
     """
@@ -76,7 +84,6 @@ def evaluate(
         return
     if len(names) < 2:
         raise ConfigurationError("Name a CHECKPOINT and at least one BENCHMARK, or one BENCHMARK with --hashes.")
-    from harmon.convert.released import Named
     from harmon.evaluation.reported import lines, write_evaluation
     from harmon.evaluation.subject import Subject
     from harmon.evaluation.variants import chosen
@@ -84,10 +91,16 @@ def evaluate(
     asked = chosen(names[1:], _variants(variants))
     places = [_folder(name, one, folders) for name, one in zip(names[1:], asked, strict=True)]
     plan = _plan(out, device, options)
-    subjects = [Subject(path, Named(tokenizer, vae, model), device, dtype) for path in _checkpoints(names[0], other)]
+    if other:
+        _check_told(plan)
+    subjects = [
+        Subject(path, _named(tokenizer, vae, model, average and not number), device, dtype)
+        for number, path in enumerate(_checkpoints(names[0], other))
+    ]
     evaluation = _evaluation(subjects, asked, places, plan)
     if export:
         _export(evaluation.measured, export)
+        _export(evaluation.others, export / "other")
     told, page = write_evaluation(evaluation, out)
     if as_json:
         click.echo(json.dumps(evaluation.report() | {"report": str(page)}))
@@ -160,6 +173,16 @@ def _plan(out: Path, device: str, options: dict[str, Any]) -> Plan:
         means=parse(Means, _values("--examine", options["means"]), "--examine"),
         shown=options["shown"],
     )
+
+
+def _check_told(plan: Plan) -> None:
+    """Raise ConfigurationError where what was seen of one checkpoint's pictures would be taken for another's, too."""
+    for name in ("results", "answers"):
+        if getattr(plan.means, name):
+            raise ConfigurationError(
+                f"--examine {name}=FILE tells of one checkpoint's pictures, and --compare draws those of two; measure "
+                "each with its own file, into one folder (-o), without --compare."
+            )
 
 
 def _checkpoints(first: str, other: Path | None) -> list[Path]:

@@ -265,6 +265,25 @@ class Recipe(Settings):
                 raise ValueError(f"{name}.average measures averaged weights, which only training.average keeps: set it")
         return self
 
+    @model_validator(mode="after")
+    def _gates_ask_what_is_scored(self) -> Self:
+        suite = self.training.watch.scenes
+        for settings in self.training.stages:
+            score = settings.gate.scores if settings.gate else None
+            if score is None:
+                continue
+            if suite is None:
+                raise ValueError(
+                    f"training.stages: the gate behind {settings.stage} asks {score}, which only "
+                    "training.watch.samples.scenes measures: set it"
+                )
+            if score not in suite.metrics():
+                raise ValueError(
+                    f"training.stages: the gate behind {settings.stage} asks {score}, which the suite of "
+                    f"training.watch.samples.scenes does not have; {nearest(score, suite.metrics())}"
+                )
+        return self
+
     def sources_of(self, set_name: str) -> tuple[str, ...]:
         """The sources that go into a training set, in the recipe's order."""
         chosen = self.set_sources.get(set_name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from flows.gate import pass_gate
 from flows.recipe import Recipe
-from flows.training_work import execution_of, fewest_workers, job_of, mix_of, model_of, train_number
+from flows.training_work import execution_of, fewest_workers, job_of, mix_of, model_of, scores_of, train_number
 from flows.watching import OnLine
 from harmon.training.forecast import Forecast, forecast
 from harmon.training.job import ROWS, TrainJob, stage_folder, training_key
@@ -75,7 +75,7 @@ def _open_gate(recipe: Recipe, number: int) -> None:
     if settings.gate is not None:
         job = job_of(recipe, number)
         key = training_key(job)
-        pass_gate(settings.gate, stage_folder(job, key), settings.stage, key)
+        pass_gate(settings.gate, stage_folder(job, key), settings.stage, key, scores_of(recipe, number))
 
 
 def standing(job: TrainJob) -> Stand:

@@ -7,15 +7,15 @@ from typing import Any
 
 from flows.caption_groups import caption_groups_of
 from flows.flow_run import cancellation
-from flows.gate import Gate, check, pass_gate, passed
+from flows.gate import Gate, Scores, check, pass_gate, passed
 from flows.pictures import latents_of, understanding_file
 from flows.ray_job import train_on_cluster
 from flows.recipe import Recipe, StageSettings, part
-from flows.watching import OnLine, watched
+from flows.watching import OnLine, last_scores, watched
 from flows.work_item import Work
 from harmon.latents import latents_group
 from harmon.model.config import PRESETS, HarmonConfig
-from harmon.trained import RunDescription, TrainedStage, describe_run
+from harmon.trained import RunDescription, TrainedStage, describe_run, description_of
 from harmon.training.execution import Execution
 from harmon.training.forecast import Mix, resolved
 from harmon.training.job import TrainJob, stage_folder, stage_store, training_key
@@ -137,10 +137,10 @@ def _gate(recipe: Recipe, number: int, gate: Gate, ray: Callable[[], AbstractCon
 
     def do(_: ProgressCallback) -> None:
         folder, key = stands()
-        pass_gate(gate, folder, stage, key)
+        pass_gate(gate, folder, stage, key, scores_of(recipe, number))
 
     def ask() -> None:
-        check(gate, stands()[0], stage)
+        check(gate, stands()[0], stage, scores_of(recipe, number))
 
     return Work(
         "train",
@@ -150,6 +150,20 @@ def _gate(recipe: Recipe, number: int, gate: Gate, ray: Callable[[], AbstractCon
         session=None if gate.approval else ray,
         ask=ask if gate.approval else None,
     )
+
+
+def scores_of(recipe: Recipe, number: int) -> Scores:
+    """Scores on scenes of the finished stage `number`, made when they are first asked for if no look has."""
+
+    def scores() -> dict[str, float]:
+        job = job_of(recipe, number)
+        key = training_key(job)
+        folder, kept = stage_folder(job, key), stage_store(job, key)
+        if folder.name not in {one.folder for one in description_of(recipe.run_folder).stages}:
+            describe(recipe, number + 1)  # it was a run of other settings meanwhile
+        return last_scores(recipe.training.watch, recipe.run_folder, folder, job.stage.steps, job.device, kept)
+
+    return scores
 
 
 def _train(recipe: Recipe, number: int, ray: Callable[[], AbstractContextManager[None]]) -> Work:

@@ -66,6 +66,8 @@ class Row:
     options: Mapping[str, str]
     facts: Mapping[str, str]
     pictures: int
+    picture_sha256: str
+    """Of the one that was shown."""
     answer: str
 
 
@@ -148,6 +150,7 @@ def answered_rows(dataset: Dataset) -> list[Row]:
             options=json.loads(row["options"]),
             facts=json.loads(row["facts"]),
             pictures=row["pictures"],
+            picture_sha256=row["picture_sha256"],
             answer=row["answer"],
         )
         for row in table.to_pylist()
@@ -228,4 +231,5 @@ def _write(run: StepRun, number: int, questions: Sequence[Question], said: Mappi
 
 def provenance(subject: Subject) -> dict[str, Any]:
     """Where the weights were found, which no key includes."""
-    return {"path": str(subject.checkpoint), "stage": subject.identity.stage, "step": subject.identity.step}
+    where = {"path": str(subject.checkpoint), "average": subject.named.average}
+    return where | {"stage": subject.identity.stage, "step": subject.identity.step}

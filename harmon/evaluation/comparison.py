@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harmon.evaluation.measured import Measured
-from harmon.evaluation.measures import COVERED, RESAMPLES, SEED, Interval, difference
+from harmon.evaluation.measures import COVERED, RESAMPLES, SEED, Interval, difference, finite
 from pipelines.errors import HarmonError
 
 
@@ -34,16 +34,17 @@ class Difference:
         return "first" if (low > 0) == self.higher_is_better else "second"
 
     def report(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON; what is not a number is null."""
+        bounds = [finite(self.interval.low), finite(self.interval.high)] if self.uncertain else None
         return {
             "benchmark": self.benchmark,
             "measure": self.measure,
             "unit": self.unit,
             "units": self.units,
-            "first": self.first,
-            "second": self.second,
-            "difference": self.interval.value,
-            "interval_95": [self.interval.low, self.interval.high] if self.uncertain else None,
+            "first": finite(self.first),
+            "second": finite(self.second),
+            "difference": finite(self.interval.value),
+            "interval_95": bounds,
             "better": self.better,
             "resamples": RESAMPLES,
             "seed": SEED,

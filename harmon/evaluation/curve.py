@@ -27,7 +27,7 @@ def write_curve(run: Path, config: EvaluationConfig, device: str = "cpu") -> lis
         clock = training_seconds(run, stage)
         for checkpoint in complete_checkpoints(run / "train" / stage.folder / "checkpoints"):
             trained = made_ready(open_run_at(run, stage, checkpoint, config.average), device)
-            pictures, _ = quick_scores(trained, config)
+            pictures = quick_scores(trained, config).pictures
             line: dict[str, Any] = {"label": f"{stage.folder} {trained.step}"}
             line["minutes"] = round((before + clock[trained.step]) / 60, 2)
             if one := pictures.get("held_out"):

@@ -5,16 +5,16 @@ An examiner writes down what it sees in columns of these names, for each picture
 same looks cost nothing.
 
     geneval               correct bool, why string (the official words)
-    wise-legacy           consistency, realism, aesthetic_quality float64, raw string
-    wise-verified         score float64, raw string
+    wise-legacy           consistency, realism, aesthetic_quality float64, raw and answered_as string
+    wise-verified         score float64, raw and answered_as string (what the server called the model)
     dpg-bench             answers list<string>, in the order of the prompt's questions
     mjhq-30k, mscoco-30k  features list<float32>
 
 Beside them stand `status` and `reason`: a picture that could not be judged has nulls, "failed" and why.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from harmon.evaluation.drawings import DrawnPicture
@@ -46,12 +46,25 @@ class Examiner(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What features of drawn pictures are compared with: those of real ones."""
+
+    moments: Moments
+    identity: str
+    """What the set is known by: `set:` or `file:` with a sha256."""
+    fact: str = ""
+    """Of the prompts, by whose values it is compared again; empty: by none."""
+    by: Mapping[str, Moments] = field(default_factory=dict)
+    """Of the real pictures of each value."""
+
+
 @runtime_checkable
 class Comparing(Protocol):
     """An examiner whose features are compared with those of real pictures."""
 
-    def reference(self) -> Moments:
-        """Mean and covariance of the real pictures' features."""
+    def reference(self, on_progress: Callable[[int, int], None] | None = None) -> Reference:
+        """The real pictures' features, made once."""
         ...
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from harmon.evaluation.benchmark import read_prompts
+from harmon.evaluation.detectors.official import GenEvalResults
 from harmon.evaluation.examiner import Examiner, Missing
-from harmon.evaluation.geneval_results import GenEvalResults
 from harmon.evaluation.judges.judge import JudgeSettings
 from pipelines.errors import ConfigurationError
 from pipelines.settings import Settings
@@ -15,7 +15,8 @@ class Means(Settings):
     """What a person has to examine pictures with: `harmon evaluate … --examine results=FILE`."""
 
     results: Path | None = None
-    """results.jsonl of GenEval's own evaluate_images.py over the pictures of these prompts."""
+    """results.jsonl of GenEval's own evaluate_images.py over the pictures of these prompts; without its verdicts, boxes
+    of another detector."""
     detector: Path | None = None
     """Folder of a Transformers Mask2Former of COCO instances: GenEval by another detector."""
     clip: Path | None = None
@@ -68,12 +69,44 @@ MISSING = {
 """What is told where nobody looks."""
 
 
+def check_means(benchmark: str, means: Means) -> None:
+    """What can be known before pictures are drawn, which may take hours: nothing is loaded.
+
+    Raises:
+        ConfigurationError: half of what an examiner of `benchmark` needs is named, or a file that is not there.
+    """
+    for first, second, who in _PAIRS:
+        if benchmark in _USED[first] and (getattr(means, first) is None) != (getattr(means, second) is None):
+            raise ConfigurationError(f"{who} needs both: --examine {first}=… and --examine {second}=….")
+    for name, benchmarks in _USED.items():
+        path = getattr(means, name)
+        if benchmark in benchmarks and isinstance(path, Path) and not path.exists():
+            raise ConfigurationError(f"There is no {path}, which --examine {name} names.")
+
+
+_WISE, _FID_SETS = ("wise-legacy", "wise-verified"), ("mjhq-30k", "mscoco-30k")
+_USED: dict[str, tuple[str, ...]] = {
+    "results": ("geneval",),
+    "detector": ("geneval",),
+    "clip": ("geneval",),
+    "judge": (*_WISE, "dpg-bench"),
+    "judge_model": (*_WISE, "dpg-bench"),
+    "judge_prompt": _WISE,
+    "answers": ("dpg-bench",),
+    "inception": _FID_SETS,
+    "statistics": _FID_SETS,
+}
+"""Means by the benchmarks that they are of."""
+_PAIRS = ("detector", "clip", "GenEval by another detector"), ("judge", "judge_model", "A judge")
+
+
 def open_examiner(benchmark: str, means: Means, data: Path) -> Examiner | Missing:
     """Who looks at the pictures of `benchmark`, whose published files lie in `data`; else what is missing.
 
     Raises:
         ConfigurationError: what was named cannot be used.
     """
+    check_means(benchmark, means)
     if benchmark == "geneval":
         found = _geneval(means)
     elif benchmark == "dpg-bench":
@@ -88,10 +121,8 @@ def open_examiner(benchmark: str, means: Means, data: Path) -> Examiner | Missin
 def _geneval(means: Means) -> Examiner | None:
     if means.results:
         return GenEvalResults(means.results)
-    if not means.detector and not means.clip:
-        return None
     if not means.detector or not means.clip:
-        raise ConfigurationError("GenEval by another detector needs both: --examine detector=FOLDER and clip=FILE.")
+        return None
     from harmon.evaluation.detectors.colours import ClipColours
     from harmon.evaluation.detectors.examiner import GenEvalExaminer
     from harmon.evaluation.detectors.mask2former import Mask2FormerDetector
@@ -123,10 +154,8 @@ def _dpg(means: Means) -> Examiner | None:
 
 
 def _judge(means: Means) -> JudgeSettings | None:
-    if means.judge is None and means.judge_model is None:
-        return None
     if means.judge is None or means.judge_model is None:
-        raise ConfigurationError("A judge needs both: --examine judge=URL and judge_model=NAME.")
+        return None
     return JudgeSettings(endpoint=means.judge, model=means.judge_model)
 
 

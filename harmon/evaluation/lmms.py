@@ -8,8 +8,8 @@ This module runs in lmms-eval's own environment alone (infra/lmms-eval); nothing
 What lmms-eval leaves to a model, and what is done here:
 
 - Pictures stand before the question, whatever its `<image>` marks say, padded with grey to a square, as in training.
-  Harmon was trained on one picture a question; of several it sees the first, as in `harmon evaluate`. A video or a
-  sound is refused.
+  Harmon was trained on one picture a question; of several it sees the first, as in `harmon evaluate`, and a warning
+  names the task. A video or a sound is refused.
 - `until` cuts the answer before the first of its strings; a `temperature` of 0, or `do_sample: false`, is greedy.
 - `loglikelihood` gives the mean *loss* of the continuation, as lmms-eval's own models do: its multiple-choice tasks
   take the smallest.
@@ -20,6 +20,7 @@ Shape letters: B prompts, L prompt length, R labelled tokens, V vocabulary.
 """
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ from harmon.trained import load
 from pipelines.errors import ConfigurationError
 from pipelines.settings import parse
 
+log = logging.getLogger(__name__)
 LONGEST = 1024  # new tokens where a task names no bound: the release's
 
 
@@ -87,6 +89,8 @@ class HarmonLmms(lmms):  # type: ignore[misc]
         self.px = None if px is None else int(px)
         self.draw, self.seed = str(draw).lower() == "true", int(seed)
         self.output = Path(output) / f"{self.trained.fingerprint}-seed{self.seed}"
+        self._several: set[str] = set()
+        """Tasks of which it was told that their questions have several pictures."""
         self.sampling = parse(SamplingConfig, self.trained.sampling, f"{pretrained}: sampling")
 
     # -- what lmms-eval asks ---------------------------------------------------------------------------------
@@ -152,7 +156,11 @@ class HarmonLmms(lmms):  # type: ignore[misc]
     def _picture(self, of_document: Any, document: int, task: str, split: str) -> Image.Image | None:
         if not of_document:
             return None
-        return _first_picture(of_document(self.task_dict[task][split][document]), task)
+        shown = _pictures(of_document(self.task_dict[task][split][document]), task)
+        if len(shown) > 1 and task not in self._several:
+            self._several.add(task)
+            log.warning("%s has questions with several pictures: Harmon is shown the first of each", task)
+        return shown[0].convert("RGB") if shown else None
 
     def _continuation(self, args: tuple[Any, ...]) -> str:
         told = args[1]
@@ -184,12 +192,12 @@ class _Batch:
     pictures: list[Image.Image] | None
 
 
-def _first_picture(visuals: Iterable[Any] | None, task: str) -> Image.Image | None:
+def _pictures(visuals: Iterable[Any] | None, task: str) -> list[Image.Image]:
     shown = [one for one in visuals or () if one is not None]
     for one in shown:
         if not isinstance(one, Image.Image):
             raise ConfigurationError(f"The task {task} shows a {type(one).__name__}, and Harmon sees pictures alone.")
-    return shown[0].convert("RGB") if shown else None
+    return shown
 
 
 def _answer_config(how: Mapping[str, Any]) -> AnswerConfig:

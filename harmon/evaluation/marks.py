@@ -212,8 +212,16 @@ def _mmmu(rows: Sequence[Row], reading: str, partial: bool, setting: mmmu.Settin
     every = mmmu.marked(answers, parser)
     marks = tuple(Mark(one.parsed, float(one.right)) for one in every)
     names = [row.item for row in rows]
-    unguessed = share("accuracy without guesses", names, [float(one.right_unguessed) for one in every])
-    return Marked(marks, scores.report(), (share("accuracy", names, [one.score for one in marks]), unguessed))
+    measures = [
+        share("accuracy", names, [one.score for one in marks]),
+        share("accuracy without guesses", names, [float(one.right_unguessed) for one in every]),
+    ]
+    single = [place for place, row in enumerate(rows) if row.pictures == 1]
+    if 0 < len(single) < len(rows):  # of the others the model was shown the first picture alone
+        measures.append(
+            share("accuracy, one picture", [names[place] for place in single], [marks[place].score for place in single])
+        )
+    return Marked(marks, scores.report(), tuple(measures))
 
 
 def _mmstar(rows: Sequence[Row], reading: str, partial: bool) -> Marked:

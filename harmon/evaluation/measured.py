@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,19 +13,21 @@ from harmon.evaluation.asked import ANSWER, Row, answered_rows, ask
 from harmon.evaluation.benchmark import GENERATION, UNDERSTANDING, read_prompts, read_questions
 from harmon.evaluation.crew import ALONE, Crew
 from harmon.evaluation.drawings import DrawnPicture, draw, drawn_pictures
-from harmon.evaluation.examiner import Missing
-from harmon.evaluation.examiners import NOTHING, Means, open_examiner
+from harmon.evaluation.examiner import Comparing, Missing
+from harmon.evaluation.examiners import NOTHING, Means, check_means, open_examiner
 from harmon.evaluation.marks import MARKINGS, Mark, Marked
-from harmon.evaluation.measures import Interval, Measure
+from harmon.evaluation.measures import Interval, Measure, finite
 from harmon.evaluation.paper import PAPER, Published
-from harmon.evaluation.question import Picture
+from harmon.evaluation.question import Picture, Question
 from harmon.evaluation.scored import examine, keep_marks
 from harmon.evaluation.subject import Subject
 from harmon.evaluation.variants import Chosen
 from harmon.evaluation.verdicts import judged
+from pipelines.canonical import sha256_hex
 from pipelines.dataset import Dataset
 from pipelines.errors import HarmonError
 
+CHECKED = 32  # pictures of a benchmark that answers are checked against
 PAPER_PX = 512  # of Harmon's stage III and of its pictures (paper, section 4.1)
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -58,7 +59,8 @@ class Number:
     interval: Interval
     published: Published | None
     size: str | None
-    """The published model of this size, whose number is compared; None where the model is another."""
+    """The published model of this size, whose number is compared; None where the model is another, or it was measured
+    otherwise than the paper says."""
 
     @property
     def paper(self) -> float | None:
@@ -88,11 +90,11 @@ class Number:
 
     def report(self) -> dict[str, Any]:
         """As JSON; what is not a number is null."""
-        bounds = [_finite(self.interval.low), _finite(self.interval.high)] if self.uncertain else None
+        bounds = [finite(self.interval.low), finite(self.interval.high)] if self.uncertain else None
         return {
             "measure": self.measure.name,
             "unit": self.measure.unit,
-            "value": _finite(self.interval.value),
+            "value": finite(self.interval.value),
             "interval_95": bounds,
             "units": len(self.measure.units),
             "paper": dict(self.published.values) if self.published else None,
@@ -134,6 +136,8 @@ class Measured:
     differs: tuple[str, ...]
     """What sets it apart from the paper's or the official number."""
     examiner: str | None
+    examined_as: Mapping[str, Any]
+    """What decided the examiner's values: model or weights, wording, preparation; empty without one."""
     missing: Missing | None
     refused: str | None
     """Why there is no number, where not for want of an examiner."""
@@ -159,6 +163,7 @@ class Measured:
             "readings": _jsonable(self.readings),
             "differs": list(self.differs),
             "examiner": self.examiner,
+            "examined_as": _jsonable(self.examined_as),
             "missing": vars(self.missing) if self.missing else None,
             "refused": self.refused,
             "examples": [{k: v for k, v in vars(one).items() if k != "picture"} for one in self.examples],
@@ -182,6 +187,7 @@ def _ask(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress: 
     with on_progress(chosen.benchmark) as told:
         dataset = ask(subject, questions, chosen.asked_as, plan.out, px, plan.answers, plan.crew, told)
     rows = answered_rows(dataset)
+    _check_pictures(dataset, rows, questions)
     of, partial = UNDERSTANDING[chosen.benchmark].count.total, plan.limit is not None
     marking, readings = MARKINGS[chosen.benchmark], dict[str, Mapping[str, Any]]()
     mine: Marked | None = None
@@ -197,24 +203,44 @@ def _ask(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress: 
         readings[reading] = marked.report
         mine = marked if reading == chosen.reading else mine
     several = sum(row.pictures > 1 for row in rows)
-    differs = [*_asked_otherwise(subject, chosen, plan, px, several), *_common(subject, len(rows), of, partial)]
+    apart = [*_size_differs(px, "seen"), *_answered_otherwise(plan.answers)]
+    differs = [
+        f"Asked in the words of {chosen.asked_as} and read as {chosen.reading} reads; the paper says neither.",
+        *apart,
+        *([f"{several:,} questions have several pictures; the model was shown the first of each."] if several else []),
+        *_common(subject, len(rows), of, partial),
+    ]
     return Measured(
         chosen=chosen,
         items=len(rows),
         of=of,
         partial=partial,
         dataset=dataset,
-        numbers=_numbers(subject, chosen, mine, partial),
+        numbers=_numbers(subject, chosen, mine, partial or bool(apart)),
         readings=readings,
         differs=tuple(differs),
         examiner=None,
+        examined_as={},
         missing=None,
         refused=refused,
         examples=_answers_shown(rows, mine, [question.pictures[0] for question in questions], plan.shown),
     )
 
 
+def _check_pictures(dataset: Dataset, rows: Sequence[Row], questions: Sequence[Question]) -> None:
+    """Raise HarmonError where some evenly spread pictures are no longer those that the model was shown: no key holds
+    their bytes, and an answer about another picture is none.
+    """
+    for place in _spread(len(rows), CHECKED):
+        if sha256_hex(questions[place].pictures[0].read()) != rows[place].picture_sha256:
+            raise HarmonError(
+                f"{dataset.root} has answers about other pictures: {questions[place].pictures[0].where} has changed "
+                f"since {rows[place].item} was asked; put the pictures back, or write into another folder (-o)."
+            )
+
+
 def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress: Progress) -> Measured:
+    check_means(chosen.benchmark, plan.means)
     prompts = read_prompts(chosen.benchmark, data, plan.limit)
     px = plan.px or subject.identity.px
     sampling = subject.sampling(plan.sampling)
@@ -222,15 +248,13 @@ def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress:
         dataset = draw(subject, prompts, plan.out, px, sampling, plan.seed, plan.crew, told)
     pictures = [one for shard in dataset.shard_numbers for one in drawn_pictures(dataset, shard)]
     of, partial = GENERATION[chosen.benchmark].count.total, plan.limit is not None
-    departures = [
-        f"{one.key} is {one.here}, the paper’s {one.paper}" for one in sampling.departures(subject.identity.config)
+    apart = [
+        f"Pictures are drawn otherwise: {one.key} is {one.here}, the paper’s {one.paper}."
+        for one in sampling.departures(subject.identity.config)
     ]
-    differs = [
-        *(f"Pictures are drawn otherwise: {departure}." for departure in departures),
-        f"One seed ({plan.seed}), one draw of each picture; the paper does not say how many it has.",
-        *_size_differs(px, "drawn"),
-        *_common(subject, len(prompts), of, partial),
-    ]
+    apart += _size_differs(px, "drawn")
+    seeds = f"One seed ({plan.seed}), one draw of each picture; the paper does not say how many it has."
+    differs = [*apart, seeds, *_common(subject, len(prompts), of, partial)]
     examiner = open_examiner(chosen.benchmark, plan.means, data)
     marked: Marked | None = None
     refused: str | None = None
@@ -238,9 +262,13 @@ def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress:
     if not isinstance(examiner, Missing):
         name = examiner.name
         differs += examiner.differs
+        apart += examiner.differs
         with on_progress(f"{chosen.benchmark}, examined") as told:
             group, seen = examine(dataset, chosen.benchmark, examiner, told)
         try:
+            if isinstance(examiner, Comparing):
+                with on_progress(f"{chosen.benchmark}, real pictures") as told:
+                    examiner.reference(told)
             marked = judged(chosen.benchmark, pictures, seen, examiner, partial)
         except HarmonError as error:
             refused = str(error)
@@ -253,35 +281,32 @@ def _draw(subject: Subject, chosen: Chosen, data: Path, plan: Plan, on_progress:
         of=of,
         partial=partial,
         dataset=dataset,
-        numbers=_numbers(subject, chosen, marked, partial),
+        numbers=_numbers(subject, chosen, marked, partial or bool(apart)),
         readings={name: marked.report} if marked else {},
         differs=tuple(differs),
         examiner=name or None,
+        examined_as={} if isinstance(examiner, Missing) else examiner.configuration,
         missing=missing,
         refused=refused,
         examples=_pictures_shown(pictures, marked.marks if marked else (), plan.shown),
     )
 
 
-def _numbers(subject: Subject, chosen: Chosen, marked: Marked | None, partial: bool) -> tuple[Number, ...]:
+def _numbers(subject: Subject, chosen: Chosen, marked: Marked | None, otherwise: bool) -> tuple[Number, ...]:
+    """`otherwise`: it is a part of the items, or was measured otherwise than the paper says."""
     known = PAPER.get(chosen.benchmark, {})
     measures = list(marked.measures) if marked else []
     measures.sort(key=lambda one: not one.name.endswith(chosen.headline))  # stable: the headline's first
-    size = None if partial else subject.identity.size  # a part is compared with nothing
+    size = None if otherwise else subject.identity.size  # which is compared with nothing
     return tuple(Number(one, one.interval, known.get(one.name), size) for one in measures)
 
 
-def _asked_otherwise(subject: Subject, chosen: Chosen, plan: Plan, px: int, several: int) -> list[str]:
-    found = [
-        f"Asked in the words of {chosen.asked_as} and read as {chosen.reading} reads; the paper says neither.",
-        *_size_differs(px, "seen"),
-    ]
-    if several:
-        found.append(f"{several:,} questions have several pictures; the model was shown the first of each.")
-    if plan.answers.temperature != GREEDY.temperature:
-        found.append(f"Answers are drawn at temperature {plan.answers.temperature}; the paper’s are greedy.")
-    if plan.answers.max_new_tokens != GREEDY.max_new_tokens:
-        found.append(f"Answers end after {plan.answers.max_new_tokens} tokens; the release’s after 1,024.")
+def _answered_otherwise(config: AnswerConfig) -> list[str]:
+    found = []
+    if config.temperature != GREEDY.temperature:
+        found.append(f"Answers are drawn at temperature {config.temperature}; the paper’s are greedy.")
+    if config.max_new_tokens != GREEDY.max_new_tokens:
+        found.append(f"Answers end after {config.max_new_tokens} tokens; the release’s after 1,024.")
     return found
 
 
@@ -295,6 +320,8 @@ def _common(subject: Subject, items: int, of: Sequence[int], partial: bool) -> l
         found.append(
             "The model is of neither published size, so the paper’s numbers stand there for orientation alone."
         )
+    if subject.named.average:
+        found.append("The averaged weights were measured; the paper keeps no average.")
     if subject.dtype != "float32":
         found.append(f"The model runs in {subject.dtype}.")
     if partial:
@@ -341,13 +368,9 @@ def _spread(total: int, number: int) -> list[int]:
     return [round(place * (total - 1) / max(1, taken - 1)) for place in range(taken)]
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _jsonable(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(one) for one in value]
-    return _finite(value) if isinstance(value, float) else value
+    return finite(value) if isinstance(value, float) else value

@@ -7,6 +7,7 @@ mean over these. Ours: the official codes give no uncertainty.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,6 +142,11 @@ def weighted_strata(
         return value
 
     return Measure(name, unit, tuple(units), tuple(strata), spread, of)
+
+
+def finite(value: float) -> float | None:
+    """As JSON takes a number: None where it is none."""
+    return value if math.isfinite(value) else None
 
 
 def _bounds(values: Float) -> tuple[float, float]:

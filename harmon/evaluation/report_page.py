@@ -147,6 +147,11 @@ def _benchmark(one: Measured) -> Section:
     kept = [("dataset", str(one.dataset.root)), ("content hash", one.content_hash)]
     if one.chosen.asked_as:
         kept += [("asked as", one.chosen.asked_as), ("read as", one.chosen.reading)]
+    kept += [(f"examiner’s {name.replace('_', ' ')}", str(value)) for name, value in one.examined_as.items()]
+    for report in one.readings.values():
+        kept += (
+            [("reference", f"{report['reference']}, {report['reference_n']} pictures")] if "reference" in report else []
+        )
     content.append(fold("Where it is kept", facts(kept)))
     return Section(one.chosen.benchmark, content, lead)
 
@@ -218,7 +223,7 @@ def _how(evaluation: Evaluation) -> Section:
         facts(
             [
                 ("checkpoint", str(one.checkpoint)),
-                ("weights", one.identity.weights),
+                ("weights", one.identity.weights + (", their average" if one.named.average else "")),
                 ("stage and train step", f"{one.identity.stage} {one.identity.step}" if one.identity.stage else "none"),
                 ("published size", SIZES.get(one.identity.size or "", "neither")),
                 ("runs in", f"{one.dtype} on {one.device}"),
@@ -226,11 +231,14 @@ def _how(evaluation: Evaluation) -> Section:
         )
         for one in subjects
     ]
-    words = (
-        "Questions, answers, pictures and marks are kept as datasets: `harmon show` and `harmon audit` read them. "
-        "Running the command again asks nothing that was answered."
+    kept = paragraph(
+        "Questions, answers, pictures and marks are kept as datasets: ",
+        code("harmon show"),
+        " and ",
+        code("harmon audit"),
+        " read them. Running the command again asks nothing that was answered.",
     )
-    return Section("How it was measured", [*content, paragraph(words)])
+    return Section("How it was measured", [*content, kept])
 
 
 def _with_bounds(number: Number) -> str:

@@ -92,6 +92,7 @@ def _identity(subject: Subject) -> dict[str, Any]:
     identity = subject.identity
     return {
         "path": str(subject.checkpoint),
+        "average": subject.named.average,
         "weights": identity.weights,
         "stage": identity.stage or None,
         "step": identity.step or None,

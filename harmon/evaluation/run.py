@@ -5,31 +5,33 @@
     RUN/evaluation/asked/*.png      the pictures asked about
     RUN/evaluation/answers.jsonl    every question with the right answer and the one given
 
-Prompts and questions are pure functions of the seed. `held_out`: one object whose colour and shape were never
-trained together; `seen`: one object of a trained pair; `two`: two objects of trained pairs.
+Prompts and questions are pure functions of the seed (harmon.evaluation.suite).
 """
 
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from PIL import Image
-from pydantic import Field
 
 from harmon.ask import answer_questions
 from harmon.convert.released import Named
+from harmon.evaluation.scene_tasks import Task, score_tasks
 from harmon.evaluation.scenes import (
     AnswerScore,
     Asked,
     GenerationScores,
     Judged,
+    Score,
     judge,
     score_answers,
     score_pictures,
     wanted_of,
 )
+from harmon.evaluation.suite import PROMPTS, Prompts, SceneSuite
 from harmon.generate import draw_pictures
 from harmon.sampling_config import SamplingConfig
 from harmon.seeds import stream
@@ -37,37 +39,18 @@ from harmon.trained import Trained, load, newest_checkpoint, weights_of
 from harmon.training.job import file_hash
 from pipelines.canonical import canonical_json, sha256_hex
 from pipelines.errors import ConfigurationError
-from pipelines.scenes import Scene, make_scene, questions, render
-from pipelines.settings import Settings
+from pipelines.scenes import make_scene, questions, render
 
 VERSION = 1  # raised when the same run and settings would score otherwise
 SCORES = "scores.json"
-Prompts = Literal["held_out", "seen", "two"]
-PROMPTS: tuple[Prompts, ...] = get_args(Prompts)
 
 
-class EvaluationConfig(Settings):
+class EvaluationConfig(SceneSuite):
     """What is measured, and how pictures are drawn for it."""
 
-    seed: int = 20_250_328
-    """Seed of the prompts, the pictures and the scenes asked about."""
-    held_out: int = Field(default=96, ge=0)
-    """Prompts with a colour-shape pair that was never trained."""
-    seen: int = Field(default=96, ge=0)
-    """One-object prompts with a trained pair."""
-    two: int = Field(default=96, ge=0)
-    """Two-object prompts."""
-    asked: int = Field(default=300, ge=0)
-    """Scenes of one to four objects asked about: one question of each kind that has an answer."""
     sampling: SamplingConfig = SamplingConfig()
     average: bool = False
     """Measure the averaged weights, which a recipe with training.average keeps, in place of the weights."""
-
-    def prompts(self, which: Prompts) -> list[Scene]:
-        """The scenes whose short captions are the prompts."""
-        number: int = getattr(self, which)
-        split: Literal["held_out", "unseen"] = "held_out" if which == "held_out" else "unseen"
-        return [make_scene(self.seed, index, 2 if which == "two" else 1, split) for index in range(number)]
 
 
 def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> dict[str, Any]:
@@ -93,6 +76,9 @@ def evaluate_run(run: Path, config: EvaluationConfig, device: str = "cpu") -> di
         "settings": config.model_dump(mode="json"),
         "departures": [vars(departure) for departure in config.sampling.departures(trained.model.config)],
         "generation": {which: score_pictures(some).report() for which, some in judged.items() if some},
+        "tasks": {
+            task: score.report() for task, score in score_tasks(one for some in judged.values() for one in some).items()
+        },
         "answers": [score.report() for score in score_answers(asked)],
         "pictures": [_picture_record(which, i, one) for which in PROMPTS for i, one in enumerate(judged[which])],
     }
@@ -112,17 +98,28 @@ def is_evaluated(run: Path, config: EvaluationConfig) -> bool:
     return _standing(run / "evaluation", _key(weights, stage.px, run, config)) is not None
 
 
-def quick_scores(
-    trained: Trained, config: EvaluationConfig
-) -> tuple[dict[Prompts, GenerationScores], list[AnswerScore]]:
-    """The scores alone, nothing written: for a curve over checkpoints."""
+@dataclass(frozen=True)
+class QuickScores:
+    """The scores alone."""
+
+    pictures: dict[Prompts, GenerationScores]
+    tasks: dict[Task, Score]
+    answers: list[AnswerScore]
+
+
+def quick_scores(trained: Trained, config: EvaluationConfig) -> QuickScores:
+    """Scores of checkpoints while they train, and for a curve over them: nothing is written."""
     judged = {which: _draw_and_judge(trained, config, which, None) for which in PROMPTS}
-    generation = {which: score_pictures(some) for which, some in judged.items() if some}
-    return generation, score_answers(_ask(trained, config, None))
+    return QuickScores(
+        pictures={which: score_pictures(some) for which, some in judged.items() if some},
+        tasks=score_tasks(one for some in judged.values() for one in some),
+        answers=score_answers(_ask(trained, config, None)),
+    )
 
 
 def _key(weights: Path, px: int, run: Path, config: EvaluationConfig) -> str:
-    settings = config.model_dump(mode="json", exclude=None if config.average else {"average"})
+    later = {name for name in ("average", "three") if not getattr(config, name)}  # keys of before know neither
+    settings = config.model_dump(mode="json", exclude=later)
     parts = [VERSION, settings, px]
     parts += [file_hash(path) for path in (weights, *sorted((run / "model").glob("[!.]*")))]
     return sha256_hex(canonical_json(parts))

@@ -44,11 +44,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a prompt asks for: (colour, shape) pairs, and a background where it names one."""
+    """What a prompt asks for: (colour, shape) pairs, a background where it names one, and the place of each pair, which
+    it names where there are several."""
 
     prompt: str
     pairs: tuple[tuple[str, str], ...]
     background: str | None
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def wanted_of(scene: Scene) -> Wanted:
     """The prompt of `scene`, its short caption, and what that caption asks for."""
     prompt = short_caption(scene)
     named = scene.background if re.search(rf"\b{scene.background}\b", prompt.lower()) else None
-    return Wanted(prompt, tuple(item.pair for item in scene.objects), named)
+    places = tuple(item.place for item in scene.objects)
+    return Wanted(prompt, tuple(item.pair for item in scene.objects), named, places)
 
 
 def judge(wanted: Wanted, picture: NDArray[np.uint8]) -> Judged:
@@ -142,7 +145,7 @@ def score_pictures(judged: Sequence[Judged]) -> GenerationScores:
         raise ValueError(f"pictures of prompts with {sorted(numbers)} objects cannot share one score; score each apart")
     n = len(judged)
     named = [one.background for one in judged if one.background is not None]
-    together = [one.colours and one.shapes and one.whole and _pairs_match(one) for one in judged]
+    together = [one.colours and one.shapes and one.whole and pairs_match(one) for one in judged]
     return GenerationScores(
         objects=numbers.pop(),
         colour=Score(sum(one.colours for one in judged), n, _chance(judged, 0, len(COLOURS))),
@@ -176,16 +179,19 @@ def normalised(answer: str) -> str:
     return " ".join("no" if word in ("none", "zero") else word for word in spelled if word not in ("a", "an", "the"))
 
 
-def _pairs_match(one: Judged) -> bool:
+def pairs_match(one: Judged) -> bool:
+    """Whether a picture shows exactly the pairs asked for."""
     return Counter((item.colour, item.shape) for item in one.sight.objects) == Counter(one.wanted.pairs)
+
+
+def guess(pairs: tuple[tuple[str, str], ...], part: int | None, choices: int) -> float:
+    """Probability that independent uniform guesses of a `part` of each pair (None: of all) give what is asked for, in
+    any order."""
+    counts = Counter(pair if part is None else pair[part] for pair in pairs)
+    orders = math.factorial(len(pairs)) / math.prod(math.factorial(times) for times in counts.values())
+    return orders / float(choices) ** len(pairs)
 
 
 def _chance(judged: Sequence[Judged], part: int | None, choices: int) -> float:
     """Mean probability that independent uniform guesses give what each prompt asks for, in any order."""
-    return sum(_guess(one.wanted.pairs, part, choices) for one in judged) / len(judged)
-
-
-def _guess(pairs: tuple[tuple[str, str], ...], part: int | None, choices: int) -> float:
-    counts = Counter(pair if part is None else pair[part] for pair in pairs)
-    orders = math.factorial(len(pairs)) / math.prod(math.factorial(times) for times in counts.values())
-    return orders / float(choices) ** len(pairs)
+    return sum(guess(one.wanted.pairs, part, choices) for one in judged) / len(judged)

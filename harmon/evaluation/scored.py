@@ -4,8 +4,7 @@ exam.KEY8              what an examiner saw of each picture (harmon.evaluation.v
 score.READING-KEY8     what was read of each answer or picture, and what it counts
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -49,8 +48,8 @@ def keep_marks(dataset: Dataset, group: str, reading: str, marks: Sequence[Mark]
 
 def examine(
     dataset: Dataset, benchmark: str, examiner: Examiner, on_progress: OnProgress | None = None
-) -> tuple[str, list[Mapping[str, Any]]]:
-    """What `examiner` sees of every picture, kept as a column group: its name, and each picture's columns in order.
+) -> tuple[str, pa.Table]:
+    """What `examiner` sees of every picture, kept as a column group: its name, and its rows, a picture each, in order.
 
     Raises:
         HarmonError: the examiner cannot look at all, or says something else of a picture than its benchmark's columns.
@@ -72,7 +71,7 @@ def examine(
             if on_progress:
                 on_progress(done, total)
         run.commit()
-    return group, dataset.whole_table(group).to_pylist()
+    return group, dataset.whole_table(group)
 
 
 def _examine_shard(

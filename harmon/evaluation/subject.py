@@ -53,8 +53,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What reports call it: the last parts of its path."""
-        return "/".join(self.checkpoint.resolve().parts[-2:])
+        """What reports call it: the last parts of its path, and whether its average is meant."""
+        return "/".join(self.checkpoint.resolve().parts[-2:]) + (", averaged" if self.named.average else "")
 
     @cached_property
     def identity(self) -> Identity:

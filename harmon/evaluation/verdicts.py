@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from harmon.evaluation.drawings import DrawnPicture
+from harmon.evaluation.drawn import Drawn
 from harmon.evaluation.examiner import Comparing, Examiner
 from harmon.evaluation.marks import Mark, Marked
 from harmon.evaluation.measures import Measure, mean_of_strata, share, weighted_strata
 from harmon.evaluation.scorers import dpg, fid, geneval_scores, wise
+from harmon.evaluation.scorers.counts import MJHQ_CATEGORY
 from harmon.evaluation.scorers.wise import CATEGORIES, Version
 from pipelines.errors import HarmonError
 
 Columns = Sequence[Mapping[str, Any]]
+Pictures = Sequence[Drawn]
+FID = "mjhq-30k", "mscoco-30k"
 
 COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
     "geneval": [("correct", pa.bool_()), ("why", pa.string())],
@@ -23,27 +26,27 @@ COLUMNS: dict[str, list[tuple[str, pa.DataType]]] = {
         ("realism", pa.float64()),
         ("aesthetic_quality", pa.float64()),
         ("raw", pa.string()),
+        ("answered_as", pa.string()),
     ],
-    "wise-verified": [("score", pa.float64()), ("raw", pa.string())],
+    "wise-verified": [("score", pa.float64()), ("raw", pa.string()), ("answered_as", pa.string())],
     "dpg-bench": [("answers", pa.list_(pa.field("element", pa.string())))],
-    "mjhq-30k": [("features", pa.list_(pa.field("element", pa.float32())))],
-    "mscoco-30k": [("features", pa.list_(pa.field("element", pa.float32())))],
+    **{name: [("features", pa.list_(pa.field("element", pa.float32())))] for name in FID},
 }
 """What an examiner of each benchmark writes, besides key, status and reason."""
 
 
-def judged(
-    benchmark: str, pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner, partial: bool
-) -> Marked:
-    """The score of `pictures` by what was `seen` of each.
+def judged(benchmark: str, pictures: Pictures, seen: pa.Table, examiner: Examiner, partial: bool) -> Marked:
+    """The score of `pictures` by what was `seen` of each, COLUMNS with status and reason.
 
     Raises:
-        HarmonError: not every picture of the benchmark was judged, and it is no part.
+        HarmonError: not every picture of the benchmark was judged.
     """
-    return _JUDGED[benchmark](pictures, seen, examiner, partial)
+    if benchmark in FID:
+        return _fid(pictures, seen, examiner, partial)
+    return _JUDGED[benchmark](pictures, seen.to_pylist(), partial)
 
 
-def _geneval(pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner, partial: bool) -> Marked:
+def _geneval(pictures: Pictures, seen: Columns, partial: bool) -> Marked:
     ok = _whole(pictures, seen)
     told = [
         geneval_scores.Judged(picture.prompt.facts["task"], picture.prompt.id, columns["correct"])
@@ -70,8 +73,8 @@ def _geneval(pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner
     return Marked(tuple(marks), scores.report(), tuple(measures))
 
 
-def _wise_of(version: Version) -> Callable[[Sequence[DrawnPicture], Columns, Examiner, bool], Marked]:
-    def score(pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner, partial: bool) -> Marked:
+def _wise_of(version: Version) -> Callable[[Pictures, Columns, bool], Marked]:
+    def score(pictures: Pictures, seen: Columns, partial: bool) -> Marked:
         ok = _whole(pictures, seen)
         marks = [
             Mark(columns["raw"], _wise_value(columns, version) if columns["status"] == "ok" else 0.0)
@@ -109,8 +112,8 @@ def _wise_value(columns: Mapping[str, Any], version: Version) -> float:
     return wise.Judgement(columns["consistency"], columns["realism"], columns["aesthetic_quality"]).wiscore
 
 
-def _dpg(pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner, partial: bool) -> Marked:
-    of: dict[str, list[tuple[DrawnPicture, Mapping[str, Any]]]] = {}
+def _dpg(pictures: Pictures, seen: Columns, partial: bool) -> Marked:
+    of: dict[str, list[tuple[Drawn, Mapping[str, Any]]]] = {}
     for picture, columns in _whole(pictures, seen):
         of.setdefault(picture.prompt.id, []).append((picture, columns))
     answers = []
@@ -132,20 +135,33 @@ def _dpg(pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner, pa
     return Marked(tuple(marks), scores.report(), (overall,))
 
 
-def _fid(pictures: Sequence[DrawnPicture], seen: Columns, examiner: Examiner, partial: bool) -> Marked:
+def _fid(pictures: Pictures, seen: pa.Table, examiner: Examiner, partial: bool) -> Marked:
     if not isinstance(examiner, Comparing):
         raise HarmonError(f"{examiner.name} has no features of real pictures to compare with; name their folder.")
-    ok = _whole(pictures, seen)
-    features = np.array([columns["features"] for _, columns in ok], dtype=np.float64)
-    scores = fid.score(features, examiner.reference(), partial=partial)
+    _whole(pictures, seen.select(["status", "reason"]).to_pylist())
+    features = seen.column("features").combine_chunks()
+    values = features.flatten().to_numpy(zero_copy_only=False).reshape(len(pictures), -1)
+    reference = examiner.reference()
+    scores = {"FID": fid.score(values, reference.moments, partial=partial)}
+    of: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        of.setdefault(picture.prompt.facts[reference.fact] if reference.fact else "", []).append(place)
+    for value, real in reference.by.items():
+        some = of.get(value, [])
+        if partial and len(some) < 2:
+            continue  # one picture has no covariance
+        scores[f"FID, {value}"] = fid.score(values[some], real, MJHQ_CATEGORY, partial=partial)
     # the distance is no function of sums over units, and drawing pictures again biases it upwards: no interval
-    measure = Measure(
-        "FID", "", ("all",), ("",), np.array([[scores.fid]]), lambda total: total[..., 0], higher_is_better=False
-    )
-    return Marked((), scores.report(), (measure,))
+    measures = [
+        Measure(name, "", ("all",), ("",), np.array([[one.fid]]), lambda total: total[..., 0], higher_is_better=False)
+        for name, one in scores.items()
+    ]
+    report = scores["FID"].report() | {"reference": reference.identity}
+    report["by"] = {name.removeprefix("FID, "): one.report() for name, one in scores.items() if name != "FID"}
+    return Marked((), report, tuple(measures))
 
 
-def _whole(pictures: Sequence[DrawnPicture], seen: Columns) -> list[tuple[DrawnPicture, Mapping[str, Any]]]:
+def _whole(pictures: Pictures, seen: Columns) -> list[tuple[Drawn, Mapping[str, Any]]]:
     """The pictures that were judged.
 
     Raises:
@@ -162,11 +178,9 @@ def _whole(pictures: Sequence[DrawnPicture], seen: Columns) -> list[tuple[DrawnP
     return pairs
 
 
-_JUDGED: dict[str, Callable[[Sequence[DrawnPicture], Columns, Examiner, bool], Marked]] = {
+_JUDGED: dict[str, Callable[[Pictures, Columns, bool], Marked]] = {
     "geneval": _geneval,
     "wise-legacy": _wise_of("legacy"),
     "wise-verified": _wise_of("verified"),
     "dpg-bench": _dpg,
-    "mjhq-30k": _fid,
-    "mscoco-30k": _fid,
 }

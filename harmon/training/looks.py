@@ -55,20 +55,28 @@ class Looks:
                 return
 
     def _look(self) -> None:
-        path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
-        with TemporaryFile() as said:
-            try:
-                child = spawn(self._command, env=os.environ | {"PYTHONPATH": path}, output=said)
-            except OSError as error:
-                log.warning("no samples of %s: %s", self._what, error)
-                return
+        if why := look_once(self._command, self._stopped):
+            log.warning("no samples of %s: %s", self._what, why)
+
+
+def look_once(command: Sequence[str], stopped: threading.Event | None = None) -> str | None:
+    """Run the `command` of one look to its end, or until `stopped`; why it could not be done, None where it was."""
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    stopped = stopped or threading.Event()
+    with TemporaryFile() as said:
+        try:
+            child = spawn(command, env=os.environ | {"PYTHONPATH": path}, output=said)
+        except OSError as error:
+            return str(error)
+        try:
             while child.poll() is None:
-                if self._stopped.wait(POLL_SECONDS):
-                    stop(child)
-                    return
-            if child.returncode:
-                said.seek(0)
-                words = said.read().decode(errors="replace").strip().splitlines() or [
-                    f"it ended with {child.returncode}"
-                ]
-                log.warning("no samples of %s: %s", self._what, words[-1])
+                if stopped.wait(POLL_SECONDS):
+                    return None
+        finally:
+            if child.poll() is None:  # also where whoever waits is interrupted
+                stop(child)
+        if not child.returncode:
+            return None
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip().splitlines()
+        return words[-1] if words else f"it ended with {child.returncode}"

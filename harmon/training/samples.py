@@ -1,4 +1,4 @@
-"""Pictures and answers of a stage's checkpoints while it trains, made by a process of their own:
+"""Pictures and answers of a stage's checkpoints, and their scores on scenes, made by a process of its own:
 
 python -m harmon.training.samples RUN STAGE_FOLDER --settings JSON [--device cuda] [--store s3://BUCKET/PREFIX]
 """
@@ -22,17 +22,19 @@ from harmon.sampling_config import SamplingConfig
 from harmon.trained import Trained, description_of, made_ready, open_run_at
 from harmon.training.checkpoint import AVERAGE, MODEL, latest_checkpoint
 from harmon.training.checkpoint_store import CheckpointStore
+from harmon.training.scene_scores import WatchedScenes, line_of, write_scene_scores
 from pipelines.disk import write_whole
 from pipelines.errors import HarmonError
 from pipelines.settings import Settings
 
+ANSWERS = "answers.jsonl"
 HELD = ".held"  # in the folder of the samples: the weights that are looked at
 ATTEMPTS = 5  # at holding the newest checkpoint, while newer ones take its place
 ROOM = 3, 4 << 30  # what sampling takes on a GPU: so many times the weights, and so many bytes
 
 
 class SampleSettings(Settings):
-    """Pictures and answers of a training's checkpoints."""
+    """Pictures and answers of a training's checkpoints, and their scores."""
 
     every: int = Field(gt=0)
     """Train steps from one look to the next; each looks at the latest complete checkpoint."""
@@ -40,10 +42,13 @@ class SampleSettings(Settings):
     questions: tuple[str, ...] = ()
     """About each picture that was drawn."""
     seed: int = Field(0, ge=0)
+    """Of the pictures of `prompts`."""
+    scenes: WatchedScenes | None = None
+    """A suite with exact ground truth that each look scores, for gates; None: no scores."""
 
 
 def look_command(settings: SampleSettings, run: Path, folder: Path, device: str, store: str | None) -> list[str]:
-    """The command of a process that does `write_samples`."""
+    """The command of a process that does `look`."""
     command = [sys.executable, "-m", "harmon.training.samples", str(run), str(folder), "--device", device]
     return [*command, "--settings", settings.model_dump_json(), *(["--store", store] if store else [])]
 
@@ -59,21 +64,21 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     settings = SampleSettings.model_validate_json(chosen.settings)
     try:
-        write_samples(settings, chosen.run, chosen.folder, chosen.device, chosen.store)
+        look(settings, chosen.run, chosen.folder, chosen.device, chosen.store)
     except HarmonError as error:
         print(error, file=sys.stderr)
         return 3
     return 0
 
 
-def write_samples(
+def look(
     settings: SampleSettings, run: Path, folder: Path, device: str = "cpu", store: str | None = None
 ) -> Path | None:
-    """Pictures of the prompts, and answers about them, by the latest complete checkpoint of the stage in `folder`, a
-    part of `run`, or in its `store`, into `folder`/samples/STEP; None where it has none yet. What is there already is
-    left as it is.
+    """Look at the latest complete checkpoint of the stage in `folder`, a part of `run`, or in its `store`: pictures of
+    the prompts and answers about them into `folder`/samples/STEP, which is returned, and a line of scores on scenes
+    into `folder`/scores.jsonl. None where it has no checkpoint yet. What is there already is left as it is.
 
-    They are made with the averaged weights where the checkpoint has them, on `device` where that is free, else on the
+    It is done with the averaged weights where the checkpoint has them, on `device` where that is free, else on the
     CPU.
 
     Raises HarmonError where the checkpoint cannot be read.
@@ -82,13 +87,19 @@ def write_samples(
         if checkpoint is None:
             return None
         out = folder / "samples" / checkpoint.name
-        if (out / "answers.jsonl").exists():
-            return out
-        stage = next((one for one in description_of(run).stages if one.folder == folder.name), None)
-        if stage is None:
-            raise HarmonError(f"The run folder {run} does not say that {folder.name} is a stage of it.")
-        place = free_device(device, (checkpoint / MODEL).stat().st_size)
-        return _write(settings, made_ready(open_run_at(run, stage, checkpoint), place), out)
+        draws = not (out / ANSWERS).exists()
+        scores = settings.scenes and line_of(folder, int(checkpoint.name), settings.scenes) is None
+        if draws or scores:
+            stage = next((one for one in description_of(run).stages if one.folder == folder.name), None)
+            if stage is None:
+                raise HarmonError(f"The run folder {run} does not say that {folder.name} is a stage of it.")
+            place = free_device(device, (checkpoint / MODEL).stat().st_size)
+            trained = made_ready(open_run_at(run, stage, checkpoint), place)
+            if draws:
+                write_samples(settings, trained, out)
+            if settings.scenes and scores:
+                write_scene_scores(settings.scenes, trained, folder)
+        return out
 
 
 @contextmanager
@@ -151,7 +162,8 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write(settings: SampleSettings, trained: Trained, out: Path) -> Path:
+def write_samples(settings: SampleSettings, trained: Trained, out: Path) -> None:
+    """Pictures of the prompts by `trained`, and answers about each, into the folder `out`."""
     how = SamplingConfig(**trained.sampling).resolved(trained.model.config)
     shared = {"width": trained.px, "height": trained.px, "sampling": how, "weights": trained.fingerprint}
     shared |= {"dtype": dtype_of(trained), "negative": None}
@@ -166,8 +178,7 @@ def _write(settings: SampleSettings, trained: Trained, out: Path) -> Path:
         json.dumps({"file": files[place].name, "question": question, "answer": answer}) + "\n"
         for (place, question), answer in zip(pairs, said, strict=True)
     ]
-    write_whole(out / "answers.jsonl", "".join(lines).encode())
-    return out
+    write_whole(out / ANSWERS, "".join(lines).encode())
 
 
 if __name__ == "__main__":

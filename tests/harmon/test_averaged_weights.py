@@ -1,8 +1,10 @@
 """Averaged weights of a training, named where a checkpoint is."""
 
+import json
 import shutil
 from pathlib import Path
 
+import benchmark_miniatures as mini
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import save_file
@@ -52,3 +54,16 @@ def test_an_evaluation_measures_the_weights_that_it_names_and_is_not_taken_for_t
     plain, averaged = EvaluationConfig(**few), EvaluationConfig(**few, average=True)
     evaluate_run(run, averaged)
     assert is_evaluated(run, averaged) and not is_evaluated(run, plain)
+
+
+def test_harmon_evaluate_measures_the_average_and_compares_it_with_the_weights(run, tmp_path):
+    (tmp_path / "gqa").mkdir()
+    mini.gqa(tmp_path / "gqa")
+    told = ["evaluate", run, "gqa", "--average", "--compare", run, "--data", tmp_path / "gqa", "--limit", 2]
+    answer = CliRunner().invoke(main, [*map(str, told), "--max-new-tokens", "2", "-o", str(tmp_path / "out"), "--json"])
+    assert answer.exit_code == 0, answer.output
+    report = json.loads(answer.stdout)
+    assert report["checkpoint"]["weights"] == load(run, Named(average=True)).fingerprint
+    assert report["other_checkpoint"]["weights"] == load(run).fingerprint
+    assert (report["checkpoint"]["average"], report["other_checkpoint"]["average"]) == (True, False)
+    assert "run, averaged less" in Path(report["report"]).read_text()

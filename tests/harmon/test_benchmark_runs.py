@@ -150,9 +150,11 @@ def test_pictures_are_written_as_the_official_evaluations_read_them(drawn_all: t
 def test_genevals_own_verdicts_make_its_number(
     run: Path, data: Path, drawn_all: tuple[Path, Result], tmp_path: Path
 ) -> None:
+    dog = json.dumps({"dog": [[0.0, 0.0, 9.0, 9.0, 0.95]]})
     lines = [
         {"filename": f"x/{item:05}/samples/{n:04}.png", "tag": "single_object",
-         "prompt": f"a photo of a single_object {item}", "correct": n == item, "reason": "" if n == item else "found 0"}
+         "prompt": f"a photo of a single_object {item}", "correct": n == item, "reason": "" if n == item else "found 0",
+         "details": dog if n == item else "{}"}
         for item in range(2) for n in range(4)
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -183,6 +185,17 @@ def test_a_second_run_asks_and_draws_nothing(
     assert json.loads(again.stdout) == told
     drawn = harmon("evaluate", run, *PROMPTS, "--data", data, "--limit", 2, "-o", drawn_all[0], *QUICK, "--json")
     assert json.loads(drawn.stdout) == json.loads(drawn_all[1].stdout)
+
+
+def test_answers_about_other_pictures_are_not_taken_for_these(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "pope").mkdir()
+    mini.pope(tmp_path / "pope")
+    command = ("evaluate", run, "pope", "--data", tmp_path / "pope", "--limit", 2, "-o", tmp_path / "out", *SHORT)
+    assert harmon(*command).exit_code == 0
+    for path in (tmp_path / "pope").rglob("*.jpg"):
+        path.write_bytes(mini.jpeg(8))
+    again = harmon(*command)
+    assert again.exit_code == 3 and "has answers about other pictures" in again.stderr
 
 
 def test_variants_choose_the_form_the_words_the_reading_and_the_headline(run: Path, data: Path, tmp_path: Path) -> None:
@@ -311,6 +324,7 @@ def test_actors_of_ray_give_the_same_answers(run: Path, data: Path, tmp_path: Pa
         (("RUN", "gqa", "--examine", "result=x"), "did you mean 'results'"),
         (("RUN", "geneval", "--sampling", "ar_stepz=1"), "did you mean 'ar_steps'"),
         (("RUN", "gqa", "--data", "elsewhere"), "--data names no folder for gqa"),
+        (("RUN", "geneval", "--compare", "RUN", "--examine", "results=x"), "tells of one checkpoint's pictures"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_with_code_2(

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from harmon.answering import AnswerConfig
 from harmon.ask import answer_questions
-from harmon.evaluation.run import PROMPTS, EvaluationConfig, evaluate_run, quick_scores
+from harmon.evaluation.run import EvaluationConfig, evaluate_run, quick_scores
+from harmon.evaluation.suite import PROMPTS
 from harmon.generate import draw_pictures
 from harmon.model.config import HarmonConfig
 from harmon.model.harmon import Harmon
@@ -141,7 +142,7 @@ def test_a_run_is_measured_once_and_every_number_can_be_counted_again(run: Path)
 
 
 def test_an_untrained_model_gains_nothing(trained: Trained) -> None:
-    generation, answers = quick_scores(trained, EvaluationConfig(held_out=24, seen=0, two=0, asked=6, sampling=QUICK))
-    assert set(generation) == {"held_out"}
-    assert generation["held_out"].both.share <= 0.2
-    assert all(score.score.share <= 0.7 for score in answers)
+    found = quick_scores(trained, EvaluationConfig(held_out=24, seen=0, two=0, asked=6, sampling=QUICK))
+    assert set(found.pictures) == {"held_out"} and set(found.tasks) == {"single_object", "colors"}
+    assert found.pictures["held_out"].both.share <= 0.2
+    assert all(score.score.share <= 0.7 for score in found.answers)

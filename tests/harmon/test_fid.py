@@ -1,12 +1,14 @@
 """FID from pictures to the number. No published Inception weights are here: networks have the true graphs and random
 weights, or, where the network does not matter, a stand-in that averages."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -18,10 +20,12 @@ from harmon.evaluation.fid import inception
 from harmon.evaluation.fid.examiner import FidExaminer
 from harmon.evaluation.fid.inception import Extractor, load_extractor
 from harmon.evaluation.fid.preparation import Preparation
-from harmon.evaluation.fid.protocols import PROTOCOLS, coco_val2014, measure_fid, references
-from harmon.evaluation.fid.statistics import FidStore, Statistics, published_statistics, read_moments
+from harmon.evaluation.fid.protocols import PROTOCOLS, coco_val2014, references
+from harmon.evaluation.fid.statistics import FidStore, Statistics, published_statistics, read_moments, set_hash
+from harmon.evaluation.marks import Marked
 from harmon.evaluation.question import Prompt
 from harmon.evaluation.scorers.fid import frechet_distance, moments
+from harmon.evaluation.verdicts import COLUMNS, judged
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.workspace import Journal
 
@@ -50,6 +54,13 @@ def png(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
 
 def shown(seeds: Sequence[int]) -> list[Shown]:
     return [Shown(f"picture {seed}", png(seed)) for seed in seeds]
+
+
+Reality = Sequence[tuple[str, Shown]]
+
+
+def sha(seed: int) -> str:
+    return hashlib.sha256(png(seed)).hexdigest()
 
 
 def drawn(seeds: Sequence[int], benchmark: str = "mscoco-30k", **facts: str) -> list[DrawnBytes]:
@@ -204,39 +215,51 @@ def test_a_killed_extraction_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     )
 
 
+def measured(
+    protocol: str, pictures: Sequence[DrawnBytes], real: Reality, folder: Path, partial: bool = True
+) -> tuple[Marked, FidExaminer]:
+    """As `harmon evaluate` does it."""
+    examiner = FidExaminer(PROTOCOLS[protocol], averaging(), real, folder)
+    schema = pa.schema([*COLUMNS["mjhq-30k"], ("status", pa.string()), ("reason", pa.string())])
+    seen = pa.Table.from_pylist(examiner.examine(pictures, Journal(folder / "journal.jsonl")), schema)
+    return judged(PROTOCOLS[protocol].benchmark, pictures, seen, examiner, partial), examiner
+
+
 def test_the_same_pictures_have_fid_0_and_others_more(tmp_path: Path) -> None:
-    protocol = PROTOCOLS["mscoco-30k-captions"]
     real = [("", picture) for picture in shown(range(12))]
-    same = measure_fid(protocol, drawn(range(12)), real, averaging(), tmp_path, partial=True)
-    other = measure_fid(protocol, drawn(range(50, 62)), real, averaging(), tmp_path, partial=True)
-    assert same.score.fid == pytest.approx(0, abs=1e-6)
-    assert other.score.fid > 0.01
-    told = other.report()
-    assert told["extractor"] == "torch-fidelity, not the published weights but 000000000000"
+    same, _ = measured("mscoco-30k-captions", drawn(range(12)), real, tmp_path)
+    other, examiner = measured("mscoco-30k-captions", drawn(range(50, 62)), real, tmp_path)
+    assert same.measures[0].value == pytest.approx(0, abs=1e-6)
+    assert other.measures[0].value > 0.01
+    assert (other.report["n"], other.report["reference_n"], other.report["by"]) == (12, 12, {})
+    assert other.report["reference"] == same.report["reference"] == f"set:{set_hash([*map(sha, range(12))])}"
+    told = examiner.configuration
+    assert (told["extractor"], told["weights_sha256"]) == ("torch-fidelity", "0" * 64)
     assert told["preparation"] == {"side": 256, "resample": "lanczos", "shape": "centre-crop"}
-    assert told["reference"] == same.reference
-    assert (told["n"], told["reference_n"], told["partial"]) == (12, 12, True)
+    assert examiner.name.endswith("torch-fidelity, not the published weights but 000000000000")
+    assert examiner.differs[0].startswith("Features are by torch-fidelity, not the published weights")
 
 
 def test_mjhq_is_measured_by_category_too(tmp_path: Path) -> None:
     ours = [*drawn(range(5), "mjhq-30k", category="art"), *drawn(range(10, 15), "mjhq-30k", category="logo")]
     real = [("art", one) for one in shown(range(5))] + [("logo", one) for one in shown(range(20, 25))]
-    found = measure_fid(PROTOCOLS["mjhq-30k-512"], ours, real, averaging(), tmp_path, partial=True)
-    assert list(found.by) == ["art", "logo"]
-    assert found.by["art"].fid == pytest.approx(0, abs=1e-6)
-    assert found.by["logo"].fid > found.score.fid > 0.001
+    found, _ = measured("mjhq-30k-512", ours, real, tmp_path)
+    values = {one.name: one.value for one in found.measures}
+    assert list(values) == ["FID", "FID, art", "FID, logo"]
+    assert values["FID, art"] == pytest.approx(0, abs=1e-6)
+    assert values["FID, logo"] > values["FID"] > 0.001
+    assert found.report["by"]["logo"] == {"fid": values["FID, logo"], "n": 5, "reference_n": 5}
+    few, _ = measured("mjhq-30k-512", ours[:6], real, tmp_path)  # of a part: one picture has no covariance
+    assert [one.name for one in few.measures] == ["FID", "FID, art"]
 
 
 def test_a_number_over_other_pictures_is_not_given(tmp_path: Path) -> None:
-    protocol = PROTOCOLS["mscoco-30k-captions"]
     real = [("", picture) for picture in shown(range(3))]
-    with pytest.raises(HarmonError, match="drawn pictures counts 3, but the benchmark has 30,000"):
-        measure_fid(protocol, drawn(range(3)), real, averaging(), tmp_path)
-    with pytest.raises(HarmonError, match="drawn more than once"):
-        measure_fid(protocol, drawn([1, 1]), real, averaging(), tmp_path, partial=True)
+    with pytest.raises(HarmonError, match="generated pictures counts 3, but the benchmark has 30,000"):
+        measured("mscoco-30k-captions", drawn(range(3)), real, tmp_path, partial=False)
     prompts = [Prompt("mscoco-30k", "1", "a cat", 1)]
     with pytest.raises(HarmonError, match="has no real picture"):
-        references(protocol, prompts, tmp_path, partial=True)
+        references(PROTOCOLS["mscoco-30k-captions"], prompts, tmp_path, partial=True)
 
 
 def test_all_of_val2014_can_be_the_reference(tmp_path: Path) -> None:
@@ -261,15 +284,3 @@ def test_published_statistics_stand_in_for_pictures(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", mu=np.zeros(64), sigma=np.eye(64))
     with pytest.raises(HarmonError, match="64 features"):
         published_statistics(tmp_path / "few.npz")
-
-
-def test_the_examiner_gives_features_and_what_they_compare_with(tmp_path: Path) -> None:
-    protocol = PROTOCOLS["mscoco-30k-captions"]
-    real = [("", picture) for picture in shown(range(12))]
-    examiner = FidExaminer(protocol, averaging(), real, tmp_path)
-    seen = examiner.examine(drawn(range(50, 62)), Journal(tmp_path / "journal.jsonl"))
-    assert {(one["status"], one["reason"]) for one in seen} == {("ok", None)}
-    fid = frechet_distance(moments([one["features"] for one in seen]), examiner.reference())
-    report = measure_fid(protocol, drawn(range(50, 62)), real, averaging(), tmp_path, partial=True)
-    assert fid == pytest.approx(report.score.fid)
-    assert examiner.differs[0].startswith("features by torch-fidelity, not the published weights")

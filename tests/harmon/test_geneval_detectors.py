@@ -14,14 +14,14 @@ from PIL import Image
 
 from harmon.evaluation.detectors import colours as colour_module
 from harmon.evaluation.detectors.colours import ClipColours, crop, sentences
-from harmon.evaluation.detectors.examiner import GenEvalExaminer
+from harmon.evaluation.detectors.examiner import GenEvalExaminer, with_colours
 from harmon.evaluation.detectors.mask2former import Mask2FormerDetector, check_classes, instances
-from harmon.evaluation.detectors.official import read_detections
+from harmon.evaluation.detectors.official import GenEvalResults
 from harmon.evaluation.detectors.seen import Seen
-from harmon.evaluation.detectors.verdicts import OURS, judge_pictures, official_rows, score_geneval
 from harmon.evaluation.drawn import DrawnBytes
 from harmon.evaluation.question import Prompt
-from harmon.evaluation.scorers.geneval import COLOURS, Detection
+from harmon.evaluation.scorers.geneval import COLOURS, OFFICIAL, Detection
+from harmon.evaluation.scorers.geneval import Prompt as Metadata
 from pipelines.coco_names import COCO_NAMES
 from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.workspace import Journal
@@ -53,7 +53,7 @@ def prompt(number: int, record: Mapping[str, Any]) -> Prompt:
 class Planted:
     """A detector that sees what it is told, with masks, and a classifier that reads the pixels themselves."""
 
-    label, official = "planted", False
+    label = "planted"
 
     def __init__(self, **seen: Sequence[tuple[tuple[float, float, float, float], float]]) -> None:
         self.seen, self.asked = seen, 0
@@ -66,6 +66,11 @@ class Planted:
         self.asked += len(objects)
         reds = [np.array(crop(image, one))[..., 0].mean() > 200 for one in objects]
         return ["red" if red else "blue" for red in reds]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_random_mask2former_of_the_true_architecture_is_asked_and_named_not_official(checkpoint: Path) -> None:
     detector = Mask2FormerDetector(checkpoint)
-    assert not detector.official
     assert detector.label.endswith("not GenEval's official detector")
     with torch.no_grad():  # so random that nothing is above 0.3: let one class be certain in every query
         detector._model.class_predictor.bias[COCO_NAMES.index("dog")] = 20.0
@@ -196,41 +200,31 @@ def test_clip_colours_are_the_nearest_of_the_mean_sentences(tmp_path: Path) -> N
         ClipColours(tmp_path / "none.pt")
 
 
-def test_a_verdict_takes_the_surest_boxes_and_asks_their_colour_alone() -> None:
+def test_a_verdict_takes_the_surest_boxes_and_asks_their_colour_alone(journal: Journal) -> None:
     sure, unsure = ((0.0, 0.0, 40.0, 40.0), 0.95), ((50.0, 0.0, 90.0, 40.0), 0.5)
     planted = Planted(dog=[unsure, sure], cat=[sure, unsure])
     pictures = [DrawnBytes(prompt(0, RED_DOG), 0, png()), DrawnBytes(prompt(0, RED_DOG), 1, png(colour="blue"))]
-    rows = list(judge_pictures(pictures, planted, planted))
-    assert [row.correct for row in rows] == [True, False]
-    assert rows[1].reason == "expected red dog>=1, found 0 red; and 1 blue"
+    first, second = GenEvalExaminer(planted, planted).examine(pictures, journal)
+    assert (first["correct"], second["correct"]) == (True, False)
+    assert second["why"] == "expected red dog>=1, found 0 red; and 1 blue"
     assert planted.asked == 2  # one box a picture
-    assert [box.colour for box in rows[0].detections["dog"]] == [None, "red"]
-    (counted,) = judge_pictures([DrawnBytes(prompt(1, TWO_CATS), 0, png())], planted, planted)
-    assert (counted.correct, counted.reason) == (False, "expected cat>=2, found 1")  # counting wants 0.9
-    assert rows[0].report()["detections"]["dog"][1] == [0.0, 0.0, 40.0, 40.0, 0.95, "red"]
+    image = Image.new("RGB", (96, 64), "red")
+    coloured = with_colours(Metadata.of(RED_DOG), image, planted.detect(image), planted, OFFICIAL)
+    assert [box.colour for box in coloured["dog"]] == [None, "red"]
+    (counted,) = GenEvalExaminer(planted, planted).examine([DrawnBytes(prompt(1, TWO_CATS), 0, png())], journal)
+    assert (counted["correct"], counted["why"]) == (False, "expected cat>=2, found 1")  # counting wants 0.9
 
 
-def test_a_score_of_another_detector_never_goes_by_the_official_name() -> None:
-    planted = Planted(dog=[((0.0, 0.0, 40.0, 40.0), 0.95)])
-    rows = list(judge_pictures([DrawnBytes(prompt(0, RED_DOG), n, png()) for n in range(4)], planted, planted))
-    with pytest.raises(HarmonError, match="but the benchmark has"):
-        score_geneval(rows)
-    told = score_geneval(rows, partial=True).report()
-    assert told["name"] == OURS
-    assert told["differs"] == ["detector: planted", "colours: planted", "4 pictures of 2212"]
-    assert told["overall"] == 1.0
-
-
-def test_the_examiner_gives_the_verdict_on_each_picture(tmp_path: Path) -> None:
+def test_the_examiner_gives_the_verdict_on_each_picture(journal: Journal) -> None:
     planted = Planted(dog=[((0.0, 0.0, 40.0, 40.0), 0.95)])
     examiner = GenEvalExaminer(planted, planted)
     pictures = [DrawnBytes(prompt(0, RED_DOG), 0, png()), DrawnBytes(prompt(0, RED_DOG), 1, png(colour="blue"))]
     why = "expected red dog>=1, found 0 red; and 1 blue"
-    assert examiner.examine(pictures, Journal(tmp_path / "journal.jsonl")) == [
+    assert examiner.examine(pictures, journal) == [
         {"correct": True, "why": "", "status": "ok", "reason": None},
         {"correct": False, "why": why, "status": "ok", "reason": None},
     ]
-    assert examiner.differs == ("objects by planted", "colours by planted")
+    assert examiner.differs == ("Objects are those of planted.", "Colours are told by planted.")
     assert json.loads(json.dumps(examiner.configuration))["detector"] == "planted"
 
 
@@ -255,29 +249,53 @@ def official(record: Mapping[str, Any], number: int, picture: int, correct: bool
     }
 
 
-def test_the_official_file_gives_the_official_verdicts(tmp_path: Path) -> None:
+def test_the_official_file_gives_the_official_verdicts(tmp_path: Path, journal: Journal) -> None:
     box = [0.0, 0.0, 40.0, 40.0, 0.95]
     path = results(
         tmp_path / "results.jsonl",
         [official(RED_DOG, 0, 1, True, dog=[box]), official(TWO_CATS, 1, 0, False, cat=[box])],
     )
-    prompts = [prompt(0, RED_DOG), prompt(1, TWO_CATS)]
-    rows = list(official_rows(read_detections(path), prompts, "unused"))
-    assert [(row.key, row.correct, row.name) for row in rows] == [
-        ("00000/0001", True, "GenEval"),
-        ("00001/0000", False, "GenEval"),
+    examiner = GenEvalResults(path)
+    drawn = [
+        DrawnBytes(prompt(0, RED_DOG), 1, b""),
+        DrawnBytes(prompt(1, TWO_CATS), 0, b""),
+        DrawnBytes(prompt(1, TWO_CATS), 1, b""),
     ]
-    told = score_geneval(rows, partial=True).report()
-    assert told["name"] == "GenEval"
-    assert told["differs"] == ["2 pictures of 2212"]
-    assert told["overall"] == 0.5
+    missing = {"correct": None, "why": None, "status": "failed", "reason": "results.jsonl has no line of it"}
+    assert examiner.examine(drawn, journal) == [
+        {"correct": True, "why": "", "status": "ok", "reason": None},
+        {"correct": False, "why": "expected cat>=2, found 1", "status": "ok", "reason": None},
+        missing,
+    ]
+    assert examiner.name.startswith("GenEval's own detector") and examiner.differs == ()
 
 
-def test_detections_from_elsewhere_are_judged_here_and_say_whose_they_are(tmp_path: Path) -> None:
+def test_of_boxes_that_are_equally_sure_the_official_order_decides(tmp_path: Path, journal: Journal) -> None:
+    """The dog is judged by the first of its boxes, which is left of the cat."""
+    record = {
+        "tag": "position",
+        "prompt": "a photo of a dog left of a cat",
+        "include": [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}],
+    }
+    dogs = [[0.0, 0.0, 10.0, 10.0, 0.9], [80.0, 0.0, 90.0, 10.0, 0.9]]
+    line = official(record, 0, 0, True, cat=[[40.0, 0.0, 50.0, 10.0, 0.9]], dog=dogs)
+    examiner = GenEvalResults(results(tmp_path / "r.jsonl", [line]))
+    (told,) = examiner.examine([DrawnBytes(prompt(0, record), 0, b"")], journal)
+    assert told["correct"] is True
+
+
+def test_detections_from_elsewhere_are_judged_here_and_never_called_genevals(tmp_path: Path, journal: Journal) -> None:
     line = official(RED_DOG, 0, 0, True, dog=[[0.0, 0.0, 40.0, 40.0, 0.95, "red"]])
-    del line["correct"], line["reason"]
-    (row,) = official_rows(read_detections(results(tmp_path / "d.jsonl", [line])), [prompt(0, RED_DOG)], "jax-geneval")
-    assert (row.correct, row.name, row.detector) == (True, OURS, "jax-geneval")
+    verdict = {"correct": line.pop("correct"), "reason": line.pop("reason")}
+    examiner = GenEvalResults(results(tmp_path / "jax.jsonl", [line]))
+    (told,) = examiner.examine([DrawnBytes(prompt(0, RED_DOG), 0, b"")], journal)
+    assert told["correct"] is True
+    assert examiner.name == "detections of jax.jsonl, judged here"
+    assert "not of GenEval" in examiner.differs[0]
+    other = line | verdict | {"filename": "00000/samples/0001.png"}
+    mixed = GenEvalResults(results(tmp_path / "mixed.jsonl", [line, other]))
+    with pytest.raises(HarmonError, match="verdicts in some lines and none in others"):
+        mixed.examine([DrawnBytes(prompt(0, RED_DOG), 0, b"")], journal)
 
 
 @pytest.mark.parametrize(
@@ -285,16 +303,40 @@ def test_detections_from_elsewhere_are_judged_here_and_say_whose_they_are(tmp_pa
     [
         ({"correct": True}, "does not follow from its boxes"),
         ({"filename": "00001.png"}, "where …/00000/samples/0000.png is read"),
-        ({"filename": "00009/samples/0000.png"}, "no picture 0 of a prompt 00009"),
-        ({"filename": "00001/samples/0004.png"}, "no picture 4"),
-        ({"prompt": "a photo of a cow"}, "is 'a photo of two cats', not 'a photo of a cow'"),
+        ({"prompt": "a photo of a cow"}, "is 'a photo of a cow', where 'a photo of two cats' was drawn"),
         ({"details": {"unicorn": []}}, "none of COCO's 80"),
         ({"details": {"cat": [[0, 0, float("nan"), 1, 1]]}}, "not x0, y0, x1, y1, score"),
         ({"details": "{"}, "no JSON"),
         ({"correct": "yes"}, "where true or false is read"),
     ],
 )
-def test_a_file_that_cannot_be_trusted_is_an_error(tmp_path: Path, change: dict[str, Any], error: str) -> None:
+def test_a_file_that_cannot_be_trusted_is_an_error(
+    tmp_path: Path, journal: Journal, change: dict[str, Any], error: str
+) -> None:
     line = official(TWO_CATS, 1, 0, False, cat=[[0.0, 0.0, 40.0, 40.0, 0.95]]) | change
     with pytest.raises(HarmonError, match=error):
-        list(official_rows(read_detections(results(tmp_path / "r.jsonl", [line])), [prompt(1, TWO_CATS)], "x"))
+        GenEvalResults(results(tmp_path / "r.jsonl", [line])).examine(
+            [DrawnBytes(prompt(1, TWO_CATS), 0, b"")], journal
+        )
+
+
+def test_a_picture_that_is_told_twice_is_an_error(tmp_path: Path, journal: Journal) -> None:
+    line = official(RED_DOG, 0, 0, True, dog=[])
+    with pytest.raises(HarmonError, match="00000/0000 is told before"):
+        GenEvalResults(results(tmp_path / "r.jsonl", [line, line])).examine(
+            [DrawnBytes(prompt(0, RED_DOG), 0, b"")], journal
+        )
+
+
+def test_a_verdict_on_another_runs_picture_is_an_error_where_that_is_still_there(
+    tmp_path: Path, journal: Journal
+) -> None:
+    file = tmp_path / "00000/samples/0000.png"
+    file.parent.mkdir(parents=True)
+    line = official(RED_DOG, 0, 0, True, dog=[]) | {"filename": str(file)}
+    examiner = GenEvalResults(results(tmp_path / "r.jsonl", [line]))
+    file.write_bytes(png())
+    assert examiner.examine([DrawnBytes(prompt(0, RED_DOG), 0, png())], journal)[0]["correct"]
+    file.write_bytes(png(colour="blue"))
+    with pytest.raises(HarmonError, match=r"is not the picture 00000/0000 of this run"):
+        examiner.examine([DrawnBytes(prompt(0, RED_DOG), 0, png())], journal)

@@ -14,11 +14,11 @@ import pytest
 
 from harmon.evaluation.drawn import DrawnBytes
 from harmon.evaluation.judges import judge as judge_module
-from harmon.evaluation.judges.dpg import JudgeVqa, MplugAnswers, score_dpg, yes_or_no
+from harmon.evaluation.judges.dpg import JudgeVqa, MplugAnswers, yes_or_no
 from harmon.evaluation.judges.examiners import DpgExaminer, WiseExaminer
 from harmon.evaluation.judges.judge import Judge, JudgeSettings, Question
-from harmon.evaluation.judges.wise import judge_wise, score_wise
-from harmon.evaluation.judges.wording import OWN, official_wording
+from harmon.evaluation.judges.wise import judge_wise
+from harmon.evaluation.judges.wording import official_wording
 from harmon.evaluation.question import Prompt
 from harmon.evaluation.scorers.wise import Judgement
 from pipelines.errors import ConfigurationError, HarmonError
@@ -117,11 +117,7 @@ def test_a_judge_is_sent_the_picture_and_its_scores_are_kept_with_its_name(
     assert base64.b64decode(data) == wise(401).data
     assert 'Text: "Drawing 401"\nExplanation: "A {Prompt} in braces"' in question_of(told)
     assert row.judgement == Judgement(2, 1, 0)
-    assert row.score == pytest.approx((0.7 * 2 + 0.2) / 2)
-    assert (row.judge, row.answered_as, row.official_wording) == ("gpt-4o", "gpt-4o-2024", False)
-    assert row.wording == OWN["legacy"].label
-    assert row.sampling == {"temperature": 0.0, "max_tokens": 2000, "seed": 3}
-    json.dumps(row.report())
+    assert row.answered_as == "gpt-4o-2024"
     assert b"a-key" not in (tmp_path / "judge.jsonl").read_bytes()
 
 
@@ -136,15 +132,6 @@ def test_an_unreadable_reply_is_asked_thrice_and_then_a_row_with_a_reason(tmp_pa
         (1, False, ""), (2, True, "unreadable_reply"), (3, False, ""),
     ]  # fmt: skip
     assert rows[1].text == "I would rather not say."
-    assert rows[1].score is None
-    with pytest.raises(HarmonError, match=r"1 of 3 pictures have no score \(unreadable_reply 1\)"):
-        score_wise(rows)
-    told = score_wise(rows, partial=True).report()
-    assert told["scores"]["n"] == 2  # not a zero among three
-    assert told["without"] == {"unreadable_reply": 1}
-    assert told["differs"][0] == "judge: gpt-4o, officially gpt-4o-2024-05-13"
-    assert told["differs"][1].startswith("prompt: harmon-wise-legacy-v1")
-    assert told["differs"][2] == "2 pictures of 1000"
 
 
 def test_a_killed_run_asks_only_what_was_not_answered(tmp_path: Path) -> None:
@@ -240,11 +227,6 @@ def test_verified_wise_is_another_question_and_another_score(tmp_path: Path) -> 
         rows = list(judge_wise([wise(1, "wise-verified"), wise(2, "wise-verified")], judge))
         assert "Score: <0 or 1>" in question_of(server.asked[0])
     assert [row.judgement for row in rows] == [1.0, 1.0]
-    assert score_wise(rows, partial=True).scores.version == "verified"
-    with serving(lambda told: (200, GOOD)) as server, judging(server, tmp_path) as judge:
-        legacy = list(judge_wise([wise(3)], judge))
-    with pytest.raises(HarmonError, match="judged in 2 ways"):
-        score_wise([*rows, *legacy], partial=True)
 
 
 SCRIPT = '''
@@ -270,9 +252,10 @@ def test_the_official_wording_is_read_from_the_official_script_without_running_i
     assert words.label.startswith("official gpt_eval.py (")
     with serving(lambda told: (200, GOOD)) as server:
         settings = JudgeSettings(endpoint=f"{server.endpoint}/v1", model="gpt-4o-2024-05-13")
-        with Judge(settings, Journal(tmp_path / "j.jsonl")) as judge:
-            report = score_wise(list(judge_wise([wise(1)], judge, words)), partial=True)
-    assert report.differs == ("1 pictures of 1000",)  # judge, prompt and temperature are the official ones
+        examiner = WiseExaminer(settings, "legacy", words)
+        (seen,) = examiner.examine([wise(1)], Journal(tmp_path / "j.jsonl"))
+    assert (seen["consistency"], seen["status"]) == (2, "ok")
+    assert tuple(examiner.differs) == ()  # judge, prompt and temperature are the official ones
     for wrong in (
         SCRIPT.replace("prompt_data['Prompt']", "open('/etc/passwd')"),
         SCRIPT.replace('"user"', '"model"'),
@@ -308,14 +291,6 @@ def test_dpg_is_answered_by_a_model_that_is_named_not_official(tmp_path: Path) -
         rows = list(JudgeVqa(judge).each(dpg_pictures("a", "b")))
         assert len(server.asked) == 16
     assert rows[0].answers == {1: "yes", 2: "no"}
-    assert rows[0].score == 0.5
-    told = score_dpg(rows, [dpg("a"), dpg("b")], partial=True).report()
-    json.dumps([told, rows[0].report()])
-    assert told["name"] == "DPG-Bench (another judge)"
-    assert told["scores"]["overall"] == 50.0
-    assert told["scores"]["by_category"] == {"attribute - color": 0.0, "entity - whole": 100.0}
-    assert told["vqa"]["vqa"] == "gpt-4o, not mPLUG"
-    assert told["differs"][0] == "answers: gpt-4o, not mPLUG"
 
 
 def test_an_answer_that_is_neither_yes_nor_no_is_no_silent_no(tmp_path: Path) -> None:
@@ -325,12 +300,8 @@ def test_an_answer_that_is_neither_yes_nor_no_is_no_silent_no(tmp_path: Path) ->
 
     with serving(answering) as server, judging(server, tmp_path) as judge:
         rows = list(JudgeVqa(judge).each(dpg_pictures("a", "b")))
-    assert [row.score for row in rows] == [1.0] * 4 + [None] * 4
-    assert rows[4].reasons == {2: "unreadable_reply"}
-    with pytest.raises(HarmonError, match=r"4 questions have no answer \(unreadable_reply 4\)"):
-        score_dpg(rows, [dpg("a"), dpg("b")])
-    report = score_dpg(rows, [dpg("a"), dpg("b")], partial=True)
-    assert (report.scores.prompts, report.scores.overall, report.prompts_left_out) == (1, 100.0, 1)
+    assert [row.reasons for row in rows] == [{}] * 4 + [{2: "unreadable_reply"}] * 4
+    assert rows[4].answers == {1: "yes", 2: None}
 
 
 def test_mplugs_answers_are_read_from_the_official_file(tmp_path: Path) -> None:
@@ -343,12 +314,10 @@ def test_mplugs_answers_are_read_from_the_official_file(tmp_path: Path) -> None:
     path = tmp_path / "results_detail.txt"
     path.write_text("".join(lines))
     rows = list(MplugAnswers(path).each(dpg_pictures("a")))
-    assert [row.score for row in rows] == [1.0, 1.0, 1.0, 0.0]  # of mPLUG's words only "yes" counts
-    report = score_dpg(rows, [dpg("a")], partial=True)
-    assert (report.name, report.scores.overall, report.differs) == ("DPG-Bench", 75.0, ("1 prompts of 1065",))
+    assert [row.answers[1] for row in rows] == ["yes", "yes", "yes", "no idea"]  # of mPLUG's words only "yes" counts
     path.write_text("".join(lines[1:]))  # as the script leaves it, which skips a row
     (first, *_) = MplugAnswers(path).each(dpg_pictures("a"))
-    assert (first.score, first.reasons) == (None, {1: "not_in_the_file"})
+    assert first.reasons == {1: "not_in_the_file"}
     for wrong, why in (("something", "it is another file"), (lines[0].replace("yes", "no"), "than an earlier line")):
         path.write_text(lines[0] + wrong + "\n")
         with pytest.raises(HarmonError, match=why):
@@ -378,11 +347,12 @@ def test_examiners_give_the_columns_of_each_picture_and_end_on_what_may_pass(tmp
         assert len(server.asked) == 5
         seen = examiner.examine(pictures, journal)
         assert len(server.asked) == 6  # the one that had no answer
+    told = {"status": "ok", "reason": None, "answered_as": "m-2024"}
     assert seen == [
-        {"consistency": 2, "realism": 1, "aesthetic_quality": 0, "raw": GOOD, "status": "ok", "reason": None},
-        {"consistency": None, "realism": None, "aesthetic_quality": None, "raw": "Never.", "status": "failed",
-         "reason": "unreadable_reply"},
-        {"consistency": 2, "realism": 1, "aesthetic_quality": 0, "raw": GOOD, "status": "ok", "reason": None},
+        {"consistency": 2, "realism": 1, "aesthetic_quality": 0, "raw": GOOD, **told},
+        {"consistency": None, "realism": None, "aesthetic_quality": None, "raw": "Never.",
+         **told, "status": "failed", "reason": "unreadable_reply"},
+        {"consistency": 2, "realism": 1, "aesthetic_quality": 0, "raw": GOOD, **told},
     ]  # fmt: skip
     assert "endpoint" not in json.dumps(examiner.configuration)
     assert examiner.differs[0] == "judge: m, officially gpt-4o-2024-05-13"

@@ -1,9 +1,16 @@
 """Numbers with their uncertainty: intervals that cover, pairs that cancel, means over strata."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from harmon.evaluation.measures import Measure, difference, mean_of_strata, share, weighted_strata
+from harmon.evaluation import measured
+from harmon.evaluation.comparison import Difference
+from harmon.evaluation.marks import Marked
+from harmon.evaluation.measures import Interval, Measure, difference, mean_of_strata, share, weighted_strata
+from harmon.evaluation.variants import Chosen
 from pipelines.errors import HarmonError
 
 NAMES = [f"q{number}" for number in range(400)]
@@ -54,3 +61,21 @@ def test_a_unit_of_several_items_is_drawn_whole() -> None:
     apart = share("share", NAMES, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0] * 50, percent=False)
     assert whole.value == apart.value == 0.5
     assert whole.interval.high - whole.interval.low > 1.7 * (apart.interval.high - apart.interval.low)
+
+
+def test_a_difference_that_is_no_number_is_null() -> None:
+    """F1 of a part of POPE without a yes is none."""
+    nan = float("nan")
+    one = Difference("pope", "random, F1", "%", 3, nan, 5.0, Interval(nan, nan, nan), True, True)
+    told = json.loads(json.dumps(one.report(), allow_nan=False))
+    assert (told["first"], told["second"], told["difference"], told["interval_95"]) == (None, 5.0, None, [None, None])
+    assert one.better is None
+
+
+def test_what_was_measured_otherwise_is_compared_with_nothing() -> None:
+    """Another detector's GenEval near the paper's number is no reproduction of it."""
+    subject = SimpleNamespace(identity=SimpleNamespace(size="harmon-0.5b"))
+    marked = Marked((), {}, (share("overall", NAMES[:100], [1.0] * 71 + [0.0] * 29, percent=False),))
+    for otherwise, within in ((False, True), (True, None)):
+        (number,) = measured._numbers(subject, Chosen("geneval"), marked, otherwise)  # type: ignore[arg-type]
+        assert number.within is within and number.report()["paper"] is not None

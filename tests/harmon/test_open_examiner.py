@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harmon.evaluation.examiner import Comparing, Missing
-from harmon.evaluation.examiners import MISSING, NOTHING, Means, open_examiner
+from harmon.evaluation.examiners import MISSING, NOTHING, Means, check_means, open_examiner
 from pipelines.errors import ConfigurationError
 from tests.harmon.test_fid import averaging
 
@@ -42,7 +42,7 @@ def test_fid_compares_with_published_statistics_where_they_are_named(
     means = Means(extractor="clean-fid", statistics=tmp_path / "s.npz", features=tmp_path / "f")
     found = open_examiner("mjhq-30k", means, tmp_path)
     assert isinstance(found, Comparing)
-    assert found.reference().mean.shape == (2048,)
+    assert found.reference().moments.mean.shape == (2048,)
     with pytest.raises(ConfigurationError, match="it has mjhq-30k-512, mjhq-30k-1024"):
         open_examiner("mjhq-30k", means.model_copy(update={"protocol": "mscoco-30k-all"}), tmp_path)
 
@@ -50,8 +50,8 @@ def test_fid_compares_with_published_statistics_where_they_are_named(
 @pytest.mark.parametrize(
     ("benchmark", "means"),
     [
-        ("geneval", Means(detector=Path("x"))),
-        ("geneval", Means(clip=Path("x"))),
+        ("geneval", Means(detector=Path("/"))),
+        ("geneval", Means(clip=Path("/"))),
         ("wise-legacy", Means(judge="http://x")),
         ("dpg-bench", Means(judge_model="m")),
     ],
@@ -59,3 +59,19 @@ def test_fid_compares_with_published_statistics_where_they_are_named(
 def test_half_of_what_is_needed_is_an_error(benchmark: str, means: Means, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="needs both"):
         open_examiner(benchmark, means, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "means", "name"),
+    [
+        ("geneval", Means(results=Path("nowhere.jsonl")), "results"),
+        ("geneval", Means(detector=Path("/"), clip=Path("nowhere")), "clip"),
+        ("wise-legacy", Means(judge="http://x", judge_model="m", judge_prompt=Path("nowhere")), "judge_prompt"),
+        ("mscoco-30k", Means(extractor="clean-fid", inception=Path("nowhere")), "inception"),
+    ],
+)
+def test_a_file_that_is_not_there_is_an_error_before_pictures_are_drawn(
+    benchmark: str, means: Means, name: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"There is no nowhere.*, which --examine {name} names"):
+        check_means(benchmark, means)

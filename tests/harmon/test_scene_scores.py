@@ -1,6 +1,8 @@
 """The detector sees what the renderer drew, and cannot be talked into seeing more; scores add up."""
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from harmon.evaluation.scene_tasks import TASKS, Task, score_tasks
 from harmon.evaluation.scenes import (
     Asked,
     Score,
@@ -22,7 +25,7 @@ from harmon.evaluation.scenes import (
 )
 from harmon.evaluation.sight import Sight, see
 from harmon.model.patch_latent import PatchLatent
-from pipelines.scenes import COLOURS, Scene, make_scene, render
+from pipelines.scenes import COLOURS, SHAPES, Scene, SceneObject, make_scene, render
 
 torch.set_num_threads(1)
 Rgb = NDArray[np.uint8]
@@ -166,3 +169,56 @@ def test_always_giving_the_constant_answer_scores_exactly_the_baseline() -> None
     asked = [Asked("colour", "?", colour, "red") for colour in ("red", "red", "blue", "green")]
     (score,) = score_answers(asked)
     assert score.score.share == score.score.chance
+
+
+def drawn_as(change: Callable[[tuple[SceneObject, ...]], tuple[SceneObject, ...]]) -> dict[Task, float]:
+    """Shares of the six tasks where pictures show their scenes changed so."""
+    scenes = [make_scene(6, index, 1 + index % 3, "unseen") for index in range(45)]
+    judged = [judge(wanted_of(scene), render(replace(scene, objects=change(scene.objects)), 128)) for scene in scenes]
+    return {task: score.share for task, score in score_tasks(judged).items()}
+
+
+def swapped(objects: tuple[SceneObject, ...], *names: str) -> tuple[SceneObject, ...]:
+    """The first two objects with these attributes exchanged."""
+    if len(objects) < 2:
+        return objects
+    first, second, *rest = objects
+    there = [{name: getattr(item, name) for name in names} for item in (first, second)]
+    return replace(first, **there[1]), replace(second, **there[0]), *rest
+
+
+def other(item: SceneObject, name: str, values: Iterable[str]) -> SceneObject:
+    """An object with the next value of one attribute."""
+    every = list(values)
+    return replace(item, **{name: every[(every.index(getattr(item, name)) + 1) % len(every)]})
+
+
+def test_rendered_truth_is_right_in_all_six_tasks() -> None:
+    assert drawn_as(lambda objects: objects) == dict.fromkeys(TASKS, 1.0)
+
+
+def test_each_planted_error_is_found_under_its_own_task() -> None:
+    def wrong(change: Callable[[tuple[SceneObject, ...]], tuple[SceneObject, ...]]) -> set[str]:
+        return {task for task, share in drawn_as(change).items() if share < 0.5}
+
+    assert wrong(lambda objects: swapped(objects, "x", "y")) == {"position"}
+    assert wrong(lambda objects: objects[:-1]) == set(TASKS)
+    recoloured = wrong(lambda objects: (other(objects[0], "colour", COLOURS), *objects[1:]))
+    assert recoloured == {"colors", "color_attr"}
+    reshaped = wrong(lambda objects: (other(objects[0], "shape", SHAPES), *objects[1:]))
+    assert reshaped == {"single_object", "two_object", "color_attr"}
+
+
+def test_shuffled_truth_is_right_as_often_as_chance() -> None:
+    for number, tasks in ((1, ("single_object", "colors")), (2, ("two_object", "color_attr"))):
+        scenes = [make_scene(7, index, number, "unseen") for index in range(160)]
+        sights = [render(scene, 64) for scene in scenes]
+        scores = score_tasks(
+            judge(wanted_of(scene), sight) for scene, sight in zip(scenes, sights[1:] + sights[:1], strict=True)
+        )
+        for task in tasks:
+            chance = scores[task].chance
+            assert chance is not None
+            assert abs(scores[task].share - chance) < 3 * (chance * (1 - chance) / 160) ** 0.5 + 0.01
+        if number == 2:
+            assert scores["position"].share < 0.3 and scores["counting"].share == scores["counting"].chance == 1

@@ -1,14 +1,21 @@
-"""A detector and a colour classifier as an examiner of a run's pictures: the columns that `harmon evaluate` keeps."""
+"""A detector and a colour classifier as an examiner of a run's pictures: the columns that `harmon evaluate` keeps.
+
+With a detector of ours the score is never called GenEval's alone: `name` and `differs` say whose boxes and colours
+decided.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from harmon.evaluation.detectors.seen import ColourClassifier, Detector
-from harmon.evaluation.detectors.verdicts import judge_pictures
+from PIL import Image
+
+from harmon.evaluation.detectors.seen import ColourClassifier, Detector, Seen
 from harmon.evaluation.drawn import Drawn
-from harmon.evaluation.scorers.geneval import OFFICIAL, Rules
+from harmon.evaluation.question import opened
+from harmon.evaluation.scorers.geneval import OFFICIAL, Detection, Prompt, Rules, judge, kept
 from pipelines.workspace import Journal
 
 
@@ -24,19 +31,42 @@ class GenEvalExaminer:
 
     @property
     def configuration(self) -> Mapping[str, Any]:
-        rules = [getattr(self._rules, name) for name in sorted(self._rules.__dataclass_fields__)]
         told = {"kind": "geneval-detector", "detector": self._detector.label, "colours": self._colours.label}
-        return told | {"rules": rules}
+        return told | {"rules": asdict(self._rules)}
 
     @property
     def differs(self) -> Sequence[str]:
-        official = () if self._detector.official else (f"objects by {self._detector.label}",)
-        return (*official, f"colours by {self._colours.label}")
+        return f"Objects are those of {self._detector.label}.", f"Colours are told by {self._colours.label}."
 
     def examine(self, pictures: Sequence[Drawn], journal: Journal) -> list[Mapping[str, Any]]:
-        """The verdict on each picture and its reason, in the official words."""
+        """The verdict on each picture and its reason, in the official words.
+
+        Raises HarmonError for a picture that cannot be decoded.
+        """
         del journal  # a shard of pictures is minutes of a detector; there is nothing worth keeping
-        return [
-            {"correct": row.correct, "why": row.reason, "status": "ok", "reason": None}
-            for row in judge_pictures(pictures, self._detector, self._colours, self._rules)
-        ]
+        return [self._verdict(picture) for picture in pictures]
+
+    def _verdict(self, picture: Drawn) -> Mapping[str, Any]:
+        prompt, image = Prompt.of(picture.prompt.record), opened(picture.read(), picture.where)
+        detections = with_colours(prompt, image, self._detector.detect(image), self._colours, self._rules)
+        verdict = judge(prompt, detections, self._rules)
+        return {"correct": verdict.correct, "why": verdict.reason, "status": "ok", "reason": None}
+
+
+def with_colours(
+    prompt: Prompt, image: Image.Image, seen: Mapping[str, Sequence[Seen]], colours: ColourClassifier, rules: Rules
+) -> dict[str, list[Detection]]:
+    """The detections of a picture by name, with a colour for those whose colour decides and for no other."""
+    found = {name: [one.detection for one in some] for name, some in seen.items()}
+    for wanted in prompt.include:
+        if wanted.colour is None or wanted.name not in seen:
+            continue
+        decide = kept(found[wanted.name], prompt.tag, rules)[: wanted.count]
+        if len(decide) < wanted.count:
+            continue  # too few of them: no colour is asked, as officially
+        places = [next(i for i, known in enumerate(found[wanted.name]) if known is one) for one in decide]
+        told = colours.colours(image, wanted.name, [seen[wanted.name][place] for place in places])
+        for place, colour in zip(places, told, strict=True):
+            detection = found[wanted.name][place]
+            found[wanted.name][place] = Detection(detection.box, detection.score, colour)
+    return found

@@ -45,8 +45,6 @@ OTHER_NAMES = {
 class Mask2FormerDetector:
     """A Transformers checkpoint, ready to detect."""
 
-    official = False
-
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         """Load the checkpoint in `folder`: config.json, preprocessor_config.json, model.safetensors.
 

@@ -28,11 +28,6 @@ class Detector(Protocol):
         """Its name and its weights, as every output names them."""
         ...
 
-    @property
-    def official(self) -> bool:
-        """Whether it is the benchmark's own: only then is the score GenEval's."""
-        ...
-
     def detect(self, image: Image.Image) -> Mapping[str, Sequence[Seen]]:
         """Objects of an RGB picture by their names."""
         ...

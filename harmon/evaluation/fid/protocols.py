@@ -12,20 +12,15 @@ compare with other FIDs by category alone.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from harmon.evaluation.drawn import Drawn
-from harmon.evaluation.fid.inception import Extractor
 from harmon.evaluation.fid.preparation import Preparation
-from harmon.evaluation.fid.statistics import FidStore, Progress, Statistics
 from harmon.evaluation.files.images import Images
 from harmon.evaluation.question import Picture, Prompt
-from harmon.evaluation.scorers.counts import COCO_VAL2014, FID_IMAGES, MJHQ_CATEGORY, require
-from harmon.evaluation.scorers.fid import FidScore, frechet_distance, moments
+from harmon.evaluation.scorers.counts import COCO_VAL2014, FID_IMAGES, require
 from pipelines.errors import ConfigurationError, HarmonError
 
 
@@ -52,34 +47,6 @@ PROTOCOLS = {
         Protocol("mjhq-30k-1024", "mjhq-30k", Preparation(1024), "captions", by="category"),
     )
 }
-
-
-@dataclass(frozen=True)
-class FidReport:
-    """FID overall and by category, with all that its number depends on."""
-
-    protocol: str
-    extractor: str
-    weights_sha256: str
-    preparation: Preparation
-    reference: str
-    """Hash of the reference set or of the file of its statistics."""
-    score: FidScore
-    by: dict[str, FidScore]
-    partial: bool
-
-    def report(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "protocol": self.protocol,
-            "extractor": self.extractor,
-            "weights_sha256": self.weights_sha256,
-            "preparation": self.preparation.report(),
-            "reference": self.reference,
-            **self.score.report(),
-            "by": {value: score.report() for value, score in self.by.items()},
-            "partial": self.partial,
-        }
 
 
 def protocols_of(benchmark: str) -> list[Protocol]:
@@ -114,53 +81,3 @@ def references(
 def coco_val2014(folder: Path) -> list[Picture]:
     """All pictures of COCO val2014 below a benchmark's folder, in the order of their names."""
     return list(Images(folder, ("val2014", "images/val2014", "val2014.zip")).all("COCO_val2014_*.jpg"))
-
-
-def measure_fid(
-    protocol: Protocol,
-    drawn: Sequence[Drawn],
-    reference: Sequence[tuple[str, Picture]] | Statistics,
-    extractor: Extractor,
-    folder: Path,
-    *,
-    partial: bool = False,
-    on_progress: Progress | None = None,
-) -> FidReport:
-    """FID of `drawn` against `reference`: real pictures with their category, or statistics that were published (then
-    there is none by category). What is computed is kept below `folder`, so a killed run goes on.
-
-    Raises:
-        HarmonError: another number of pictures than the benchmark has, and `partial` does not say so; a prompt drawn
-            more than once; a picture that cannot be decoded.
-    """
-    require(f"{protocol.name}, drawn pictures", len(drawn), FID_IMAGES, partial)
-    if len({one.prompt.id for one in drawn}) != len(drawn):
-        raise HarmonError(f"{protocol.name}: a prompt was drawn more than once; FID takes one picture a prompt.")
-    store = FidStore(folder, extractor, protocol.preparation)
-    ours = store.features(drawn, on_progress)
-    known = reference if isinstance(reference, Statistics) else store.statistics([one for _, one in reference])
-    total = moments(ours.values)
-    by: dict[str, FidScore] = {}
-    if protocol.by and not isinstance(reference, Statistics):
-        rows, theirs = defaultdict[str, list[int]](list), defaultdict[str, list[Picture]](list)
-        for row, one in enumerate(drawn):
-            rows[one.prompt.facts[protocol.by]].append(row)
-        for value, picture in reference:
-            theirs[value].append(picture)
-        for value in sorted(rows):
-            require(f"{protocol.name}, drawn pictures of {value}", len(rows[value]), MJHQ_CATEGORY, partial)
-            if len(rows[value]) < 2 or len(theirs[value]) < 2:
-                continue  # of a part: one picture has no covariance
-            against = store.statistics(theirs[value]).moments
-            some = moments(ours.values[rows[value]])
-            by[value] = FidScore(frechet_distance(some, against), len(rows[value]), against.n)
-    return FidReport(
-        protocol=protocol.name,
-        extractor=extractor.label,
-        weights_sha256=extractor.weights_sha256,
-        preparation=protocol.preparation,
-        reference=known.identity,
-        score=FidScore(frechet_distance(total, known.moments), len(drawn), known.moments.n),
-        by=by,
-        partial=partial,
-    )

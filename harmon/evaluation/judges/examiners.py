@@ -56,7 +56,8 @@ class WiseExaminer:
             else:
                 three = row.judgement if isinstance(row.judgement, Judgement) else None
                 columns = {name: getattr(three, name, None) for name in LEGACY}
-            seen.append({**columns, "raw": row.text, **_status(row.reason)})
+            told = {"raw": row.text, "answered_as": row.answered_as or None}
+            seen.append({**columns, **told, **_status(row.reason)})
         return seen
 
 

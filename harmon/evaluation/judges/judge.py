@@ -136,11 +136,6 @@ class Judge:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._client.close()
 
-    @property
-    def report(self) -> dict[str, Any]:
-        """As JSON: what a score by it is recorded with."""
-        return {"judge": self.settings.model, "sampling": self.settings.sampling}
-
     def ask(self, question: Question, turn: int = 0) -> Reply:
         """One answer; `turn` counts how often the same is asked anew because no answer could be read.
 
