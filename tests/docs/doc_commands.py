@@ -52,7 +52,7 @@ def code_lines(text: str) -> Iterator[tuple[int, str]]:
             continue
         first, indent = number, len(line) - len(line.lstrip())
         while number < len(lines) and _goes_on(line, lines[number], indent):
-            line = f"{line.rstrip().removesuffix(chr(92))} {lines[number].strip()}"
+            line = f"{line.rstrip().removesuffix(chr(92)).rstrip()} {lines[number].strip()}"
             number += 1
         yield first, line.strip()
 

@@ -18,8 +18,10 @@ def quotes() -> list[str]:
 
 @cache
 def sentences() -> frozenset[str]:
-    """Every text in the code, what is put into it as …"""
-    trees = [ast.parse(path.read_text()) for name in PACKAGES for path in Path(name).rglob("*.py")]
+    """Every text of the files that may hold a quote, what is put into it as …"""
+    words = [set(re.findall(r"[A-Za-z]{6,}", quote)) for quote in quotes()]
+    sources = [path.read_text() for name in PACKAGES for path in Path(name).rglob("*.py")]
+    trees = [ast.parse(text) for text in sources if any(all(word in text for word in one) for one in words)]
     return frozenset(text for tree in trees for node in ast.walk(tree) for text in _text(node))
 
 

@@ -57,9 +57,8 @@ def run(command: str) -> str:
 
 def matches(told: str, output: str) -> bool:
     """Whether the output has the told lines in their order; … stands for anything, alone for any lines."""
-    pattern = re.escape(told.strip()).replace(r"…", ".*")
-    pattern = re.sub(r"(?m)^\.\*$", "[\\\\s\\\\S]*", pattern)
-    return re.search(pattern, output) is not None
+    lines = [r"(?:.*\n)*" if line == "…" else f"{re.escape(line).replace('…', '.*')}\n" for line in told.splitlines()]
+    return re.search(rf"^{''.join(lines)}", f"{output}\n", re.MULTILINE) is not None
 
 
 def test_the_tutorial_does_what_it_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def _of_containers(pod: dict[str, Any], ray: bool) -> Iterator[str]:
         )
 
 
+@cache
 def ray_schema(kind: str) -> Any:
     """The schema of a kind of Ray's (KubeRay's CRDs); skips where the reference data is absent."""
     text = need_shared(f"reference/kuberay/ray.io_{kind.lower()}s.yaml").read_text()
