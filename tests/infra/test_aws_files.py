@@ -84,7 +84,7 @@ def may(name: str, place: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [*POLICIES, FOLDER / "bucket-policy.json", FOLDER / "trust-ec2.json"], ids=lambda p: p.name
+    "path", [*POLICIES, FOLDER / "bucket-policy.json", *FOLDER.glob("trust-*.json")], ids=lambda p: p.name
 )
 def test_a_policy_is_one(path: Path) -> None:
     policy = json.loads(path.read_text())
@@ -154,6 +154,15 @@ def test_machines_are_started_and_ended_by_their_tag_alone() -> None:
             if "iam:PassRole" in listed(one["Action"]):
                 assert one["Condition"] == {"StringEquals": {"iam:PassedToService": "ec2.amazonaws.com"}}
                 assert not any("*" in role for role in listed(one["Resource"]))
+
+
+def test_a_role_of_kubernetes_is_one_accounts_alone() -> None:
+    (rule,) = (one for one in document("trust-eks")["Statement"] if "Federated" in one["Principal"])
+    assert rule["Condition"].keys() == {"StringEquals"}  # with StringLike a star would let every account in
+    assert rule["Condition"]["StringEquals"].keys() == {"OIDC:aud", "OIDC:sub"}
+    overlay = Path("infra/kubernetes/overlays/aws/kustomization.yaml").read_text()
+    given = {line.rpartition("/")[2] for line in overlay.splitlines() if "eks.amazonaws.com/role-arn" in line}
+    assert {f"iam-{name.removeprefix('harmon-')}" for name in given} <= {path.stem for path in POLICIES} and given
 
 
 def test_roles_that_the_launcher_names_are_there_and_may_be_given() -> None:
