@@ -31,7 +31,8 @@ class Resource:
 
     @property
     def name(self) -> str:
-        return f"{self.file}: {self.document['kind']} {self.document['metadata']['name']}"
+        named = self.document["metadata"]
+        return f"{self.file}: {self.document['kind']} {named.get('name') or named['generateName']}"
 
 
 def files() -> list[Path]:
