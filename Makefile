@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-long test soak check format bench env img2dataset vllm data-juicer lmms-eval clean-env
+.PHONY: demo demo-long test soak check format docs bench env img2dataset vllm data-juicer lmms-eval clean-env
 
 demo: env img2dataset
 	.venv/bin/harmon run $(RECIPE)
@@ -53,6 +53,10 @@ check: env
 format: env
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo site/index.html
 
 bench: env
 	$(PY) -m benchmarks

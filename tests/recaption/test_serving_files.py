@@ -1,18 +1,17 @@
-"""The serving files say the same in every form, and vLLM and KubeRay know every word of them."""
+"""The serving files say the same in every form, and vLLM knows every flag; tests/infra asks KubeRay and Kubernetes."""
 
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
 from recaption.engines import EngineSettings
 from recaption.prompt import load_prompt
 from recaption.server import vllm_environment, vllm_python
-from tests.parts import need, need_shared
+from tests.parts import need
 
 FOLDER = Path("infra/vllm")
 SERVERS = ("rewrite", "caption")
@@ -161,14 +160,9 @@ def test_replicas_are_added_before_requests_queue() -> None:
         assert wanted < engine(server)["max_num_seqs"] < deployment["max_ongoing_requests"]
 
 
-def test_the_rayservice_runs_the_application_and_is_what_kuberay_knows() -> None:
+def test_the_rayservice_runs_the_application() -> None:
     service = yaml.safe_load((FOLDER / "rayservice.yaml").read_text())
     assert yaml.safe_load(service["spec"]["serveConfigV2"])["applications"] == [application("rewrite")]
-    crd = yaml.load(need_shared("reference/kuberay/ray.io_rayservices.yaml").read_text(), yaml.CSafeLoader)
-    (version,) = (one for one in crd["spec"]["versions"] if one["name"] == "v1")
-    schema = _closed(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {}
-    jsonschema.validate(service, schema)
 
 
 def test_every_service_finds_its_pods() -> None:
@@ -180,16 +174,3 @@ def test_every_service_finds_its_pods() -> None:
         (container,) = pod["spec"]["containers"]
         gpus = container["resources"]["limits"]["nvidia.com/gpu"]
         assert gpus == as_mapping(pod_flags(server)).get("tensor_parallel_size", 1)
-
-
-def _closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, as `kubectl apply --validate=strict` does."""
-    if isinstance(schema, list):
-        return [_closed(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {name: _closed(one) for name, one in schema.items()}
-    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
-    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and not is_open:
-        closed["additionalProperties"] = False
-    return closed
