@@ -1,0 +1,241 @@
+"""`harmon cluster` on a real Ray of several nodes with Ray's real autoscaler: work is never disturbed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from flows.caption_groups import rewrite_of
+from flows.cli import main
+from flows.cluster.head import MARK
+from flows.cluster.live import Live
+from flows.cluster.local import WORKER, Local
+from flows.cluster.scaling import Outcome
+from flows.cluster.state import Node
+from flows.ray_job import RayJobs
+from flows.recipe import load_recipe
+from harmon.training.job import metrics_lines, stage_folder, training_key, write_job
+from harmon.training.launch import Launch
+from pipelines.dataset import Dataset
+from recaption.captions import write_captions
+from tests.flows.follower import follower
+from tests.flows.test_train_command import recipe_in
+from tests.harmon.miniature import make_job, small_stage
+from tests.recaption.captioned import FirstSentence, write_scenes
+
+NAME, MOST, PATIENCE = f"test-{os.getpid()}", 3, 240.0
+soak = pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="HARMON_SOAK=1 runs it")
+
+
+def cluster(*words: str) -> Result:
+    return CliRunner().invoke(main, ["cluster", *words, "--name", NAME])
+
+
+def wait(come: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not come():
+        assert time.monotonic() < deadline, cluster("status").output
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[Live]:
+    before = dict(os.environ)
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = cluster("up", "--most", str(MOST), "--idle-minutes", "0.05")
+    try:
+        assert done.exit_code == 0, done.output
+        os.environ["RAY_ADDRESS"] = f"127.0.0.1:{Local(NAME).standing.gcs}"
+        yield Live()
+    finally:
+        cluster("down", "--take-training")
+        assert not Local(NAME).folder.exists()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def empty(live: Live) -> Iterator[None]:
+    """Each test leaves no wish behind, and unused nodes leave by themselves."""
+    yield
+    live.ask([])
+    wait(lambda: not workers(live))
+
+
+def workers(live: Live) -> list[Node]:
+    return [node for node in live.state().nodes if not node.head]
+
+
+def raylets(name: str) -> list[int]:
+    """Of nodes beside the head: the head's own says so among its arguments."""
+    return [pid for pid in _ray_processes(name) if b"raylet/raylet" in _words(pid) and b"--head" not in _words(pid)]
+
+
+def _ray_processes(name: str) -> list[int]:
+    return [
+        int(one.name)
+        for one in Path("/proc").iterdir()
+        if one.name.isdigit() and f"/{name}/".encode() in _words(int(one.name))
+    ]
+
+
+def _words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_nodes_come_and_go_while_work_runs_on_undisturbed(live: Live, tmp_path: Path) -> None:
+    import ray
+
+    ray.init(address=live.address, logging_level="warning", log_to_driver=False)
+    try:
+
+        def work(number: int) -> str:
+            with (tmp_path / f"begun-{number}").open("a") as file:
+                file.write("again\n")
+            while not (tmp_path / "end").exists():
+                time.sleep(0.05)
+            node: str = ray.get_runtime_context().get_node_id()
+            return node
+
+        busy = [ray.remote(num_cpus=1, max_retries=0)(work).remote(number) for number in range(2)]
+        wait(lambda: len(list(tmp_path.glob("begun-*"))) == 2)  # the autoscaler saw the work that waited
+        grown = json.loads(cluster("scale", "--nodes", "3", "--json").stdout)
+        assert (grown["before"], grown["now"], grown["reached"]) == (2, 3, True)
+        said: list[str] = []
+        shrink = ["scale", "--resource", WORKER, "--count", "1", "--wait", str(PATIENCE)]
+        shrinking = threading.Thread(target=lambda: said.append(Local(NAME).on_head(shrink)))
+        shrinking.start()
+        wait(lambda: [node.state for node in workers(live)].count("DRAINING") == 1 and len(workers(live)) == 2)
+        assert shrinking.is_alive() and ray.wait(busy, num_returns=2, timeout=0)[0] == []
+        (tmp_path / "end").touch()
+        nodes = ray.get(busy)
+        shrinking.join(PATIENCE)
+    finally:
+        ray.shutdown()
+    outcome = Outcome.model_validate_json(said[0].partition(MARK)[2])
+    assert len(set(nodes)) == 2 and all(p.read_text() == "again\n" for p in tmp_path.glob("begun-*"))
+    assert outcome.reached and len(outcome.left) == 2 and (outcome.before, outcome.now) == (3, 1)
+    (kept,) = workers(live)
+    assert kept.id in nodes and kept.id not in outcome.left
+
+
+def test_a_training_node_is_spared_and_status_says_what_trains_there(live: Live, tmp_path: Path) -> None:
+    job = make_job(tmp_path, small_stage(steps=10_000), dtype="float64", checkpoint_every=9_000)
+    folder, api = stage_folder(job, training_key(job)), f"http://127.0.0.1:{Local(NAME).standing.api}"
+    process = follower(write_job(job, folder), Launch(workers=1, submit=api))
+    try:
+        wait(lambda: process.poll() is None and metrics_lines(folder))
+        told = cluster("status").output
+        name = f"{training_key(job)[:12]}-1"
+        assert f"job {name} (running): trains stage1 in {folder}" in told and "RayTrainWorker" in told
+        spared = cluster("scale", "--nodes", "0")
+        assert spared.exit_code == 1 and "1 stay because a training runs there" in spared.output
+        refused = cluster("down")
+        assert refused.exit_code == 3 and "A training runs on" in refused.output
+        before = len(metrics_lines(folder))
+        wait(lambda: len(metrics_lines(folder)) > before)  # it goes on
+        RayJobs(api, training_key(job)[:12]).stop(name)
+        assert process.wait(PATIENCE) == 1
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_waiting_captions_bring_nodes_and_the_last_one_lets_them_go(live: Live, tmp_path: Path) -> None:
+    dataset = write_scenes(tmp_path / "data" / "scenes", shards=8, rows=4)
+    values = recipe_in(tmp_path)
+    values["recaption"] |= {"datasets": ["scenes"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    options = ["--pending", str(tmp_path / "recipe.yaml"), "--follow", "--every", "0.5", "--at-most", "2"]
+    command = [sys.executable, "-m", "flows.cli", "cluster", "scale", "--name", NAME, *options]
+    with (tmp_path / "log").open("wb") as log:
+        following = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait(lambda: len(workers(live)) == 2 and following.poll() is None)
+        assert [(dict(one.bundle), one.count) for one in live.state().asked] == [({WORKER: 1.0}, 2)]
+        time.sleep(4)  # longer than an unused node stays that nobody has asked for
+        assert len(workers(live)) == 2
+        write_captions(
+            Dataset(dataset.root),
+            rewrite_of(load_recipe(tmp_path / "recipe.yaml")),
+            lambda: nullcontext(FirstSentence()),
+        )
+        assert following.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
+    finally:
+        following.kill()
+        following.wait()
+    said = (tmp_path / "log").read_text()
+    assert "rewrite:scenes@rewrite-v1 8; nodes: 2" in said and "nothing is kept by request any more" in said
+    assert live.state().asked == ()
+    wait(lambda: not workers(live))
+
+
+def test_a_follower_that_is_ended_lets_its_nodes_go(live: Live, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "data" / "scenes", shards=1, rows=4)
+    values = recipe_in(tmp_path)
+    values["recaption"] |= {"datasets": ["scenes"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "flows.cli", "cluster", "scale", "--name", NAME]
+    following = subprocess.Popen([*command, "--pending", str(tmp_path / "recipe.yaml"), "--follow"])
+    wait(lambda: live.state().asked)
+    following.send_signal(signal.SIGTERM)
+    following.wait(PATIENCE)
+    assert live.state().asked == ()
+
+
+def test_a_node_killed_in_the_middle_of_a_step_is_replaced_and_the_step_finished(live: Live, tmp_path: Path) -> None:
+    import ray
+
+    ray.init(address=live.address, logging_level="warning", log_to_driver=False)
+    try:
+
+        def shard(number: int) -> int:
+            with (tmp_path / f"begun-{number}").open("a") as file:
+                file.write("again\n")
+            time.sleep(1.0 if (tmp_path / "killed").exists() else 5.0)
+            return number
+
+        asked = [ray.remote(num_cpus=1)(shard).remote(number) for number in range(4)]
+        wait(lambda: len(list(tmp_path.glob("begun-*"))) == MOST)  # one on each node
+        os.kill(raylets(NAME)[0], signal.SIGKILL)
+        (tmp_path / "killed").touch()
+        assert ray.get(asked) == [0, 1, 2, 3]
+        assert any(p.read_text() != "again\n" for p in tmp_path.glob("begun-*"))  # what was under way was begun again
+    finally:
+        ray.shutdown()
+
+
+def test_a_cluster_that_is_not_up_is_named() -> None:
+    done = CliRunner().invoke(main, ["cluster", "status", "--name", "never"])
+    assert done.exit_code == 2 and "harmon cluster up" in done.output
+
+
+def test_a_second_start_is_refused(live: Live) -> None:
+    done = cluster("up")
+    assert done.exit_code == 2 and "is up already" in done.output
+
+
+@soak
+def test_recaptioning_by_vllms_batch_engine_brings_its_nodes_and_lets_them_go(live: Live, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", shards=4, rows=8)
+    assert shutil.which("sh") and not workers(live)
+    model, engine = "harmon/parts/demo/qwen", ["--engine", "vllm-offline", "--actors", "2"]
+    command = [sys.executable, "-m", "flows.cli", "recaption", str(tmp_path / "scenes"), "--prompt", "rewrite-v1"]
+    recaptioning = subprocess.Popen([*command, "--model", model, *engine])
+    wait(lambda: len(workers(live)) == 2)
+    assert recaptioning.wait(PATIENCE) == 0
+    wait(lambda: not workers(live))
