@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -75,11 +76,11 @@ def up(
 ) -> None:
     """Start a cluster's head with its autoscaler, and so many nodes; others come when work waits for them."""
     provider = _provider(place, file, name, cpus, most, idle_minutes)
-    resource = _resource(provider, kind, nodes) if nodes else ""
+    wanted = _type(provider, kind, nodes) if nodes else ""
     provider.up()
-    if nodes:
-        _finish(_scaled(provider, ["--resource", resource, "--count", str(nodes), "--wait", str(wait)]), False)
     click.echo("\n".join(provider.reach()))
+    if nodes:
+        _finish(_scaled(provider, ["--type", wanted, "--count", str(nodes), "--wait", str(wait)]), False)
 
 
 @cluster.command()
@@ -101,7 +102,7 @@ def status(place: str, file: Path | None, name: str, as_json: bool) -> None:
 @cluster.command()
 @_where
 @click.option("--nodes", type=click.IntRange(0), help="So many nodes of the type.")
-@click.option("--gpus", type=click.IntRange(0), help="Nodes of any type with so many GPUs.")
+@click.option("--gpus", type=click.IntRange(0), help="As many nodes of the type as have so many GPUs.")
 @click.option("--pending", type=_PATH, metavar="RECIPE", help="As many nodes as RECIPE's shards left to do are worth.")
 @click.option("--release", is_flag=True, help="Ask for nothing any more: nodes stay while work needs them.")
 @_kind
@@ -141,17 +142,21 @@ def scale(
         raise ConfigurationError("--follow belongs to --pending RECIPE.")
     provider = _provider(place, file, name)
     if release:
-        _state(provider, ["ask"])
+        for one in [kind] if kind else [name for name, type_ in provider.types().items() if type_.most]:
+            _state(provider, ["ask", "--type", one, "--count", "0"])
         click.echo("nothing is kept by request: what nobody uses leaves")
         return
-    resource = "GPU" if gpus is not None else _resource(provider, kind, nodes or 0)
+    chosen = _type(provider, kind, nodes or 0, with_gpus=gpus is not None)
+    if gpus is not None:
+        nodes = math.ceil(gpus / provider.types()[chosen].gpus)
+        _type(provider, chosen, nodes)
     if pending is not None:
-        most = min(at_most or sys.maxsize, provider.types()[resource].most)
+        most = min(at_most or sys.maxsize, provider.types()[chosen].most)
         if follow:
-            _follow(provider, resource, pending, shards_per_node, most, every)
+            _follow(provider, chosen, pending, shards_per_node, most, every)
             return
         nodes = _worth(pending, shards_per_node, most)
-    words = ["--resource", resource, "--count", str(nodes if gpus is None else gpus), "--wait", str(wait)]
+    words = ["--type", chosen, "--count", str(nodes), "--wait", str(wait)]
     words += [*(["--stop"] if stop else []), *(["--take-training"] if take_training else [])]
     _finish(_scaled(provider, words), as_json)
 
@@ -193,16 +198,18 @@ def _provider(
     return Local(name, cpus, most, idle_minutes)
 
 
-def _resource(provider: Provider, kind: str | None, nodes: int) -> str:
+def _type(provider: Provider, kind: str | None, nodes: int, with_gpus: bool = False) -> str:
     """The node type that is meant. Raises ConfigurationError where it is not known, or has not so many nodes."""
     from pipelines.settings import nearest
 
-    known = {name: one for name, one in provider.types().items() if one.most}
+    known = {name: one for name, one in provider.types().items() if one.most and (one.gpus or not with_gpus)}
+    if not known:
+        raise ConfigurationError("--gpus: the cluster has no type of nodes with GPUs; use --nodes.")
     if kind is None and len(known) > 1:
         raise ConfigurationError(f"The cluster has several kinds of nodes; name one with --type: {', '.join(known)}.")
     chosen = kind or next(iter(known))
     if chosen not in known:
-        raise ConfigurationError(f"The cluster has no node type '{chosen}'; {nearest(chosen, list(known))}.")
+        raise ConfigurationError(f"The cluster has no such node type '{chosen}'; {nearest(chosen, list(known))}.")
     if nodes > known[chosen].most:
         raise ConfigurationError(f"The cluster may have {known[chosen].most} nodes of {chosen} at most, not {nodes}.")
     return chosen
@@ -252,19 +259,20 @@ def _worth(recipe: Path, shards_per_node: int, most: int) -> int:
     return nodes
 
 
-def _follow(provider: Provider, resource: str, recipe: Path, shards_per_node: int, most: int, every: float) -> None:
-    """Ask for what is left to do until nothing is, then for nothing: idle nodes leave by themselves, no busy one."""
-    asked = None
+def _follow(provider: Provider, kind: str, recipe: Path, shards_per_node: int, most: int, every: float) -> None:
+    """Ask for what is left to do until nothing is, then for nothing: idle nodes leave by themselves, no busy one.
+
+    Each wish holds for three looks and a minute, so that it ends also when this process is killed.
+    """
+    seconds = str(3 * every + 60)
     with _terminated_is_interrupted():
         try:
             while nodes := _worth(recipe, shards_per_node, most):
-                if nodes != asked:
-                    _state(provider, ["ask", "--resource", resource, "--count", str(nodes)])
-                    asked = nodes
+                _state(provider, ["ask", "--type", kind, "--count", str(nodes), "--seconds", seconds])
                 time.sleep(every)
         finally:
-            _state(provider, ["ask", "--resource", resource, "--count", "0"])
-            click.echo(f"{resource}: nothing is kept by request any more")
+            _state(provider, ["ask", "--type", kind, "--count", "0"])
+            click.echo(f"{kind}: nothing is kept by request any more")
 
 
 @contextmanager

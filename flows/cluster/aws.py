@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.cluster.provider import CHECKOUT, HEAD, NodeType, called
+from flows.cluster.provider import CHECKOUT, HEAD, NodeType, called, shown
 from pipelines.settings import read_yaml
 
 FILE = CHECKOUT / "infra" / "aws" / "cluster.yaml"
@@ -23,21 +23,23 @@ class Aws:
         """The launcher file's node types."""
         known = read_yaml(self.file)["available_node_types"]
         return {
-            name: NodeType(int(one.get("max_workers", 0)), one["node_config"]["InstanceType"])
+            name: NodeType(
+                int(one.get("max_workers", 0)), one["node_config"]["InstanceType"], int(one["resources"].get("GPU", 0))
+            )
             for name, one in known.items()
         }
 
     def up(self) -> None:
         """Start the head, or bring a standing cluster to the file; its workers come when they are asked for."""
-        self._ray("up", "--yes", str(self.file))
+        shown(["ray", "up", "--yes", str(self.file)], _environment())
 
     def down(self) -> None:
         """Terminate every instance."""
-        self._ray("down", "--yes", str(self.file))
+        shown(["ray", "down", "--yes", str(self.file)], _environment())
 
     def on_head(self, words: Sequence[str]) -> str:
         """Over SSH, in the head's container."""
-        return self._ray("exec", str(self.file), shlex.join([*HEAD, *words]))
+        return called(["ray", "exec", str(self.file), shlex.join([*HEAD, *words])], _environment())
 
     def reach(self) -> tuple[str, ...]:
         """Through SSH, as Ray's port belongs on no public address."""
@@ -46,7 +48,7 @@ class Aws:
             "training as a job:    --set training.launch.submit=http://127.0.0.1:8265",
         )
 
-    def _ray(self, *words: str) -> str:
-        """Ray's launcher; where a shell has none on PATH, the one beside this Python."""
-        path = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"
-        return called(["ray", *words], os.environ | {"PATH": path})
+
+def _environment() -> dict[str, str]:
+    """Where a shell has no `ray` on PATH, the one beside this Python is meant."""
+    return os.environ | {"PATH": f"{os.environ.get('PATH', '')}{os.pathsep}{Path(sys.executable).parent}"}

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.cluster.provider import CHECKOUT, HEAD, NodeType, called
+from flows.cluster.provider import CHECKOUT, HEAD, NodeType, called, shown
 from pipelines.settings import read_yaml
 
 FILE = CHECKOUT / "infra" / "kuberay" / "raycluster.yaml"
 HEAD_GROUP = "headgroup"  # as KubeRay calls it
+GPU = "nvidia.com/gpu"
 INSTANCE = "node.kubernetes.io/instance-type"
 START_SECONDS = 900
 
@@ -23,20 +24,18 @@ class KubeRay:
     def types(self) -> dict[str, NodeType]:
         """The RayCluster's worker groups; instances are those that their pods select."""
         spec = read_yaml(self.file)["spec"]
-        groups = {
-            one["groupName"]: NodeType(int(one["maxReplicas"]), _instance(one)) for one in spec["workerGroupSpecs"]
-        }
-        return {HEAD_GROUP: NodeType(0, _instance(spec["headGroupSpec"])), **groups}
+        groups = {one["groupName"]: _type(one, int(one["maxReplicas"])) for one in spec["workerGroupSpecs"]}
+        return {HEAD_GROUP: _type(spec["headGroupSpec"], 0), **groups}
 
     def up(self) -> None:
         """Apply the file and wait for the head; workers come when they are asked for."""
-        called(["kubectl", "apply", "-f", str(self.file)])
+        shown(["kubectl", "apply", "-f", str(self.file)])
         ready = ["--for=condition=HeadPodReady", f"--timeout={START_SECONDS}s"]
-        called([*self._kubectl(), "wait", f"raycluster/{self._name}", *ready])
+        shown([*self._kubectl(), "wait", f"raycluster/{self._name}", *ready])
 
     def down(self) -> None:
         """Delete what the file describes; volumes stay."""
-        called(["kubectl", "delete", "--ignore-not-found", "-f", str(self.file)])
+        shown(["kubectl", "delete", "--ignore-not-found", "-f", str(self.file)])
 
     def on_head(self, words: Sequence[str]) -> str:
         """In the head's container."""
@@ -67,6 +66,8 @@ class KubeRay:
         return ["kubectl", "-n", str(self._metadata.get("namespace", "default"))]
 
 
-def _instance(group: dict[str, Any]) -> str | None:
-    selector = group["template"]["spec"].get("nodeSelector", {})
-    return str(selector[INSTANCE]) if INSTANCE in selector else None
+def _type(group: dict[str, Any], most: int) -> NodeType:
+    """Its instances are those that its pods select; a name without a price where they take any machine."""
+    pod = group["template"]["spec"]
+    limits = pod["containers"][0]["resources"].get("limits", {})
+    return NodeType(most, str(pod.get("nodeSelector", {}).get(INSTANCE, "any machine")), int(limits.get(GPU, 0)))

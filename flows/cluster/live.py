@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flows.cluster.state import Bundles, ClusterState, Job, Node
@@ -11,11 +11,13 @@ from pipelines.errors import HarmonError
 
 HEAD_GCS = "127.0.0.1:6379"  # where Ray's launcher and KubeRay have the head listen
 MOST = 10_000  # of actors and jobs that Ray's state API lists at once
+FOREVER = 10 * 365 * 86400.0  # seconds
+ANSWER_SECONDS = 120.0
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 class Live:
-    """A connection to the head's control store; it starts no driver, so nothing of it takes room in the cluster.
+    """A connection to the head's control store.
 
     Raises HarmonError where none answers.
     """
@@ -63,14 +65,29 @@ class Live:
             jobs=tuple(_job(job) for job in jobs if job.type == "SUBMISSION" and job.status not in ENDED),
         )
 
-    def ask(self, bundles: Sequence[Bundles]) -> None:
-        """Have the autoscaler keep room for `bundles`, instead of what it was asked before; nothing: no more than work
-        needs.
-        """
-        from ray.autoscaler.v2.sdk import request_cluster_resources
+    def ask(self, kind: str, count: int, seconds: float = FOREVER) -> None:
+        """Have the autoscaler keep `count` nodes of a type for `seconds`, instead of what was asked of it before.
 
-        wanted = [{"resources": dict(one.bundle)} for one in bundles for _ in range(one.count)]
-        request_cluster_resources(self.address, wanted)
+        Ray has one place for such wishes, which Ray Train and Ray Data write over every 20 s once one of them has run.
+        So this one is told to their coordinator, an actor on the head that adds all of them up, hands the sum on by
+        `ray.autoscaler.sdk.request_resources`, and forgets those whose time is over.
+        """
+        import ray
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+
+        try:
+            if not ray.is_initialized():
+                ray.init(self.address, log_to_driver=False, logging_level="error")
+            coordinator, who = get_or_create_autoscaling_coordinator(), f"harmon cluster {kind}"
+            if count:
+                wish = {"requester_id": who, "resources": [{kind: 1.0}] * count, "expire_after_s": seconds}
+                ray.get(coordinator.request_resources.remote(**wish), timeout=ANSWER_SECONDS)
+            else:
+                ray.get(coordinator.cancel_request.remote(who), timeout=ANSWER_SECONDS)
+        except Exception as error:  # a bare Exception is what ray.init may raise
+            raise HarmonError(f"The Ray head at {self.address} takes no wish ({_first(error)}); try again.") from error
 
     def drain(self, nodes: Iterable[Node], deadline: float | None) -> None:
         """Have `nodes` take no new work; each leaves when what runs there has ended.
@@ -90,7 +107,7 @@ class Live:
         """Take `nodes` out now; Ray starts their tasks and restartable actors again elsewhere."""
         self._gcs.drain_nodes([bytes.fromhex(node.id) for node in nodes])
 
-    def wait(self, come: Any, seconds: float) -> ClusterState:
+    def wait(self, come: Callable[[ClusterState], bool], seconds: float) -> ClusterState:
         """The state in which `come(state)` holds, or the last one after `seconds`."""
         deadline = time.monotonic() + seconds
         while not come(state := self.state()) and time.monotonic() < deadline:

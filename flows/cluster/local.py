@@ -23,16 +23,17 @@ from pipelines.settings import Settings, parse
 
 WORKER = "worker"
 START_SECONDS = 180.0
-END_SECONDS = 10.0
+END_SECONDS = 3.0
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 _AUTOSCALER = {
     "AUTOSCALER_METRIC_PORT": "0",  # 44217 may be another cluster's
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's word for: nodes keep to the loopback interface
     "RAY_FAKE_CLUSTER": "1",
+    "RAY_NODE_TYPE_NAME": "ray.head.default",
     "RAY_enable_autoscaler_v2": "1",
 }
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's word for: keep to the loopback interface
 _COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 _HEAD_TYPE, _HEAD_ID = "ray.head.default", "f" * 51 + "00000"  # as that provider names them
 
@@ -117,10 +118,11 @@ class Local:
         return called(command, _environment() | {"RAY_ADDRESS": f"127.0.0.1:{self.standing.gcs}"})
 
     def reach(self) -> tuple[str, ...]:
-        """Both addresses; a Ray of this machine alone asks for no token."""
+        """Its job API, and what other programs have to know; it asks for no token."""
+        known = _LOOPBACK | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": f"127.0.0.1:{self.standing.gcs}"}
         return (
             f"training as a job:    --set training.launch.submit=http://127.0.0.1:{self.standing.api}",
-            f"other steps:          RAY_AUTH_MODE=disabled RAY_ADDRESS=127.0.0.1:{self.standing.gcs} harmon run RECIPE",
+            f"Ray's other work:     export {' '.join(f'{name}={value}' for name, value in known.items())}",
             f"dashboard:            http://127.0.0.1:{self.standing.api}",
         )
 
@@ -206,8 +208,12 @@ def _environment() -> dict[str, str]:
     """What the head, its nodes and their jobs run with: this Python, and this code."""
     paths = [str(CHECKOUT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     other = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return other | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "RAY_AUTH_MODE": "disabled",
-    }
+    return (
+        other
+        | _LOOPBACK
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+            "RAY_AUTH_MODE": "disabled",
+        }
+    )

@@ -10,6 +10,7 @@ from pipelines.errors import ConfigurationError, HarmonError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 HEAD = ("python", "-m", "flows.cluster.head")
+STDERR = 2  # the file itself: stdout is kept for our own words
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class NodeType:
     """Nodes of it that there may be."""
     instance: str | None
     """What infra/prices.yaml calls it; None: it costs nothing more, being this machine."""
+    gpus: int = 0
 
 
 class Provider(Protocol):
@@ -47,7 +49,7 @@ class Provider(Protocol):
 
 
 def called(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """What `command` prints on stdout; what it says on stderr passes through when it is done.
+    """What `command` prints on stdout.
 
     Raises:
         ConfigurationError: there is no such program.
@@ -62,3 +64,18 @@ def called(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
         shown = " ".join(command[:4])
         raise HarmonError(f"`{shown} …` failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def shown(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Run a `command` that may take minutes, with all that it says on stderr as it says it.
+
+    Raises:
+        ConfigurationError: there is no such program.
+        HarmonError: it failed.
+    """
+    try:
+        code = subprocess.run(list(command), env=env, stdout=STDERR, stdin=subprocess.DEVNULL).returncode
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no program `{command[0]}` on PATH; install it.") from None
+    if code:
+        raise HarmonError(f"`{' '.join(command[:4])} …` failed with exit code {code}; it said why.")

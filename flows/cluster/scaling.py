@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.cluster.live import Live
-from flows.cluster.state import Bundles, ClusterState, Node
+from flows.cluster.state import ClusterState, Node
 from pipelines.settings import Settings
 
-LOOK_SECONDS = 20.0  # for which the autoscaler may not yet have seen that a node has left
+LOOK_SECONDS = 20.0  # for a stopped node to be seen to be gone
 
 
 @dataclass(frozen=True)
 class Change:
     """What is wanted."""
 
-    resource: str
-    """A node type, of whose own resource each node has 1, or GPU."""
+    kind: str
+    """Node type; each of its nodes has 1 of the resource that has its name."""
     count: int
-    """How much of it there shall be."""
+    """Nodes of it that there shall be."""
     wait: float = 600.0
     """Seconds that nodes have to come, or to finish their work and leave."""
     stop: bool = False
@@ -30,9 +30,9 @@ class Change:
 class Outcome(Settings):
     """What came of it."""
 
-    resource: str
-    before: float
-    now: float
+    kind: str
+    before: int
+    now: int
     left: tuple[str, ...] = ()
     """Ids of nodes that have left."""
     leaving: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Outcome(Settings):
     @property
     def sentence(self) -> str:
         """As `scale` prints it."""
-        said = f"{self.resource}: {self.before:g} before, {self.now:g} now"
+        said = f"{self.kind}: {self.before} nodes before, {self.now} now"
         if self.leaving:
             said += f"; {len(self.leaving)} more leave when their work ends"
         if self.spared:
@@ -53,18 +53,19 @@ class Outcome(Settings):
 
 
 def scale(live: Live, change: Change) -> Outcome:
-    """Have the autoscaler keep `change.count` of the resource, drain what is more, and wait.
+    """Have the autoscaler keep `change.count` nodes of the type, drain those that are more, and wait.
 
     Nodes that nobody uses leave first. What runs on a drained node goes on to its end.
     """
-    state = live.state()
-    before = amount(state, change.resource)
-    live.ask(with_floor(state.asked, change.resource, change.count))
+    kind = change.kind
+    nodes = live.state().of(kind)
+    before = len(nodes)
+    live.ask(kind, change.count)
     if before <= change.count:
-        state = live.wait(lambda now: amount(now, change.resource) >= change.count, change.wait)
-        now = amount(state, change.resource)
-        return Outcome(resource=change.resource, before=before, now=now, reached=now >= change.count)
-    going, spared = leavers(state.of(change.resource), change)
+        state = live.wait(lambda now: len(now.of(kind)) >= change.count, change.wait)
+        now = len(state.of(kind))
+        return Outcome(kind=kind, before=before, now=now, reached=now >= change.count)
+    going, spared = leavers(nodes, change)
     deadline = time.time() + change.wait
     live.drain(going, deadline if change.stop else None)
     names = {node.id for node in going}
@@ -75,11 +76,10 @@ def scale(live: Live, change: Change) -> Outcome:
         gone = {node.id for node in stopped}
         state = live.wait(lambda now: not _there(now, gone), LOOK_SECONDS)
     still = {node.id for node in _there(state, names)}
-    now = amount(state, change.resource)
     return Outcome(
-        resource=change.resource,
+        kind=kind,
         before=before,
-        now=now,
+        now=len(state.of(kind)),
         left=tuple(sorted(names - still)),
         leaving=tuple(sorted(still)),
         spared=tuple(sorted(node.id for node in spared)),
@@ -87,32 +87,15 @@ def scale(live: Live, change: Change) -> Outcome:
     )
 
 
-def amount(state: ClusterState, resource: str) -> float:
-    """How much of `resource` there is on nodes that stay."""
-    return sum(node.total[resource] for node in state.of(resource))
-
-
-def with_floor(asked: Sequence[Bundles], resource: str, count: int) -> list[Bundles]:
-    """What was asked before, with `count` bundles of one `resource` in place of those that were."""
-    others = [one for one in asked if set(one.bundle) != {resource}]
-    return [*others, *([Bundles(bundle={resource: 1.0}, count=count)] if count else [])]
-
-
 def leavers(nodes: Sequence[Node], change: Change) -> tuple[list[Node], list[Node]]:
-    """Who leaves so that no less than `change.count` stays, and who would but for a training that runs there.
+    """Who leaves so that `change.count` stay, and who would but for a training that runs there.
 
     First those that are idle, the longest first, then those with the fewest actors; training workers' nodes last.
     """
-    going: list[Node] = []
-    spared: list[Node] = []
-    staying = sum(node.total[change.resource] for node in nodes)
     order = sorted(nodes, key=lambda n: (n.training, n.state != "IDLE", -n.idle_seconds, len(n.actors), n.id))
-    for node in order:
-        if staying - node.total[change.resource] < change.count:
-            continue
-        staying -= node.total[change.resource]
-        (going if change.take_training or not node.training else spared).append(node)
-    return going, spared
+    chosen = order[: max(0, len(order) - change.count)]
+    going = [node for node in chosen if change.take_training or not node.training]
+    return going, [node for node in chosen if node not in going]
 
 
 def _there(state: ClusterState, names: set[str]) -> list[Node]:

@@ -20,7 +20,7 @@ class Node(Settings):
     """As Ray says: RUNNING (something runs there), IDLE, DRAINING (takes no new work, leaves when it is done)."""
     head: bool = False
     total: Mapping[str, float] = {}
-    """Resources by name: CPU, GPU, and one named like the node's type, of which each node has 1."""
+    """Resources by name: CPU, GPU, and one named like the node's type, of which it has 1, by which it is asked for."""
     used: Mapping[str, float] = {}
     idle_seconds: float = 0.0
     actors: tuple[str, ...] = ()
@@ -83,9 +83,9 @@ class ClusterState(Settings):
     """What tasks, actors and placement groups wait for."""
     jobs: tuple[Job, ...] = ()
 
-    def of(self, resource: str) -> list[Node]:
-        """The nodes that have `resource`, the head and those that leave left out."""
-        return [node for node in self.nodes if node.total.get(resource) and not node.head and not node.leaving]
+    def of(self, kind: str) -> list[Node]:
+        """The nodes of a type that stay."""
+        return [node for node in self.nodes if node.type == kind and not node.head and not node.leaving]
 
     def idle_cost(self, prices: Mapping[str, float]) -> float:
         """Dollars an hour paid for what nobody uses. `prices`: of an hour of a node, by node type."""
