@@ -264,11 +264,14 @@ def _follow(provider: Provider, kind: str, recipe: Path, shards_per_node: int, m
 
     Each wish holds for three looks and a minute, so that it ends also when this process is killed.
     """
-    seconds = str(3 * every + 60)
+    holds, asked, since = 3 * every + 60, 0, 0.0
     with _terminated_is_interrupted():
         try:
             while nodes := _worth(recipe, shards_per_node, most):
-                _state(provider, ["ask", "--type", kind, "--count", str(nodes), "--seconds", seconds])
+                if nodes != asked or time.monotonic() - since > holds / 3:
+                    words = ["--type", kind, "--count", str(nodes), "--seconds", str(holds)]
+                    _state(provider, ["ask", *words])
+                    asked, since = nodes, time.monotonic()
                 time.sleep(every)
         finally:
             _state(provider, ["ask", "--type", kind, "--count", "0"])

@@ -23,7 +23,7 @@ class Live:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves this out
 
         self.address = address or os.environ.get("RAY_ADDRESS") or HEAD_GCS
         try:

@@ -20,7 +20,7 @@ def pending_shards(recipe: Recipe) -> dict[str, int]:
         for prompt in recipe.recaption.prompts:
             if dataset.head is not None:
                 found[f"rewrite:{name}@{prompt}"] = _left(dataset, rewrite_of(recipe, prompt).step(dataset))
-    for name in recipe.sources if recipe.aesthetic else ():
+    for name in tuple(recipe.sources) if recipe.aesthetic else ():
         dataset = Dataset(recipe.dataset(name))
         if dataset.head is not None and recipe.aesthetic:
             found[f"embed:{name}"] = _left(dataset, embed_step(dataset, clip_of(recipe.aesthetic)))
