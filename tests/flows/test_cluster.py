@@ -55,7 +55,8 @@ def wait(come: Callable[[], object]) -> None:
 def live() -> Iterator[Live]:
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    over_the_network, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as `up` has one export; Ray reads it when it is imported,
+    over_the_network, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # as here
     done = cluster("up", "--most", str(MOST), "--idle-minutes", "0.05")
     try:
         assert done.exit_code == 0, done.output
@@ -67,7 +68,7 @@ def live() -> Iterator[Live]:
         ray.shutdown()
         cluster("down", "--take-training")
         assert not Local(NAME).folder.exists()
-        ray_constants.ENABLE_RAY_CLUSTER = over_the_network  # what `up` has one export, which Ray reads when imported
+        ray_constants.ENABLE_RAY_CLUSTER = over_the_network
         os.environ.clear()
         os.environ.update(before)
 
@@ -202,7 +203,7 @@ def test_recaptioning_by_vllms_batch_engine_brings_its_nodes_and_lets_them_go(li
     wait(lambda: not workers(live))
 
 
-@pytest.mark.slow
+@soak
 def test_a_training_node_is_spared_and_status_says_what_trains_there(live: Live, tmp_path: Path) -> None:
     job = make_job(tmp_path, small_stage(steps=10_000), dtype="float64", checkpoint_every=9_000)
     folder, api = stage_folder(job, training_key(job)), f"http://127.0.0.1:{Local(NAME).standing.api}"
