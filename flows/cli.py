@@ -9,6 +9,7 @@ import click
 
 from flows.ablation_commands import ablate
 from flows.catalogue_commands import catalog, download
+from flows.cluster_commands import cluster
 from flows.dataset_commands import diff, export, forget, show
 from flows.evaluate_commands import evaluate
 from flows.filter_commands import filter_command
@@ -109,6 +110,7 @@ for command in (
     evaluate,
     probe,
     ablate,
+    cluster,
 ):
     main.add_command(command)
 

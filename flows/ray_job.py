@@ -10,13 +10,15 @@ import logging
 import shlex
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows.flow_run import Cancelled
+from flows.job_log import Tell, streamed
 from flows.lease import Lease
 from flows.ray_driver import LEASE_OVER, NOT_DONE, WRONG_JOB
 from harmon.training.job import TrainJob, stage_folder, stage_store, training_key, write_job
@@ -115,6 +117,11 @@ class RayJobs:
                 log.warning("the Ray cluster at %s does not answer: %s", self.address, error)
                 time.sleep(POLL_SECONDS)
 
+    def tail(self, name: str) -> AsyncIterator[str]:
+        """A job's log from its first line to its last, in chunks, as it is written."""
+        chunks: AsyncIterator[str] = self._client.tail_job_logs(name)
+        return chunks
+
     def last_words(self, name: str) -> str:
         """The last line of a job's log, besides Ray's own first one, which it may write after the driver's."""
         try:
@@ -131,10 +138,12 @@ def train_on_cluster(
     on_line: OnLine | None = None,
     cancelled: Callable[[], bool] = lambda: False,
     until: int | None = None,
+    on_log: Tell | None = None,
 ) -> Path:
     """Train `job` on the cluster that `launch.submit` names, to its end or to a checkpoint of train step `until`, and
-    return its folder; a stage that is done is not touched. `on_line` is called with each new line of metrics;
-    `cancelled` is asked at each look. An attempt that ends before `until` is followed to its end, and then by the next.
+    return its folder; a stage that is done is not touched. `on_line` is called with each new line of metrics, `on_log`
+    with each line of the job's log; `cancelled` is asked at each look. An attempt that ends before `until` is followed
+    to its end, and then by the next.
 
     Raises:
         ConfigurationError: an attempt that runs goes further than `until`.
@@ -159,7 +168,10 @@ def train_on_cluster(
         name, lease = attempt.name, attempt.lease
         _check_ends_in_time(attempt, until, launch)
         try:
-            with lease.renewed():
+            heard: AbstractContextManager[None] = nullcontext()
+            if on_log is not None:
+                heard = streamed(partial(jobs.tail, name), on_log)
+            with lease.renewed(), heard:
                 status, code, why = _follow(jobs, name, tell, cancelled)
         except Cancelled:
             lease.forget()

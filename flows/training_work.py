@@ -8,6 +8,7 @@ from typing import Any
 from flows.caption_groups import caption_groups_of
 from flows.flow_run import cancellation
 from flows.gate import Gate, Scores, check, pass_gate, passed
+from flows.job_log import run_log
 from flows.pictures import latents_of, understanding_file
 from flows.ray_job import train_on_cluster
 from flows.recipe import Recipe, StageSettings, part
@@ -204,7 +205,7 @@ def train_number(recipe: Recipe, number: int, on_line: OnLine | None = None, unt
 
         launch = recipe.training.launch
         if launch.submit:
-            train_on_cluster(job, launch, both, cancellation(), until)
+            train_on_cluster(job, launch, both, cancellation(), until, run_log())
         else:
             train_stage(job, launch, both if watch or on_line else None, until)
 

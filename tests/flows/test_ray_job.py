@@ -155,12 +155,15 @@ def test_a_training_that_fails_says_why_and_is_not_tried_again(head: RayHead, jo
     there_job, _ = there(job, tmp_path, seed=3)
     jobs = RayJobs(head.address, training_key(there_job)[:12])
     lease = tmp_path / "lease"  # waited for: the follower has attached
-    said = f"until [ -e {lease} ]; do sleep 0.1; done; echo The loss was not finite.; exit 3"  # as the driver ends
+    said = f"echo Begun.; until [ -e {lease} ]; do sleep 0.1; done; echo The loss was not finite.; exit 3"
     jobs.submit(1, said, {"lease": str(lease)})
     jobs.submit(1, said, {})  # as when two submit it at once: one of them has
+    told: list[str] = []
     with pytest.raises(HarmonError, match=rf"Ray job {jobs.name(1)} failed: The loss was not finite\."):
-        train_on_cluster(there_job, Launch(submit=head.address))
+        train_on_cluster(there_job, Launch(submit=head.address), on_log=told.append)
     assert jobs.latest()[0] == 1
+    said_itself = [line for line in told if not line.startswith("Running entrypoint for job")]
+    assert said_itself == ["Begun.", "The loss was not finite."]
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Ray clusters behind one command: on this machine, on AWS, on Kubernetes."""
