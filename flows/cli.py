@@ -10,6 +10,7 @@ import click
 from flows.ablation_commands import ablate
 from flows.catalogue_commands import catalog, download
 from flows.dataset_commands import diff, export, forget, show
+from flows.deploy_commands import deploy
 from flows.evaluate_commands import evaluate
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
@@ -103,6 +104,7 @@ for command in (
     evaluate,
     probe,
     ablate,
+    deploy,
 ):
     main.add_command(command)
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pipelines.errors import HarmonError
 
+PROGRESS_EVENT = "harmon.progress"  # of a deployment's flow run that moves on
 log = logging.getLogger(__name__)
 
 
