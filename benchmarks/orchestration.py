@@ -2,7 +2,8 @@
 a step of shards that take a second each: python -m benchmarks.orchestration
 
 The recipe starts Prefect's embedded server, as `harmon run` does. The step reports each second, as 5,000 shards would,
-for a while; the share of CPU is that of the flow's process over that while, without the server's.
+for a while, and asks every other second whether the flow run is cancelled, as the follower of a Ray job does; the share
+of CPU is that of the flow's process over that while, without the server's.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from flows.flow_run import cancellation
 from flows.recipe import load_recipe
 from flows.run import _as_flow
 from flows.work_item import Work
@@ -59,10 +61,12 @@ def one_step(seconds: int) -> None:
     measured: dict[str, float] = {}
 
     def do(progress: ProgressCallback) -> None:
+        cancelled = cancellation()
         before = _cpu()
         for shard in range(1, seconds + 1):
             time.sleep(1.0)
             progress(Progress("empty", "shards", shard, SHARDS, shard * ROWS))
+            assert shard % 2 or not cancelled()
         measured["cpu_seconds"] = _cpu() - before
 
     with tempfile.TemporaryDirectory() as folder:

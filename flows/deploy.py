@@ -12,8 +12,7 @@ from pydantic import Field, model_validator
 
 from flows.deploy_automations import automations
 from flows.deploy_server import SCHEDULES, Change, Kind, Server, Thing
-from flows.recipe import load_recipe
-from pipelines.errors import ConfigurationError
+from pipelines.errors import ConfigurationError, HarmonError
 from pipelines.settings import Settings, read_yaml
 
 TAG = "harmon"
@@ -94,6 +93,7 @@ def deploy(asked: Deploying, dry: bool = False) -> Deployed:
         ConfigurationError: none is named, a recipe is wrong, or --notify names no block.
         HarmonError: it does not answer, or refuses.
     """
+    import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
@@ -103,10 +103,15 @@ def deploy(asked: Deploying, dry: bool = False) -> Deployed:
             "No Prefect server is named; start one with `prefect server start`, and set "
             "PREFECT_API_URL=http://127.0.0.1:4200/api."
         )
-    with get_client(sync_client=True) as client:
-        server = Server(client)
-        block = server.block_identity(asked.notify) if asked.notify else None
-        return Deployed(str(url), tuple(server.put(thing, dry) for thing in things(asked, block)), dry)
+    try:
+        with get_client(sync_client=True) as client:
+            server = Server(client)
+            block = server.block_identity(asked.notify) if asked.notify else None
+            return Deployed(str(url), tuple(server.put(thing, dry) for thing in things(asked, block)), dry)
+    except httpx.TransportError as error:
+        raise HarmonError(
+            f"No Prefect server answers at {url} ({error}); start one, or name it in PREFECT_API_URL."
+        ) from None
 
 
 def things(asked: Deploying, block: str | None) -> Iterator[Thing]:
@@ -118,6 +123,8 @@ def things(asked: Deploying, block: str | None) -> Iterator[Thing]:
     yield _thing("work queue", f"{asked.pool}/{DATA}", priority=2, description="Flow runs that need no GPU.")
     for flow in QUEUES:
         yield _deployment(asked, flow)
+    if asked.recipes:
+        from flows.recipe import load_recipe  # with the parts of a training, whose import takes seconds
     for recipe in asked.recipes:
         name = load_recipe(asked.folder / recipe).name
         for flow in OF_A_RECIPE:

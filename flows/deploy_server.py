@@ -133,7 +133,6 @@ class Server:
         return found
 
     def _ask(self, method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"], place: str, said: Any = None) -> Any:
-        import httpx
         from prefect.exceptions import PrefectHTTPStatusError
 
         try:
@@ -142,11 +141,6 @@ class Server:
             if error.response.status_code == 404:
                 raise
             raise HarmonError(f"The Prefect server refuses {method} {place}: {error.response.text[:500]}") from None
-        except httpx.HTTPError as error:
-            raise HarmonError(
-                f"No Prefect server answers at {self.client.api_url} ({error}); start one, or name it in "
-                "PREFECT_API_URL."
-            ) from None
         return answer.json() if answer.content else None
 
 

@@ -1,7 +1,8 @@
 """The flows that `harmon deploy` registers. Each is a command of `harmon`: its parameters, typed and told for the UI,
 are the command's options, and what it does is the command's own code.
 
-Prefect reads a parameter's description from `Args`.
+Prefect reads a parameter's description from `Args`. What a flow needs is imported when it runs: to register it, its
+parameters are enough.
 """
 
 from pathlib import Path
@@ -11,11 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from flows.artifacts import show_made, show_page
-from flows.flow_body import do_all
 from flows.flow_command import deployed, do_command
-from flows.recipe import load_recipe
-from flows.run import run_recipe
-from flows.work import datasets_of
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
 
@@ -40,6 +37,10 @@ def run(
         redo_step: Do this step of the run folder again, and what rests on it.
         settings: Overrides of the recipe, each as path.to.key=value.
     """
+    from flows.flow_body import do_all
+    from flows.recipe import load_recipe
+    from flows.run import run_recipe
+
     again = flow_run.get_run_count() > 1  # after a suspension or a crash: what was redone since is kept
     loaded = load_recipe(Path(recipe), settings)
     outcome = run_recipe(loaded, from_step, until_step, None if again else redo_step, within=do_all)
@@ -212,6 +213,8 @@ def audit(datasets: tuple[str, ...] = (), recipe: str | None = None, deep: bool 
         decode: Decode this share of the images, 0 to 1; only where deep.
     """
     from flows.cli import audit as command
+    from flows.recipe import load_recipe
+    from flows.work import datasets_of
 
     of_recipe = datasets_of(load_recipe(Path(recipe))) if recipe else []
     asked = [*datasets, *(str(dataset.root) for dataset in of_recipe if dataset.head)]

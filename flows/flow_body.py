@@ -15,10 +15,10 @@ from prefect.runtime import deployment
 from prefect.settings import PREFECT_API_URL
 
 from flows.artifacts import show_made
+from flows.flow_run import errors_in_one_sentence
 from flows.progress import progress_artifact
 from flows.recipe import Recipe
 from flows.work_item import Work
-from pipelines.errors import HarmonError
 from pipelines.steps import Progress
 
 APPROVAL_SECONDS = 14 * 24 * 3600  # how long a gate waits for a person
@@ -31,8 +31,7 @@ def do_all(recipe: Recipe, works: Sequence[Work]) -> list[str]:
     Raises:
         Cancelled: the flow run was cancelled, and a step has stopped for it.
     """
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(in_one_sentence)
+    errors_in_one_sentence()
     did: list[str] = []
     session: Callable[[], AbstractContextManager[None]] | None = None
     with ExitStack() as opened:
@@ -82,13 +81,6 @@ def _wait_for_a_person(work: Work) -> None:
         pause_flow_run(timeout=APPROVAL_SECONDS)
     else:
         suspend_flow_run(timeout=APPROVAL_SECONDS, key=work.name)
-
-
-def in_one_sentence(record: logging.LogRecord) -> bool:
-    """An expected error is told by its sentence; a traceback is for the unexpected."""
-    if record.exc_info and isinstance(record.exc_info[1], HarmonError):
-        record.exc_info = None
-    return True
 
 
 def _note_time(path: Path, work: Work, started: datetime, seconds: float) -> None:

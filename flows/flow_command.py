@@ -6,7 +6,6 @@ sentence.
 
 import io
 import json
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -21,8 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Cancelled as CancelledState
 
 from flows.artifacts import show_result
-from flows.flow_body import in_one_sentence
-from flows.flow_run import Cancelled
+from flows.flow_run import Cancelled, errors_in_one_sentence
 from flows.progress import Show, progress_artifact
 from flows.terminal import heard_by
 from pipelines.errors import ConfigurationError, HarmonError
@@ -37,8 +35,7 @@ def deployed(name: str) -> Callable[[Callable[P, None]], Flow[P, Any]]:
     def decorate(body: Callable[P, None]) -> Flow[P, Any]:
         @wraps(body)
         def run(*args: P.args, **kwargs: P.kwargs) -> State[None] | None:
-            for logger in ("prefect.flow_runs", "prefect.task_runs"):
-                logging.getLogger(logger).addFilter(in_one_sentence)
+            errors_in_one_sentence()
             try:
                 body(*args, **kwargs)
             except Cancelled as error:
