@@ -73,10 +73,8 @@ def show_pictures(dataset: Dataset) -> None:
 
 
 def _first_pictures(dataset: Dataset, most: int) -> Iterator[bytes]:
-    for shard in dataset.shard_numbers:
-        if dataset.entry(IMAGES, shard) is None:
-            continue
-        with_images = dataset.images(shard)
+    for entry in dataset.entries(IMAGES):
+        with_images = dataset.images(entry.shard)
         taken = min(most, len(with_images))
         yield from (with_images.read(row).data for row in range(taken))
         with_images.close()

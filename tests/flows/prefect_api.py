@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+BUSY_SECONDS = 60.0  # for which SQLite may be locked on a busy machine; Prefect's own client tries again, too
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -55,6 +56,11 @@ class Api:
         return {one["key"]: one for one in found}
 
     def _ask(self, method: str, place: str, said: Any = None) -> Any:
-        answer = httpx.request(method, f"{self.address}{place}", json=said, timeout=60)
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            answer = httpx.request(method, f"{self.address}{place}", json=said, timeout=60)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         assert answer.is_success, (place, answer.text)
         return answer.json() if answer.content else None

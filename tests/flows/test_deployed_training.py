@@ -6,7 +6,7 @@ Minutes, so only with HARMON_SOAK; tests/flows/test_ray_job.py has the hand-over
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class Training:
         before = steps(self.folder)
         self.wait(lambda: steps(self.folder) >= before + more)
 
-    def wait(self, come: object) -> None:
+    def wait(self, come: Callable[[], object]) -> None:
         wait(lambda: come() or self._ended())
 
     def _ended(self) -> bool:
