@@ -93,7 +93,7 @@ def _show(name: str, printed: str) -> None:
     lines = printed.strip().splitlines()
     if lines:
         said = json.loads(lines[-1])
-        show_result(name, said if isinstance(said, dict) else dict(enumerate(said)))
+        show_result(name, said if isinstance(said, dict) else {str(number): one for number, one in enumerate(said)})
 
 
 @contextmanager

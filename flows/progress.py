@@ -21,7 +21,10 @@ Show = Callable[[int, int, str], None]
 
 @contextmanager
 def progress_artifact(
-    name: str, unit: str = "", logger: logging.Logger = log, clock: Callable[[], float] = time.monotonic
+    name: str,
+    unit: str = "",
+    logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]" = log,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Show]:
     """An artifact at 0 %; what it yields moves it on, every few seconds and at the end; 100 % when the block ends
     without an error. Every tenth is a line of the log; that of a deployment's flow run is an event now and then, too,
