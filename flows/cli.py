@@ -11,6 +11,7 @@ from flows.ablation_commands import ablate
 from flows.catalogue_commands import catalog, download
 from flows.cluster_commands import cluster
 from flows.dataset_commands import diff, export, forget, show
+from flows.deploy_commands import deploy
 from flows.evaluate_commands import evaluate
 from flows.filter_commands import filter_command
 from flows.model_commands import ask, convert, generate
@@ -111,6 +112,7 @@ for command in (
     probe,
     ablate,
     cluster,
+    deploy,
 ):
     main.add_command(command)
 

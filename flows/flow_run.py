@@ -6,6 +6,7 @@ from uuid import UUID
 
 from pipelines.errors import HarmonError
 
+PROGRESS_EVENT = "harmon.progress"  # of a deployment's flow run that moves on
 log = logging.getLogger(__name__)
 
 
@@ -40,3 +41,15 @@ def cancellation() -> Callable[[], bool]:
         return state is not None and (state.is_cancelling() or state.is_cancelled())
 
     return cancelled
+
+
+def errors_in_one_sentence() -> None:
+    """Have Prefect tell of an expected error by its sentence; a traceback is for the unexpected."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], HarmonError):
+        record.exc_info = None
+    return True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.terminal import announce
 from pipelines.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -155,3 +156,4 @@ def _estimate(
 def _say(now: "Progress") -> None:
     """Progress on stderr, which leaves stdout to the result."""
     click.echo(f"{now.shards_done:,} of {now.shards_total:,} shards, {now.rows_done:,} rows", err=True)
+    announce(f"{now.dataset}, shards", now.shards_done, now.shards_total)

@@ -1,5 +1,5 @@
 """Progress of long work: a bar on a terminal, a line for every tenth elsewhere; of a download, its rates and worst
-hosts. All on stderr."""
+hosts. All on stderr; a flow run around the work listens to its counts too."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +12,41 @@ if TYPE_CHECKING:
     from pipelines.traffic import Live
 
 LIVE_LINES = 10.0  # seconds between two lines about a download where no terminal is
+Listener = Callable[[str, int, int], None]
+"""Told a label, and how many of how many are done; from whatever thread does the work."""
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Whatever progress this process shows within the block, `listener` is told as well."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def announce(label: str, done: int, total: int) -> None:
+    """Tell the listeners alone."""
+    for listener in _listeners:
+        listener(label, done, total)
 
 
 @contextmanager
 def shown_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """What it yields is told how many of how many are done."""
+    with _on_stderr(label) as show:
+
+        def tell(done: int, total: int) -> None:
+            show(done, total)
+            announce(label, done, total)
+
+        yield tell
+
+
+@contextmanager
+def _on_stderr(label: str) -> Iterator[Callable[[int, int], None]]:
     if sys.stderr.isatty():
         with click.progressbar(length=1, label=label, file=sys.stderr, show_pos=True) as bar:
 

@@ -122,7 +122,7 @@ def _acquire(recipe: Recipe, name: str, entry: Source) -> Work:
         with shown_live(redraw=False) as live:
             acquire(dataset, entry, asked, progress, on_live=live)
 
-    return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do)
+    return Work("download", dataset.name, lambda: is_acquired(dataset, entry, asked), do, shows=dataset)
 
 
 def _captions(recipe: Recipe, name: str, captions: str) -> Work:
@@ -136,7 +136,7 @@ def _captions(recipe: Recipe, name: str, captions: str) -> Work:
     def do(progress: ProgressCallback) -> None:
         acquire(dataset, entry, asked, progress)
 
-    return Work("captions", f"{name}@{captions}", lambda: captions in published_groups(recipe), do)
+    return Work("captions", f"{name}@{captions}", lambda: captions in published_groups(recipe), do, shows=dataset)
 
 
 def _rewrite(recipe: Recipe, name: str, prompt: str) -> Work:
@@ -230,7 +230,9 @@ def _dataset_work(
     do: Callable[[ProgressCallback], None],
     subject: str | None = None,
 ) -> Work:
-    return Work(name, subject or dataset.name, lambda: StepRun(dataset, step()).committed is not None, do)
+    return Work(
+        name, subject or dataset.name, lambda: StepRun(dataset, step()).committed is not None, do, shows=dataset
+    )
 
 
 def _evaluate(recipe: Recipe) -> Work:
@@ -274,6 +276,7 @@ def _curve(recipe: Recipe, config: EvaluationConfig) -> Work:
         lambda: page.exists() and _recorded(record) == made_from(),
         do,
         partial(record.unlink, missing_ok=True),
+        shows=page,
     )
 
 
@@ -313,6 +316,7 @@ def _report(recipe: Recipe) -> Work:
         lambda: page.exists() and _recorded(record) == made_from(),
         do,
         partial(record.unlink, missing_ok=True),
+        shows=page,
     )
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
+from pipelines.dataset import Dataset
 from pipelines.steps import ProgressCallback
 
 
@@ -26,6 +28,8 @@ class Work:
     """What its progress counts."""
     ask: Callable[[], None] | None = None
     """A person resumes the flow run before it is done; called before that, and raises where there is nothing to ask."""
+    shows: Dataset | Path | None = None
+    """What a person may look at once it is done: a dataset, or a page."""
 
     @property
     def name(self) -> str:
