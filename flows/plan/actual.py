@@ -74,8 +74,8 @@ class Actual:
             told = f"{one.step:24} {duration(one.estimate):>12} {duration(one.measured):>12}"
             yield f"{told}{off}  {one.amount:,.4g} {one.unit}"
         if self.measured:
-            both, off = (duration(self.estimate), duration(self.measured)), self.estimate / self.measured - 1
-            yield f"{'sum of those with both':24} {both[0]:>12} {both[1]:>12}  {off:+.0%}"
+            both = duration(self.estimate), duration(self.measured)
+            yield f"{'sum of those with both':24} {both[0]:>12} {both[1]:>12}  {self.estimate / self.measured - 1:+.0%}"
         yield f"{len(self.learned)} rates are in {self.file}, which the next plan reads"
 
     def to_json(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def rate_book(learned: Path, gpu_flops: float = A100.flops, mfu: float | None = 
     """The book whose learned rates are in a file; assumed ones are for GPUs of this peak rate. `mfu`: the share of it
     that training reaches, said by a person, which goes before what was learned; None: learned, else assumed.
     """
-    books = (read_learned(learned), read_learned(SHIPPED))
+    books: tuple[Learned, ...] = (read_learned(learned), read_learned(SHIPPED))
     if mfu is not None:
         books = tuple(Learned(observations=tuple(o for o in one.observations if o.kind != "train")) for one in books)
     return RateBook(books, assumed_rates(gpu_flops, mfu))
