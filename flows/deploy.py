@@ -36,7 +36,7 @@ class Deploying(Settings):
     """Where a process worker runs the flows."""
     image: str | None = None
     namespace: str = "harmon"
-    claim: str = "harmon"
+    claim: str = "runs"
     service_account: str = "harmon-flows"
     gpu_runs: int = Field(1, ge=1)
     """Flow runs that may hold GPUs at a time."""

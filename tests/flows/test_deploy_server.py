@@ -76,7 +76,7 @@ def test_a_pod_of_a_flow_run_is_unprivileged_and_is_named_as_the_worker_asks() -
     template = job_template(asked)
     pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["name"] == "prefect-job" and container["workingDir"] == "/harmon"
+    assert container["name"] == "prefect-job" and container["workingDir"] == "/runs"
     assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
     variables = template["variables"]["properties"]
     assert variables["image"]["default"] == "registry/harmon:1" and variables["claim"]["default"] == "shared"
