@@ -1,4 +1,4 @@
-"""The deployments on a real Prefect server, SQLite's and PostgreSQL's, run by a real process worker: with HARMON_SOAK."""
+"""The deployments on a real Prefect server, on SQLite and PostgreSQL, run by a real worker: with HARMON_SOAK."""
 
 import os
 from collections.abc import Iterator
