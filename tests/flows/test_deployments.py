@@ -1,4 +1,4 @@
-"""The deployments on a real Prefect server, run by a real process worker; with HARMON_SOAK on PostgreSQL too."""
+"""The deployments on a real Prefect server, on SQLite and PostgreSQL, run by a real worker: with HARMON_SOAK."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from tests.flows.prefect_process import prefect_server_process, worker_process
 from tests.flows.small_run import RECIPE
 from tests.harmon.miniature import make_corpus
 
-DATABASES = ["sqlite", *(["postgresql"] if os.environ.get("HARMON_SOAK") else [])]
+DATABASES = ["sqlite", "postgresql"]
+pytestmark = pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="minutes on a busy machine; HARMON_SOAK=1")
 FLOWS = {"run", "download", "recaption", "filter", "train", "evaluate", "audit"}
 
 
