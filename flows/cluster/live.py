@@ -42,7 +42,7 @@ class Live:
             status = get_cluster_status(self.address)
             alive = [("state", "=", "ALIVE")]
             actors = list_actors(address=self.address, filters=alive, limit=MOST, raise_on_missing_output=False)
-            jobs = list_jobs(address=self.address, limit=MOST, raise_on_missing_output=False)
+            jobs = list_jobs(address=self.address, limit=MOST, detail=True, raise_on_missing_output=False)
         except Exception as error:  # gRPC's, aiohttp's or Ray's own
             raise HarmonError(
                 f"The Ray head at {self.address} does not say how its cluster stands ({_first(error)}); look at its "
