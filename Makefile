@@ -37,6 +37,7 @@ soak: env img2dataset vllm lmms-eval
 	$(call soaked,lmms-eval,tests/harmon/test_lmms.py)
 	$(call soaked,flow,tests/flows -k kill)
 	$(call soaked,deployments,tests/flows/test_deployments.py tests/flows/test_deployed_training.py)
+	$(call soaked,clusters,tests/flows/test_cluster.py)
 
 # $(1) names the log; it begins with when, of which commit, on what machine, and the counts that hold.
 define soaked
