@@ -157,14 +157,17 @@ def test_a_node_killed_in_the_middle_of_a_step_is_replaced_and_the_step_finished
             time.sleep(0.05)
         return number
 
+    def begun() -> list[str]:
+        return [pid for path in tmp_path.glob("begun-*") for pid in path.read_text().split()]
+
     asked = [ray.remote(num_cpus=1)(shard).remote(number) for number in range(MOST + 1)]
-    wait(lambda: len(list(tmp_path.glob("begun-*"))) == MOST)  # one on each node
+    wait(lambda: len(begun()) == MOST)  # one on each node, and one waits
     victim = next(tmp_path.glob("begun-*"))
     os.kill(int(victim.read_text()), signal.SIGKILL)
-    wait(lambda: len(victim.read_text().split()) == 2)  # what was under way there is begun again elsewhere
+    wait(lambda: len(begun()) == MOST + 1)  # a new node took the one that waited, or the one that was under way
     (tmp_path / "killed").touch()
     assert ray.get(asked) == list(range(MOST + 1))
-    assert len({pid for path in tmp_path.glob("begun-*") for pid in path.read_text().split()}) == MOST + 1  # a new node
+    assert len(victim.read_text().split()) == 2 and len(set(begun())) >= MOST + 1
 
 
 def test_a_cluster_that_is_not_up_is_named() -> None:

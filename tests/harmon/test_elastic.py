@@ -21,6 +21,7 @@ from harmon.training.stage import PARTS
 torch.set_num_threads(1)
 PATIENCE = 500.0
 COURSE = (4, 2, 3, 4)  # workers
+SOAK = pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="minutes of two cores: only with HARMON_SOAK=1")
 
 
 @pytest.mark.slow
@@ -46,7 +47,7 @@ def test_workers_come_and_go_within_one_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("HARMON_SOAK"), reason="the course above grows too: only with HARMON_SOAK=1")
+@SOAK  # the course above grows too
 def test_more_workers_go_on_where_fewer_were_and_no_step_comes_twice(tmp_path):
     stage = small_stage(steps=10_000, learning_rate=dict.fromkeys(PARTS, 1e-4))
     job = make_job(tmp_path, stage, dtype="float64", checkpoint_every=9_000)  # no checkpoint but those for growing
@@ -65,6 +66,7 @@ def test_more_workers_go_on_where_fewer_were_and_no_step_comes_twice(tmp_path):
 
 
 @pytest.mark.slow
+@SOAK  # that workers save and stop when they are told so, test_torchrun.py shows each time
 def test_a_node_that_is_to_be_taken_away_is_saved_from_first(tmp_path):
     job = make_job(tmp_path, small_stage(steps=60), dtype="float64", checkpoint_every=1000, keep=9)
     folder = stage_folder(job, training_key(job))

@@ -28,7 +28,7 @@ PEAKS = [  # model, stage, task, rows, bfloat16
     pytest.param("harmon-0.5b", "finetune-o", "text2image", 8, True, marks=SOAK),
 ]
 LAID_OUT = [  # model, stage, task, rows, shards, recompute
-    ("harmon-0.5b", "stage2", "text2image", 8, 8, "none"),
+    pytest.param("harmon-0.5b", "stage2", "text2image", 8, 8, "none", marks=SOAK),
     pytest.param("harmon-0.5b", "stage2", "image2text", 8, 8, "none", marks=SOAK),
     pytest.param("harmon-0.5b", "stage2", "text2image", 8, 1, "full", marks=SOAK),
     pytest.param("harmon-0.5b", "stage2", "image2text", 8, 1, "selective", marks=SOAK),
