@@ -5,8 +5,9 @@ Prefect reads a parameter's description from `Args`. What a flow needs is import
 parameters are enough.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from prefect.runtime import flow_run
 from pydantic import Field
@@ -15,6 +16,10 @@ from flows.artifacts import show_made, show_page
 from flows.flow_command import deployed, do_command
 from pipelines.dataset import Dataset
 from pipelines.errors import ConfigurationError, HarmonError
+
+if TYPE_CHECKING:
+    from flows.recipe import Recipe
+    from flows.work_item import Work
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -41,9 +46,16 @@ def run(
     from flows.recipe import load_recipe
     from flows.run import run_recipe
 
-    again = flow_run.get_run_count() > 1  # after a suspension or a crash: what was redone since is kept
     loaded = load_recipe(Path(recipe), settings)
-    outcome = run_recipe(loaded, from_step, until_step, None if again else redo_step, within=do_all)
+    begun = loaded.run_folder / "logs" / f"redo-{flow_run.get_id()}"
+
+    def do(recipe: "Recipe", works: "Sequence[Work]") -> list[str]:
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.touch()
+        return do_all(recipe, works)
+
+    # Begun anew after a gate or a crash, it keeps what was redone since. Prefect's run count tells of no resume.
+    outcome = run_recipe(loaded, from_step, until_step, None if begun.exists() else redo_step, within=do)
     if outcome.report and not outcome.did:  # else the step that made it has shown it
         show_page(Path(outcome.report))
 
