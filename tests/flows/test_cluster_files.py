@@ -25,6 +25,7 @@ from flows.cluster.provider import NodeType
 from flows.cluster.scaling import Change, Outcome, leavers
 from flows.cluster.state import ClusterState, Node
 from pipelines.errors import ConfigurationError
+from tests.infra.kube_files import strict
 from tests.parts import need_shared
 
 AWS, KUBERAY = Path("infra/aws/cluster.yaml"), Path("infra/kuberay")
@@ -44,7 +45,7 @@ def crd(kind: str) -> jsonschema.Draft202012Validator:
     """KubeRay's schema of a kind, which takes no unknown word; made once, and not checked itself."""
     found = yaml.load(need_shared(f"reference/kuberay/ray.io_{kind}.yaml").read_text(), yaml.CSafeLoader)
     (version,) = (one for one in found["spec"]["versions"] if one["name"] == "v1")
-    schema = _closed(version["schema"]["openAPIV3Schema"])
+    schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {}
     return jsonschema.Draft202012Validator(schema)
 
@@ -236,16 +237,3 @@ def test_idle_nodes_leave_first_and_trainings_last() -> None:
         assert leavers(nodes, Change("data", count)) == (going, [])
     assert leavers(nodes, Change("data", 0)) == ([DATA, young, busy], [training])
     assert leavers(nodes, Change("data", 0, take_training=True)) == ([DATA, young, busy, training], [])
-
-
-def _closed(schema: Any) -> Any:
-    """The schema with unknown fields refused, as `kubectl apply --validate=strict` does."""
-    if isinstance(schema, list):
-        return [_closed(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {name: _closed(one) for name, one in schema.items()}
-    is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
-    if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and not is_open:
-        closed["additionalProperties"] = False
-    return closed

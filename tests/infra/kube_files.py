@@ -117,18 +117,18 @@ def ray_schema(kind: str) -> Any:
     text = need_shared(f"reference/kuberay/ray.io_{kind.lower()}s.yaml").read_text()
     crd = yaml.load(text, yaml.CSafeLoader)
     (version,) = (one for one in crd["spec"]["versions"] if one["name"] == "v1")
-    schema = _closed(version["schema"]["openAPIV3Schema"])
+    schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {}
     return schema
 
 
-def _closed(schema: Any) -> Any:
+def strict(schema: Any) -> Any:
     """The schema with unknown fields refused, as `kubectl apply --validate=strict` does."""
     if isinstance(schema, list):
-        return [_closed(one) for one in schema]
+        return [strict(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {name: _closed(one) for name, one in schema.items()}
+    closed = {name: strict(one) for name, one in schema.items()}
     is_open = "additionalProperties" in schema or schema.get("x-kubernetes-preserve-unknown-fields")
     if schema.get("type") == "object" and isinstance(schema.get("properties"), dict) and not is_open:
         closed["additionalProperties"] = False
